@@ -1,0 +1,199 @@
+//! The names of things: tenants, events and subscriptions. Each is checked once, here, and
+//! trusted everywhere after.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is not an id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// Nothing was given.
+    #[error("is empty")]
+    Empty,
+    /// More characters than an id of this kind may have.
+    #[error("is longer than {max} characters")]
+    TooLong {
+        /// How many it may have.
+        max: usize,
+    },
+    /// A character other than `A-Z a-z 0-9 _ -`.
+    #[error("may only have letters, digits, '_' and '-'")]
+    Character,
+    /// Not of the form that subscription ids have.
+    #[error("is not a subscription id (sub_ and 24 hexadecimal digits)")]
+    NotASubscription,
+}
+
+fn check(text: &str, max: usize) -> Result<(), InvalidId> {
+    if text.is_empty() {
+        return Err(InvalidId::Empty);
+    }
+    if text.len() > max {
+        return Err(InvalidId::TooLong { max });
+    }
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+        return Err(InvalidId::Character);
+    }
+    Ok(())
+}
+
+/// Gives an id type its reading, writing and (de)serialisation as text.
+macro_rules! text_id {
+    ($name:ident) => {
+        impl $name {
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(D::Error::custom)
+            }
+        }
+    };
+}
+
+/// One customer of the platform that runs Doorbell: 1–64 of `[A-Za-z0-9_-]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(Arc<str>);
+text_id!(TenantId);
+
+impl FromStr for TenantId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        check(text, 64)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// An event's id, unique within its tenant: 1–128 of `[A-Za-z0-9_-]`. Receivers see it as
+/// `webhook-id`, their idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(Arc<str>);
+text_id!(EventId);
+
+impl FromStr for EventId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        check(text, 128)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// The number of a slot: subscriptions are stored 256 to a slot, in the order of their creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotNumber(pub u32);
+
+impl SlotNumber {
+    /// How many subscriptions a slot takes.
+    pub const CAPACITY: u64 = 256;
+    /// One past the largest slot number that an id has room for.
+    pub const END: u32 = 1 << 24;
+
+    /// The slot of the `n`th subscription ever created (from 0); `None` when ids are used up
+    /// (after 2^32 of them).
+    #[must_use]
+    pub fn of_nth(n: u64) -> Option<Self> {
+        u32::try_from(n / Self::CAPACITY).ok().filter(|slot| *slot < Self::END).map(Self)
+    }
+}
+
+/// A subscription's id: `sub_`, its slot as 6 hexadecimal digits, and 18 random ones.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubscriptionId(Arc<str>);
+text_id!(SubscriptionId);
+
+impl SubscriptionId {
+    /// The id for a subscription in `slot`, told apart from the slot's others by `random`
+    /// (of which 72 bits are used).
+    #[must_use]
+    pub fn new(slot: SlotNumber, random: u128) -> Self {
+        let random = random & ((1 << 72) - 1);
+        Self(format!("sub_{:06x}{random:018x}", slot.0).into())
+    }
+
+    /// The slot that holds the subscription.
+    #[must_use]
+    pub fn slot(&self) -> SlotNumber {
+        let digits = self.0.get(4..10).unwrap_or_default();
+        SlotNumber(u32::from_str_radix(digits, 16).unwrap_or_default())
+    }
+}
+
+impl FromStr for SubscriptionId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix("sub_").ok_or(InvalidId::NotASubscription)?;
+        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if digits.len() != 24 || !digits.bytes().all(is_hex) {
+            return Err(InvalidId::NotASubscription);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ids_have_letters_digits_underscores_and_hyphens() {
+        for good in ["a", "evt_1-Z", &"x".repeat(128)] {
+            assert!(good.parse::<EventId>().is_ok(), "{good}");
+        }
+        for (wrong, why) in [
+            ("", InvalidId::Empty),
+            ("a.b", InvalidId::Character),
+            ("ä", InvalidId::Character),
+            ("a b", InvalidId::Character),
+            (&"x".repeat(129), InvalidId::TooLong { max: 128 }),
+        ] {
+            assert_eq!(wrong.parse::<EventId>(), Err(why));
+        }
+        assert_eq!("x".repeat(65).parse::<TenantId>(), Err(InvalidId::TooLong { max: 64 }));
+        assert_eq!("*".parse::<TenantId>(), Err(InvalidId::Character));
+    }
+
+    #[test]
+    fn slots_fill_in_order_and_end() {
+        assert_eq!(SlotNumber::of_nth(0), Some(SlotNumber(0)));
+        assert_eq!(SlotNumber::of_nth(255), Some(SlotNumber(0)));
+        assert_eq!(SlotNumber::of_nth(256), Some(SlotNumber(1)));
+        assert_eq!(SlotNumber::of_nth((1 << 32) - 1), Some(SlotNumber(SlotNumber::END - 1)));
+        assert_eq!(SlotNumber::of_nth(1 << 32), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_subscription_id_tells_its_slot(slot in 0..SlotNumber::END, random: u128) {
+            let id = SubscriptionId::new(SlotNumber(slot), random);
+            prop_assert_eq!(id.slot(), SlotNumber(slot));
+            prop_assert_eq!(id.as_str().parse::<SubscriptionId>(), Ok(id));
+        }
+    }
+}

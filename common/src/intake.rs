@@ -1,0 +1,243 @@
+//! The door: what a published message must be to become an event. The dispatcher asks this of
+//! every AMQP message, the producer of every HTTP request, so both refuse the same things.
+
+use std::time::Duration;
+
+use crate::event::{Event, EventType, InvalidEventType, Trace};
+use crate::ids::{EventId, InvalidId, TenantId};
+use crate::json::{self, InvalidJson};
+use crate::time::{InvalidTimestamp, Timestamp};
+
+/// The header that names the tenant.
+pub const TENANT_HEADER: &str = "doorbell-tenant";
+/// The header that delays the delivery.
+pub const DELIVER_AT_HEADER: &str = "doorbell-deliver-at";
+/// The header by which our producer passes on a time with milliseconds, which the property
+/// `timestamp` (whole seconds) cannot say.
+pub const TIMESTAMP_HEADER: &str = "doorbell-timestamp";
+/// The header by which our producer says that it made the id itself, so that no second message
+/// can have it and nobody needs to look for one.
+pub const MINTED_HEADER: &str = "doorbell-id-minted";
+
+/// How deep an event's data may nest.
+pub const MAX_DEPTH: usize = 128;
+/// How far ahead an event may be published.
+pub const MAX_AHEAD: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A published message, before anything is known of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Publication<'a> {
+    /// The event's type.
+    pub routing_key: &'a str,
+    /// The event's id.
+    pub message_id: Option<&'a str>,
+    /// Unix seconds.
+    pub timestamp: Option<u64>,
+    /// The header [`TIMESTAMP_HEADER`].
+    pub exact_timestamp: Option<&'a str>,
+    /// What the body is said to be.
+    pub content_type: Option<&'a str>,
+    /// The header [`TENANT_HEADER`].
+    pub tenant: Option<&'a str>,
+    /// The header [`DELIVER_AT_HEADER`].
+    pub deliver_at: Option<&'a str>,
+    /// The header [`MINTED_HEADER`].
+    pub minted: bool,
+    /// The header `traceparent`.
+    pub traceparent: Option<&'a str>,
+    /// The header `tracestate`.
+    pub tracestate: Option<&'a str>,
+    /// The event's data.
+    pub body: &'a [u8],
+}
+
+/// A message that is an event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arrival {
+    /// The id that the publisher gave.
+    pub id: Option<EventId>,
+    /// Whether that id is the producer's own and so known to be the only one.
+    pub minted: bool,
+    /// Whose event it is.
+    pub tenant: TenantId,
+    /// What happened.
+    pub event_type: EventType,
+    /// When, if the publisher said.
+    pub timestamp: Option<Timestamp>,
+    /// Not to be delivered before.
+    pub deliver_at: Option<Timestamp>,
+    /// The trace it belongs to.
+    pub trace: Trace,
+}
+
+impl Arrival {
+    /// The event, once it has an id and a time.
+    #[must_use]
+    pub fn into_event(self, id: EventId, timestamp: Timestamp, data: &[u8]) -> Event {
+        Event {
+            id,
+            tenant: self.tenant,
+            event_type: self.event_type,
+            timestamp,
+            trace: self.trace,
+            data: data.into(),
+        }
+    }
+}
+
+/// Why a message is refused. The text goes into the header `doorbell-reason`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The routing key is no event type.
+    #[error("event type (routing key) {0}")]
+    EventType(#[from] InvalidEventType),
+    /// No tenant.
+    #[error("header doorbell-tenant is missing or not a string")]
+    NoTenant,
+    /// The tenant is no tenant id.
+    #[error("tenant (header doorbell-tenant) {0}")]
+    Tenant(InvalidId),
+    /// `*` as tenant.
+    #[error("tenant (header doorbell-tenant) is '*': broadcasts are not available yet")]
+    Broadcast,
+    /// The id is no event id.
+    #[error("event id (message_id) {0}")]
+    Id(InvalidId),
+    /// The content type is another one.
+    #[error("content type is not application/json")]
+    ContentType,
+    /// The time is no time.
+    #[error("timestamp is {0}")]
+    Timestamp(InvalidTimestamp),
+    /// The time to deliver at is no time.
+    #[error("deliver-at (header doorbell-deliver-at) is {0}")]
+    DeliverAt(InvalidTimestamp),
+    /// The time to deliver at is too far away.
+    #[error("deliver-at (header doorbell-deliver-at) is more than 30 days ahead")]
+    TooFarAhead,
+    /// The data is not one JSON value within bounds.
+    #[error("data (body) {0}")]
+    Data(#[from] InvalidJson),
+}
+
+/// Checks a published message. `max_bytes` bounds the data; `now` judges how far ahead the
+/// delivery may be.
+///
+/// # Errors
+/// Names the first rule that the message breaks.
+pub fn admit(
+    publication: &Publication<'_>,
+    max_bytes: usize,
+    now: Timestamp,
+) -> Result<Arrival, Refusal> {
+    let event_type = publication.routing_key.parse()?;
+    let tenant = match publication.tenant {
+        None => return Err(Refusal::NoTenant),
+        Some("*") => return Err(Refusal::Broadcast),
+        Some(tenant) => tenant.parse().map_err(Refusal::Tenant)?,
+    };
+    let id: Option<EventId> =
+        publication.message_id.map(str::parse).transpose().map_err(Refusal::Id)?;
+    if publication.content_type.is_some_and(|text| !is_json(text)) {
+        return Err(Refusal::ContentType);
+    }
+    let timestamp = match publication.exact_timestamp {
+        Some(text) => Some(text.parse().map_err(Refusal::Timestamp)?),
+        None => publication.timestamp.map(Timestamp::from_seconds),
+    };
+    let deliver_at: Option<Timestamp> =
+        publication.deliver_at.map(str::parse).transpose().map_err(Refusal::DeliverAt)?;
+    if deliver_at.is_some_and(|at| at > now.plus(MAX_AHEAD)) {
+        return Err(Refusal::TooFarAhead);
+    }
+    json::check(publication.body, max_bytes, MAX_DEPTH)?;
+    let trace = Trace::from_headers(publication.traceparent, publication.tracestate);
+    Ok(Arrival {
+        minted: publication.minted && id.is_some(),
+        id,
+        tenant,
+        event_type,
+        timestamp,
+        deliver_at,
+        trace,
+    })
+}
+
+/// `application/json`, parameters allowed: they mean nothing for JSON (RFC 8259 §11).
+fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Publication<'static> {
+        Publication {
+            routing_key: "a.b",
+            tenant: Some("acme"),
+            body: b"{}",
+            ..Publication::default()
+        }
+    }
+
+    fn verdict(publication: Publication<'_>) -> Result<Arrival, Refusal> {
+        admit(&publication, 100, Timestamp::from_seconds(1_000_000))
+    }
+
+    #[test]
+    fn what_is_allowed_comes_in() {
+        let arrival = verdict(good()).unwrap();
+        assert_eq!(
+            (arrival.id, arrival.timestamp, arrival.deliver_at, arrival.minted),
+            (None, None, None, false)
+        );
+        let full = Publication {
+            message_id: Some("evt"),
+            timestamp: Some(5),
+            content_type: Some("Application/JSON; charset=utf-8"),
+            deliver_at: Some("1970-02-11T00:00:00Z"),
+            ..good()
+        };
+        let arrival = verdict(full).unwrap();
+        assert_eq!(arrival.timestamp, Some(Timestamp::from_seconds(5)));
+        assert_eq!(arrival.deliver_at, Some(Timestamp::from_seconds(41 * 86_400)));
+        let exact = Publication {
+            exact_timestamp: Some("1970-01-01T00:00:05.250Z"),
+            timestamp: Some(5),
+            ..good()
+        };
+        assert_eq!(verdict(exact).unwrap().timestamp, Some(Timestamp::from_millis(5250)));
+    }
+
+    #[test]
+    fn what_is_not_is_named() {
+        use Refusal as R;
+        for (publication, why) in [
+            (Publication { routing_key: "", ..good() }, R::EventType(InvalidEventType::Empty)),
+            (Publication { tenant: None, ..good() }, R::NoTenant),
+            (Publication { tenant: Some("a.b"), ..good() }, R::Tenant(InvalidId::Character)),
+            (Publication { tenant: Some("*"), ..good() }, R::Broadcast),
+            (Publication { message_id: Some("a b"), ..good() }, R::Id(InvalidId::Character)),
+            (Publication { message_id: Some(""), ..good() }, R::Id(InvalidId::Empty)),
+            (Publication { content_type: Some("text/plain"), ..good() }, R::ContentType),
+            (
+                Publication { exact_timestamp: Some("now"), ..good() },
+                R::Timestamp(InvalidTimestamp),
+            ),
+            (
+                Publication { deliver_at: Some("tomorrow"), ..good() },
+                R::DeliverAt(InvalidTimestamp),
+            ),
+            (Publication { deliver_at: Some("1971-01-01T00:00:00Z"), ..good() }, R::TooFarAhead),
+            (Publication { body: b"", ..good() }, R::Data(InvalidJson::Empty)),
+            (
+                Publication { body: &[b' '; 101], ..good() },
+                R::Data(InvalidJson::TooLarge { size: 101, max: 100 }),
+            ),
+        ] {
+            assert_eq!(verdict(publication), Err(why));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A look at JSON bytes that must stay as they are: is it one value, and how deep does it go?
+
+/// Why bytes are not the one JSON value that an event's data must be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidJson {
+    /// No bytes, or nothing but whitespace.
+    #[error("is empty")]
+    Empty,
+    /// More bytes than are allowed.
+    #[error("is {size} bytes, more than the {max} allowed")]
+    TooLarge {
+        /// How many there are.
+        size: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// Arrays and objects nested deeper than allowed.
+    #[error("is nested deeper than {max} levels")]
+    TooDeep {
+        /// How deep it may be.
+        max: usize,
+    },
+    /// Not valid UTF-8.
+    #[error("is not UTF-8")]
+    NotUtf8,
+    /// Not one JSON value.
+    #[error("is not one JSON value: {0}")]
+    Syntax(String),
+}
+
+/// Checks that `bytes` are one JSON value in UTF-8, at most `max_size` bytes and `max_depth`
+/// levels deep.
+///
+/// # Errors
+/// Says which of these it is not.
+pub fn check(bytes: &[u8], max_size: usize, max_depth: usize) -> Result<(), InvalidJson> {
+    if bytes.len() > max_size {
+        return Err(InvalidJson::TooLarge { size: bytes.len(), max: max_size });
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| InvalidJson::NotUtf8)?;
+    if text.trim_ascii().is_empty() {
+        return Err(InvalidJson::Empty);
+    }
+    // Depth comes first: the parser that skips values has no limit of its own.
+    if depth(bytes) > max_depth {
+        return Err(InvalidJson::TooDeep { max: max_depth });
+    }
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
+        .map(drop)
+        .map_err(|error| InvalidJson::Syntax(error.to_string()))
+}
+
+/// How deep arrays and objects nest: 0 for a scalar, 1 for `[]`. Right for valid JSON; for other
+/// bytes some number that is no less than what a parser would reach before it gives up.
+#[must_use]
+pub fn depth(bytes: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    let mut rest = bytes.iter();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'"' => skip_string(&mut rest),
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn skip_string(rest: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'"' => return,
+            b'\\' => {
+                rest.next();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_within_bounds_is_accepted() {
+        for good in [
+            "1",
+            " {\"a\": [1, {\"b\": \"]]\\\"}{\"}]} ",
+            "null",
+            "\"x\"",
+            "1e999",
+            "{\"a\":1,\"a\":2}",
+        ] {
+            assert_eq!(check(good.as_bytes(), 100, 3), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_named() {
+        let syntax = |bytes: &[u8]| matches!(check(bytes, 100, 3), Err(InvalidJson::Syntax(_)));
+        assert!(
+            syntax(b"{\"a\":}")
+                && syntax(b"1 2")
+                && syntax(b"[1,]")
+                && syntax(b"nan")
+                && syntax(b"\"\0\"")
+        );
+        assert_eq!(check(b" \n", 100, 3), Err(InvalidJson::Empty));
+        assert_eq!(check(b"\xff\"\"", 100, 3), Err(InvalidJson::NotUtf8));
+        assert_eq!(check(b"[[[[1]]]]", 100, 3), Err(InvalidJson::TooDeep { max: 3 }));
+        assert_eq!(check(b"[1, 2]", 5, 3), Err(InvalidJson::TooLarge { size: 6, max: 5 }));
+        let bomb = "[".repeat(5_000_000);
+        assert_eq!(check(bomb.as_bytes(), usize::MAX, 128), Err(InvalidJson::TooDeep { max: 128 }));
+    }
+}

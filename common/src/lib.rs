@@ -1,0 +1,25 @@
+//! The pure heart of Doorbell: what things are, what is decided about them, and how they are
+//! written on the wire.
+//!
+//! Nothing here awaits, reads a clock, draws a random number or opens a socket: time and chance
+//! come in as arguments, decisions go out as values. The services join these decisions to the
+//! plumbing of `doorbell-platform`.
+
+pub mod address;
+pub mod attempt;
+pub mod duration;
+pub mod event;
+pub mod ids;
+pub mod intake;
+pub mod json;
+pub mod next_move;
+pub mod outcome;
+pub mod pattern;
+pub mod payload;
+pub mod retry;
+pub mod rung;
+pub mod signature;
+pub mod subscription;
+pub mod time;
+pub mod wire;
+pub mod work;

@@ -1,0 +1,168 @@
+//! The one decision of the retry-scheduler: what happens next to a unit of work.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::OutcomeClass;
+use crate::retry::RetryPolicy;
+use crate::rung::{Rung, fewest_rungs};
+use crate::subscription::Standing;
+use crate::time::Timestamp;
+use crate::work::{Delivery, DeliveryState, DueEvent, Failure, Stage, Work, chance};
+
+/// What happens next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Move {
+    /// Its time has come: a dispatcher may have it.
+    Release(Work),
+    /// It waits, in this rung, and is then looked at again.
+    Park(Rung, Work),
+    /// It is kept until its subscription returns.
+    Hold(Delivery),
+    /// It is given up, and kept with its reason.
+    GiveUp(DeadReason, Delivery),
+    /// It ends, because its subscription is no more.
+    Cancel,
+}
+
+/// Why a delivery was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadReason {
+    /// The last attempt that its policy allows has failed.
+    Exhausted,
+    /// The endpoint answered 410.
+    Gone,
+    /// Its URL leads to an address that may not be called.
+    Blocked,
+    /// Too much time has passed since its last nominal attempt.
+    Expired,
+}
+
+impl DeadReason {
+    /// Every reason, for metrics that show each one from the start.
+    pub const ALL: [Self; 4] = [Self::Exhausted, Self::Gone, Self::Blocked, Self::Expired];
+
+    /// The reason as it stands in metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Gone => "gone",
+            Self::Blocked => "blocked",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Jitter is at most this part of a delay.
+const JITTER: f64 = 0.1;
+/// Within the jitter window, this part of it may be given away for fewer hops.
+const ROUNDING: u64 = 8;
+
+/// Decides what happens next to `work` at `now`. `standing` is that of its subscription (an
+/// event or a page has none, and is only a matter of time). A delivery expires `keep` after its
+/// policy's last nominal attempt, held time not counted.
+#[must_use]
+pub fn next_move(work: Work, standing: Standing<'_>, keep: Duration, now: Timestamp) -> Move {
+    match work {
+        Work::Event(DueEvent { due, .. }) if now < due => park(due, work, now),
+        Work::Event(_) | Work::Page(_) => Move::Release(work),
+        Work::Delivery(delivery) => next_delivery_move(delivery, standing, keep, now),
+    }
+}
+
+fn next_delivery_move(
+    delivery: Delivery,
+    standing: Standing<'_>,
+    keep: Duration,
+    now: Timestamp,
+) -> Move {
+    let delivery = delivery.resume(now);
+    if delivery.state.stage == Stage::Failed {
+        // What the endpoint or our own rules have made final needs no look at the subscription.
+        match delivery.state.last_failure.as_ref().map(|failure| failure.outcome) {
+            Some(OutcomeClass::Gone) => return Move::GiveUp(DeadReason::Gone, delivery),
+            Some(OutcomeClass::Blocked) => return Move::GiveUp(DeadReason::Blocked, delivery),
+            _ => {}
+        }
+    }
+    let (policy, suspended) = match standing {
+        Standing::Cancelled => return Move::Cancel,
+        Standing::Missing => return Move::Hold(delivery.hold(now)),
+        Standing::Active(policy) => (policy, false),
+        Standing::Suspended(policy) => (policy, true),
+    };
+    if delivery.state.stage == Stage::Failed
+        && policy.delay_after(delivery.state.attempts).is_none()
+    {
+        return Move::GiveUp(DeadReason::Exhausted, delivery);
+    }
+    if now > expiry(&delivery.state, policy, keep) {
+        return Move::GiveUp(DeadReason::Expired, delivery);
+    }
+    if suspended {
+        return Move::Hold(delivery.hold(now));
+    }
+    let delivery = with_due_time(delivery, policy, now);
+    match delivery.state.stage {
+        Stage::Due(due) if now < due => park(due, Work::Delivery(delivery), now),
+        Stage::Due(_) | Stage::Failed => Move::Release(Work::Delivery(delivery)),
+    }
+}
+
+/// When a delivery is given up although its policy would go on.
+fn expiry(state: &DeliveryState, policy: &RetryPolicy, keep: Duration) -> Timestamp {
+    state
+        .created_at
+        .plus(policy.nominal_span())
+        .plus(keep)
+        .plus(Duration::from_millis(state.held_ms))
+}
+
+fn park(due: Timestamp, work: Work, now: Timestamp) -> Move {
+    Move::Park(Rung::for_wait(due.since(now)), work)
+}
+
+/// Turns a fresh failure into the time of the next attempt.
+fn with_due_time(mut delivery: Delivery, policy: &RetryPolicy, now: Timestamp) -> Delivery {
+    let (Stage::Failed, Some(failure)) = (delivery.state.stage, &delivery.state.last_failure)
+    else {
+        return delivery;
+    };
+    let Some(delay) = policy.delay_after(delivery.state.attempts) else {
+        return delivery;
+    };
+    let due = due_time(failure, delay, chance(&Work::Delivery(delivery.clone()).name()), now);
+    // What `Retry-After` adds to our own schedule must not make the delivery expire earlier.
+    let beyond_schedule = due.since(failure.ended_at.plus(delay));
+    delivery.add_held(beyond_schedule);
+    delivery.state.stage = Stage::Due(due);
+    delivery
+}
+
+/// When to try again after `failure`: its end and `delay` (or the endpoint's `Retry-After`, if
+/// that is longer), and up to a tenth of that as jitter, drawn by `chance` in `[0, 1)`. Never
+/// earlier. A wait of whole seconds from `now` is preferred, one that needs few rungs.
+#[must_use]
+pub fn due_time(failure: &Failure, delay: Duration, chance: f64, now: Timestamp) -> Timestamp {
+    let delay = delay.max(Duration::from_millis(failure.retry_after_ms.unwrap_or(0)));
+    let window = delay.mul_f64(JITTER);
+    let earliest = failure.ended_at.plus(delay);
+    let drawn = earliest.plus(window.mul_f64(chance)).since(now);
+    let latest = earliest.plus(window).since(now);
+    let seconds_up = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_millis() > 0);
+    // The first whole second after the drawn time, or failing that after the earliest one.
+    let least = Some(seconds_up(drawn))
+        .filter(|least| *least <= latest.as_secs())
+        .unwrap_or_else(|| seconds_up(earliest.since(now)));
+    if least > latest.as_secs() || least == 0 {
+        return now.plus(drawn).max(earliest);
+    }
+    let most = latest.as_secs().min(least + window.as_secs() / ROUNDING);
+    now.plus(Duration::from_secs(fewest_rungs(least, most))).max(earliest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! A subscription: a tenant's standing order for events of certain types, to be POSTed to one
+//! URL, signed and retried in a certain way. This is the record as the store keeps it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::duration::DurationText;
+use crate::event::EventType;
+use crate::ids::{SubscriptionId, TenantId};
+use crate::pattern::Pattern;
+use crate::payload::Payload;
+use crate::retry::RetryPolicy;
+use crate::signature::Secret;
+use crate::time::Timestamp;
+
+/// A tenant's standing order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// Says where the record is stored, too.
+    pub id: SubscriptionId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Where to POST.
+    pub url: String,
+    /// Since when the URL is this one; a 410 from an attempt before that says nothing of it.
+    pub url_since: Timestamp,
+    /// Which events are wanted: those whose type matches any of these.
+    pub events: Vec<Pattern>,
+    /// Whether deliveries are made, kept for later, or not made at all.
+    pub status: Status,
+    /// Why the status is disabled; present exactly then.
+    #[serde(default)]
+    pub disabled_reason: Option<DisabledReason>,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// For programs of the tenant's.
+    #[serde(default)]
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// The form of the body.
+    #[serde(default)]
+    pub payload: Payload,
+    /// Further headers for each POST, names in lower case.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// One deadline over a whole attempt: name, connection, request and answer.
+    pub timeout: DurationText,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// One more signature in an older style.
+    #[serde(default)]
+    pub signature: Option<OlderSignature>,
+    /// Newest first; never empty.
+    pub secrets: Vec<SigningSecret>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// A random token, another one after each change.
+    pub version: String,
+}
+
+/// Whether deliveries are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// They are.
+    Active,
+    /// They are kept until its holder resumes it.
+    Paused,
+    /// Doorbell or an operator stopped it; see the reason.
+    Disabled,
+}
+
+/// Why a subscription was disabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DisabledReason {
+    /// The endpoint answered 410: it wants no more, and what waits for it is cancelled.
+    Gone,
+    /// Nothing but failures for days; what waits is kept.
+    Failing,
+    /// Someone asked for it over the API; what waits is kept.
+    Manual,
+}
+
+/// A signing secret and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningSecret {
+    /// The secret.
+    pub secret: Secret,
+    /// Set once a newer one has taken its place: it signs along until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A signature in the style of before Standard Webhooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OlderSignature {
+    /// The header that carries it.
+    pub header: String,
+    /// How it is written.
+    pub format: SignatureFormat,
+}
+
+/// How an older signature is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SignatureFormat {
+    /// `sha256=` and the hexadecimal HMAC-SHA256 of the body.
+    #[serde(rename = "sha256-hex")]
+    Sha256Hex,
+}
+
+impl Subscription {
+    /// Whether an event of this type is wanted.
+    #[must_use]
+    pub fn wants(&self, event_type: &EventType) -> bool {
+        self.events.iter().any(|pattern| pattern.matches(event_type))
+    }
+
+    /// The secrets that sign at `now`, newest first. The newest always does.
+    pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        self.secrets
+            .iter()
+            .filter(move |secret| secret.expires_at.is_none_or(|end| now < end))
+            .map(|secret| &secret.secret)
+    }
+
+    /// What this subscription's state means for a delivery.
+    #[must_use]
+    pub fn standing(&self) -> Standing<'_> {
+        match (self.status, self.disabled_reason) {
+            (Status::Active, _) => Standing::Active(&self.retry),
+            (Status::Disabled, Some(DisabledReason::Gone)) => Standing::Cancelled,
+            (Status::Paused | Status::Disabled, _) => Standing::Suspended(&self.retry),
+        }
+    }
+}
+
+/// What a subscription's state means for its deliveries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Standing<'a> {
+    /// They are made, and retried by this policy.
+    Active(&'a RetryPolicy),
+    /// They are kept for its return.
+    Suspended(&'a RetryPolicy),
+    /// They end: it was deleted (a tombstone says so), or its endpoint is gone.
+    Cancelled,
+    /// There is no record and no tombstone. A store that lost something looks like this, so the
+    /// delivery is kept.
+    Missing,
+}
+
+/// What a slot holds under a subscription's id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// The subscription.
+    Live(Box<Subscription>),
+    /// It was deleted, at this time. Never taken away, so that "deleted" and "lost" differ.
+    Deleted(Timestamp),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscription() -> Subscription {
+        let at = Timestamp::from_seconds(100);
+        let secret = |byte| Secret::from_key(&[byte; 24]).unwrap();
+        Subscription {
+            id: "sub_00000a0123456789abcdef01".parse().unwrap(),
+            tenant: "acme".parse().unwrap(),
+            url: "https://example.com/hook".to_owned(),
+            url_since: at,
+            events: vec!["payment.*".parse().unwrap()],
+            status: Status::Active,
+            disabled_reason: None,
+            description: String::new(),
+            metadata: serde_json::Map::new(),
+            payload: Payload::Envelope,
+            headers: BTreeMap::new(),
+            timeout: "15s".parse().unwrap(),
+            retry: RetryPolicy::default(),
+            signature: None,
+            secrets: vec![
+                SigningSecret { secret: secret(2), expires_at: None },
+                SigningSecret { secret: secret(1), expires_at: Some(Timestamp::from_seconds(200)) },
+            ],
+            created_at: at,
+            updated_at: at,
+            version: "v".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_old_secret_signs_along_until_it_expires() {
+        let subscription = subscription();
+        assert_eq!(subscription.live_secrets(Timestamp::from_seconds(199)).count(), 2);
+        assert_eq!(subscription.live_secrets(Timestamp::from_seconds(200)).count(), 1);
+    }
+
+    #[test]
+    fn only_a_gone_endpoint_cancels() {
+        let mut subscription = subscription();
+        assert!(matches!(subscription.standing(), Standing::Active(_)));
+        subscription.status = Status::Paused;
+        assert!(matches!(subscription.standing(), Standing::Suspended(_)));
+        subscription.status = Status::Disabled;
+        for (reason, cancelled) in [
+            (DisabledReason::Manual, false),
+            (DisabledReason::Failing, false),
+            (DisabledReason::Gone, true),
+        ] {
+            subscription.disabled_reason = Some(reason);
+            assert_eq!(subscription.standing() == Standing::Cancelled, cancelled, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_and_its_debug_shows_no_secret() {
+        let record = Record::Live(Box::new(subscription()));
+        let json = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);
+        assert!(!format!("{record:?}").contains("whsec_"));
+    }
+}

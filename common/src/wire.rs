@@ -1,0 +1,212 @@
+//! How work is written into the messages between our services: one line of JSON that says what
+//! it is, a newline, and the event's data byte for byte.
+//!
+//! The line carries a version. A reader refuses versions it does not know, so the message goes
+//! to `doorbell.rejected` untouched rather than being misread.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, EventType, Trace};
+use crate::ids::{EventId, SubscriptionId, TenantId};
+use crate::time::Timestamp;
+use crate::work::{Delivery, DeliveryState, DueEvent, Page, Work, millis};
+
+/// The version that is written.
+pub const VERSION: u32 = 1;
+
+/// Why a message is not work that we know.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidWork {
+    /// No first line.
+    #[error("message has no head line")]
+    NoHead,
+    /// The first line is not what we write.
+    #[error("message head is not understood: {0}")]
+    Head(#[from] serde_json::Error),
+    /// Written by a newer Doorbell.
+    #[error("message has version {0}; this service reads version {VERSION}")]
+    Version(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    v: u32,
+    event: EventHead,
+    work: WorkHead,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EventHead {
+    id: EventId,
+    tenant: TenantId,
+    #[serde(rename = "type")]
+    event_type: EventType,
+    timestamp: Timestamp,
+    #[serde(flatten)]
+    trace: Trace,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WorkHead {
+    Event {
+        #[serde(rename = "due_ms", with = "millis")]
+        due: Timestamp,
+        sequence: u32,
+    },
+    Page {
+        subscriptions: Vec<SubscriptionId>,
+        sequence: u32,
+    },
+    Delivery(DeliveryState),
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    v: u32,
+}
+
+/// Writes `work` as the body of a message.
+///
+/// # Errors
+/// Never for work built by this crate: serialising its plain fields cannot fail.
+pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
+    let event = work.event();
+    let head = Head {
+        v: VERSION,
+        event: EventHead {
+            id: event.id.clone(),
+            tenant: event.tenant.clone(),
+            event_type: event.event_type.clone(),
+            timestamp: event.timestamp,
+            trace: event.trace.clone(),
+        },
+        work: match work {
+            Work::Event(due) => WorkHead::Event { due: due.due, sequence: due.sequence },
+            Work::Page(page) => WorkHead::Page {
+                subscriptions: page.subscriptions.clone(),
+                sequence: page.sequence,
+            },
+            Work::Delivery(delivery) => WorkHead::Delivery(delivery.state.clone()),
+        },
+    };
+    let mut bytes = serde_json::to_vec(&head)?;
+    bytes.reserve_exact(event.data.len() + 1);
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&event.data);
+    Ok(bytes)
+}
+
+/// Reads the body of a message back.
+///
+/// # Errors
+/// The message is not ours, damaged, or of a version that we do not know.
+pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
+    let newline = bytes.iter().position(|b| *b == b'\n').ok_or(InvalidWork::NoHead)?;
+    let (line, data) = bytes.split_at(newline);
+    let VersionOnly { v } = serde_json::from_slice(line)?;
+    if v != VERSION {
+        return Err(InvalidWork::Version(v));
+    }
+    let head: Head = serde_json::from_slice(line)?;
+    let event = Arc::new(Event {
+        id: head.event.id,
+        tenant: head.event.tenant,
+        event_type: head.event.event_type,
+        timestamp: head.event.timestamp,
+        trace: head.event.trace,
+        data: data.get(1..).unwrap_or_default().into(),
+    });
+    Ok(match head.work {
+        WorkHead::Event { due, sequence } => Work::Event(DueEvent { event, due, sequence }),
+        WorkHead::Page { subscriptions, sequence } => {
+            Work::Page(Page { event, subscriptions, sequence })
+        }
+        WorkHead::Delivery(state) => Work::Delivery(Delivery { event, state }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::SlotNumber;
+    use crate::outcome::OutcomeClass;
+    use crate::work::{Failure, Stage};
+
+    fn work(kind: u8, numbers: [u32; 4], millis: i64, data: &[u8]) -> Work {
+        let [sequence, generation, attempts, slot] = numbers;
+        let at = Timestamp::from_millis(millis);
+        let subscription =
+            SubscriptionId::new(SlotNumber(slot % SlotNumber::END), u128::from(sequence));
+        let event = Arc::new(Event {
+            id: format!("evt_{sequence}").parse().unwrap(),
+            tenant: "acme".parse().unwrap(),
+            event_type: "a.b-c".parse().unwrap(),
+            timestamp: at,
+            trace: Trace {
+                traceparent: (generation % 2 == 0).then(|| "00-x".to_owned()),
+                tracestate: None,
+            },
+            data: data.into(),
+        });
+        let failure = Failure {
+            outcome: OutcomeClass::ALL[usize::try_from(attempts).unwrap() % 12],
+            status: (attempts % 2 == 0).then_some(503),
+            detail: "no\nway \"out\"".to_owned(),
+            started_at: at,
+            ended_at: at,
+            retry_after_ms: (attempts % 3 == 0).then_some(7000),
+        };
+        match kind {
+            0 => Work::Event(DueEvent { event, due: at, sequence }),
+            1 => Work::Page(Page { event, subscriptions: vec![subscription; 3], sequence }),
+            _ => Work::Delivery(Delivery {
+                event,
+                state: DeliveryState {
+                    subscription,
+                    generation,
+                    sequence,
+                    attempts,
+                    created_at: at,
+                    held_ms: u64::from(attempts),
+                    held_since: (generation % 3 == 0).then_some(at),
+                    stage: if attempts % 2 == 0 { Stage::Failed } else { Stage::Due(at) },
+                    last_failure: (attempts > 5).then_some(failure),
+                },
+            }),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_decodes_the_same(kind in 0_u8..3, numbers: [u32; 4], millis: i64, data: Vec<u8>) {
+            let work = work(kind, numbers, millis, &data);
+            prop_assert_eq!(decode(&encode(&work).unwrap()).unwrap(), work);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            drop(decode(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_version_or_kind_is_refused() {
+        assert!(matches!(decode(b"{}"), Err(InvalidWork::NoHead)));
+        assert!(matches!(decode(b"{\"v\":2,\"new\":true}\n"), Err(InvalidWork::Version(2))));
+        assert!(matches!(decode(b"{\"v\":1}\n"), Err(InvalidWork::Head(_))));
+        assert!(matches!(decode(b"hello\n"), Err(InvalidWork::Head(_))));
+    }
+
+    #[test]
+    fn version_1_is_written_like_this_for_ever() {
+        let line = br#"{"v":1,"event":{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"},"work":{"delivery":{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","started_at_ms":1,"ended_at_ms":2}}}}"#;
+        let message = [line.as_slice(), b"\n{\"n\": 1}"].concat();
+        let work = decode(&message).unwrap();
+        assert_eq!(encode(&work).unwrap(), message);
+    }
+}

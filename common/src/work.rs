@@ -1,0 +1,343 @@
+//! What the services hand to each other: an event for later, a page of a fan-out, a delivery.
+//! Each hand-off has a deterministic name, so that a copy of one can be told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::ids::SubscriptionId;
+use crate::outcome::OutcomeClass;
+use crate::time::Timestamp;
+
+/// A unit of work in one of our own queues.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// An event to be matched once its time has come.
+    Event(DueEvent),
+    /// Subscriptions of an event that are still to be served.
+    Page(Page),
+    /// One event for one subscription.
+    Delivery(Delivery),
+}
+
+/// An event to be matched at a certain time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DueEvent {
+    /// The event.
+    pub event: Arc<Event>,
+    /// Not before this time.
+    pub due: Timestamp,
+    /// Raised by one at each publish of ours.
+    pub sequence: u32,
+}
+
+/// Subscriptions of an event that are still to be served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// The event.
+    pub event: Arc<Event>,
+    /// For whom; at most [`Page::MAX`].
+    pub subscriptions: Vec<SubscriptionId>,
+    /// Raised by one at each publish of ours.
+    pub sequence: u32,
+}
+
+impl Page {
+    /// How many subscriptions a page has at most.
+    pub const MAX: usize = 256;
+}
+
+/// One event for one subscription.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    /// The event.
+    pub event: Arc<Event>,
+    /// The rest, which travels beside the event.
+    pub state: DeliveryState,
+}
+
+/// How far a delivery has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeliveryState {
+    /// For whom.
+    pub subscription: SubscriptionId,
+    /// How often it was redriven by an operator.
+    #[serde(default)]
+    pub generation: u32,
+    /// Raised by one at each publish of ours; the broker's own moves keep it.
+    #[serde(default)]
+    pub sequence: u32,
+    /// Attempts made so far.
+    #[serde(default)]
+    pub attempts: u32,
+    /// When the delivery began.
+    #[serde(rename = "created_at_ms", with = "millis")]
+    pub created_at: Timestamp,
+    /// How long it has waited through no fault of its own, in milliseconds. Does not count
+    /// towards its expiry.
+    #[serde(default)]
+    pub held_ms: u64,
+    /// Since when it is held, while it is.
+    #[serde(
+        default,
+        rename = "held_since_ms",
+        with = "optional_millis",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub held_since: Option<Timestamp>,
+    /// What comes next.
+    pub stage: Stage,
+    /// The last failed attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<Failure>,
+}
+
+/// What comes next for a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// An attempt has just failed; nothing is decided yet.
+    Failed,
+    /// The next attempt comes at this time.
+    Due(#[serde(with = "millis")] Timestamp),
+}
+
+/// What is remembered of a failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What it meant.
+    pub outcome: OutcomeClass,
+    /// The status, where there was an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// In plain words.
+    #[serde(default)]
+    pub detail: String,
+    /// When the attempt began.
+    #[serde(rename = "started_at_ms", with = "millis")]
+    pub started_at: Timestamp,
+    /// When it ended: delays run from here.
+    #[serde(rename = "ended_at_ms", with = "millis")]
+    pub ended_at: Timestamp,
+    /// How long the endpoint asked to be left alone, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Delivery {
+    /// A delivery that begins now.
+    #[must_use]
+    pub fn begin(event: Arc<Event>, subscription: SubscriptionId, now: Timestamp) -> Self {
+        let state = DeliveryState {
+            subscription,
+            generation: 0,
+            sequence: 0,
+            attempts: 0,
+            created_at: now,
+            held_ms: 0,
+            held_since: None,
+            stage: Stage::Due(now),
+            last_failure: None,
+        };
+        Self { event, state }
+    }
+
+    /// The same delivery after one more attempt, which failed.
+    #[must_use]
+    pub fn after_failure(mut self, failure: Failure) -> Self {
+        self.state.attempts = self.state.attempts.saturating_add(1);
+        self.state.stage = Stage::Failed;
+        self.state.last_failure = Some(failure);
+        self
+    }
+
+    /// The same delivery, held from now on.
+    #[must_use]
+    pub fn hold(mut self, now: Timestamp) -> Self {
+        self.state.held_since.get_or_insert(now);
+        self
+    }
+
+    /// The same delivery, no longer held; the time of its hold is added up.
+    #[must_use]
+    pub fn resume(mut self, now: Timestamp) -> Self {
+        if let Some(since) = self.state.held_since.take() {
+            self.add_held(now.since(since));
+        }
+        self
+    }
+
+    /// Adds a time that does not count towards the expiry.
+    pub fn add_held(&mut self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.state.held_ms = self.state.held_ms.saturating_add(millis);
+    }
+}
+
+impl Work {
+    /// The name of this hand-off: the same for each copy, another one for each next hand-off.
+    /// At most 250 bytes, so that it fits a message id.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let event = self.event();
+        let (tenant, id) = (&event.tenant, &event.id);
+        match self {
+            Self::Event(due) => format!("{tenant}/{id}/event/0/{}", due.sequence),
+            Self::Page(page) => {
+                let first = page.subscriptions.first().map_or("none", SubscriptionId::as_str);
+                format!("{tenant}/{id}/page-{first}/{}/{}", page.subscriptions.len(), page.sequence)
+            }
+            Self::Delivery(Delivery { state, .. }) => {
+                format!(
+                    "{tenant}/{id}/{}/{}/{}",
+                    state.subscription, state.generation, state.sequence
+                )
+            }
+        }
+    }
+
+    /// The event that it is about.
+    #[must_use]
+    pub fn event(&self) -> &Arc<Event> {
+        match self {
+            Self::Event(due) => &due.event,
+            Self::Page(page) => &page.event,
+            Self::Delivery(delivery) => &delivery.event,
+        }
+    }
+
+    /// The same work under the name of the next hand-off. Whoever publishes calls this once.
+    #[must_use]
+    pub fn next(mut self) -> Self {
+        let sequence = match &mut self {
+            Self::Event(due) => &mut due.sequence,
+            Self::Page(page) => &mut page.sequence,
+            Self::Delivery(delivery) => &mut delivery.state.sequence,
+        };
+        *sequence = sequence.wrapping_add(1);
+        self
+    }
+}
+
+/// A number in `[0, 1)` that depends on the name alone, so that two copies of one hand-off draw
+/// the same jitter.
+#[must_use]
+pub fn chance(name: &str) -> f64 {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(name.as_bytes());
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(digest.get(..4).unwrap_or(&[0; 4]));
+    f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// Timestamps as plain milliseconds, for messages between services.
+pub(crate) mod millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::time::Timestamp;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    pub(crate) fn serialize<S: Serializer>(
+        time: &Timestamp,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(time.as_millis())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Timestamp, D::Error> {
+        i64::deserialize(deserializer).map(Timestamp::from_millis)
+    }
+}
+
+/// The same for a time that may be absent.
+mod optional_millis {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::time::Timestamp;
+
+    #[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Timestamp>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(Timestamp::as_millis).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Timestamp>, D::Error> {
+        Ok(Option::<i64>::deserialize(deserializer)?.map(Timestamp::from_millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Trace;
+    use crate::ids::SlotNumber;
+
+    fn event(tenant: &str, id: &str) -> Arc<Event> {
+        Arc::new(Event {
+            id: id.parse().unwrap(),
+            tenant: tenant.parse().unwrap(),
+            event_type: "a".parse().unwrap(),
+            timestamp: Timestamp::from_seconds(1),
+            trace: Trace::default(),
+            data: b"1".as_slice().into(),
+        })
+    }
+
+    #[test]
+    fn a_name_fits_a_message_id_and_changes_with_each_hand_off() {
+        let event = event(&"t".repeat(64), &"e".repeat(128));
+        let subscription = SubscriptionId::new(SlotNumber(1), 7);
+        let mut state =
+            Delivery::begin(Arc::clone(&event), subscription.clone(), Timestamp::from_seconds(1))
+                .state;
+        state.generation = 99_999_999;
+        state.sequence = 99_999_999;
+        let works = [
+            Work::Delivery(Delivery { event: Arc::clone(&event), state }),
+            Work::Page(Page {
+                event: Arc::clone(&event),
+                subscriptions: vec![subscription; 256],
+                sequence: 99_999_999,
+            }),
+            Work::Event(DueEvent { event, due: Timestamp::from_seconds(1), sequence: 99_999_999 }),
+        ];
+        for work in works {
+            let name = work.name();
+            assert!(name.len() <= 250, "{name}");
+            assert_ne!(work.clone().next().name(), name);
+            assert_eq!(work.name(), name);
+        }
+    }
+
+    #[test]
+    fn held_time_adds_up() {
+        let at = Timestamp::from_seconds;
+        let delivery =
+            Delivery::begin(event("t", "e"), SubscriptionId::new(SlotNumber(0), 1), at(0));
+        let delivery = delivery
+            .hold(at(10))
+            .hold(at(15))
+            .resume(at(20))
+            .resume(at(25))
+            .hold(at(30))
+            .resume(at(31));
+        assert_eq!((delivery.state.held_ms, delivery.state.held_since), (11_000, None));
+    }
+
+    #[test]
+    fn chance_depends_on_the_name_alone() {
+        assert!((chance("a") - chance("a")).abs() < f64::EPSILON);
+        let names: Vec<f64> = (0..1000).map(|n| chance(&format!("t/e{n}/s/0/1"))).collect();
+        assert!(names.iter().all(|c| (0.0..1.0).contains(c)));
+        let mean = names.iter().sum::<f64>() / 1000.0;
+        assert!((0.45..0.55).contains(&mean), "{mean}");
+    }
+}
