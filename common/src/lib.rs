@@ -5,6 +5,7 @@
 //! come in as arguments, decisions go out as values. The services join these decisions to the
 //! plumbing of `doorbell-platform`.
 
+pub mod ack;
 pub mod address;
 pub mod attempt;
 pub mod duration;

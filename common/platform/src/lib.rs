@@ -1,1 +1,20 @@
+//! The plumbing that every Doorbell service shares: the broker, the store, configuration, health,
+//! metrics, logs, and a clean way to stop.
+//!
+//! Nothing here decides anything about events or deliveries; that is `doorbell-common`.
 
+pub mod admin;
+pub mod args;
+pub mod auth;
+pub mod backoff;
+pub mod broker;
+pub mod clock;
+pub mod health;
+pub mod http;
+pub mod ids;
+pub mod metrics;
+pub mod problem;
+pub mod service;
+pub mod shutdown;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,19 @@
+//! RabbitMQ: connections over a list of hosts, the queues and exchanges, publishing with
+//! confirms, consuming with coalesced acknowledgements.
+//!
+//! Publishing and consuming use separate connections, because a blocked connection writes
+//! nothing, acknowledgements included. The client's own recovery stays off: it leaves consumers
+//! that look alive and get nothing. Instead, [`publisher`] and [`consumer`] each run a supervisor
+//! that rebuilds what broke.
+
+pub mod connection;
+pub mod consumer;
+pub mod message;
+pub mod publisher;
+pub mod stream;
+pub mod topology;
+
+pub use connection::Broker;
+pub use consumer::{ConsumerSpec, Incoming, Intake};
+pub use message::{Message, Received};
+pub use publisher::{PublishError, Publisher};

@@ -1,0 +1,114 @@
+//! Connecting to one of RabbitMQ's nodes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties};
+use tokio::sync::OnceCell;
+
+use super::topology::{self, Sharding};
+use crate::tls::Trust;
+
+/// How long one node may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that has been silent for twice this long is dead.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// The nodes of one RabbitMQ. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nodes: Vec<AMQPUri>,
+    trust: Trust,
+    service: &'static str,
+    /// The node to try first, so that replicas and reconnects spread.
+    next: AtomicUsize,
+    sharding: OnceCell<Sharding>,
+}
+
+impl Broker {
+    /// The RabbitMQ at these URLs. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// There is no URL, or one is wrong. A password is never part of the message.
+    pub fn new(urls: &[String], trust: Trust, service: &'static str) -> anyhow::Result<Self> {
+        let mut nodes = Vec::new();
+        for (i, url) in urls.iter().enumerate() {
+            let mut node: AMQPUri = url
+                .parse()
+                .map_err(|error| anyhow::anyhow!("--amqp-url number {}: {error}", i + 1))?;
+            node.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+            nodes.push(node);
+        }
+        anyhow::ensure!(!nodes.is_empty(), "--amqp-url is empty");
+        let next = AtomicUsize::new(0);
+        Ok(Self {
+            inner: Arc::new(Inner { nodes, trust, service, next, sharding: OnceCell::new() }),
+        })
+    }
+
+    /// Connects to the first node that answers; each is tried once.
+    ///
+    /// # Errors
+    /// None answered; says what the last one said.
+    pub async fn connect(&self, purpose: &str) -> anyhow::Result<Connection> {
+        let start = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.inner.nodes.len();
+        let mut last_error = None;
+        for i in 0..count {
+            let node = &self.inner.nodes[(start + i) % count];
+            match self.connect_to(node, purpose).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last_error = Some(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| anyhow::anyhow!("no RabbitMQ node is known")))
+    }
+
+    async fn connect_to(&self, node: &AMQPUri, purpose: &str) -> anyhow::Result<Connection> {
+        let place = format!("{}:{}", node.authority.host, node.authority.port);
+        let name = format!("{} {purpose}", self.inner.service);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let tls = OwnedTLSConfig { identity: None, cert_chain: self.inner.trust.ca_pem.clone() };
+        let runtime =
+            lapin::runtime::default_runtime().context("no runtime for the RabbitMQ client")?;
+        let connecting =
+            Connection::connect_uri_with_config(node.clone(), properties, tls, runtime);
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .with_context(|| format!("RabbitMQ at {place} does not answer"))?
+            .with_context(|| format!("cannot connect to RabbitMQ at {place}"))
+    }
+
+    /// Declares every exchange and queue, idempotently.
+    ///
+    /// # Errors
+    /// RabbitMQ is not reachable, or something exists with other arguments; it is named.
+    pub async fn declare_topology(&self, connection: &Connection) -> anyhow::Result<()> {
+        let sharding = *self.inner.sharding.get_or_try_init(|| self.find_sharding()).await?;
+        topology::declare(connection, sharding).await
+    }
+
+    /// Whether the broker has the consistent-hash exchange. Asked on a connection of its own,
+    /// because the answer "no" closes it.
+    async fn find_sharding(&self) -> anyhow::Result<Sharding> {
+        let connection = self.connect("probe").await?;
+        let sharding = topology::probe_sharding(&connection).await?;
+        // The probe is over either way; a connection that is closed already says so here.
+        drop(connection.close(200, "probe is over".into()).await);
+        if sharding == Sharding::Single {
+            tracing::warn!(
+                "RabbitMQ has no plugin rabbitmq_consistent_hash_exchange: all tenants share one queue"
+            );
+        }
+        Ok(sharding)
+    }
+}

@@ -1,0 +1,259 @@
+//! Messages as we publish and receive them. Headers are always built afresh: `x-death` copied
+//! into a republish can make RabbitMQ 3.x drop the message after a positive confirm.
+
+use doorbell_common::intake::{
+    DELIVER_AT_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
+};
+use doorbell_common::wire;
+use doorbell_common::work::Work;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::topology;
+
+/// A message to publish.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// To which exchange.
+    pub exchange: String,
+    /// With which routing key.
+    pub routing_key: String,
+    /// Everything beside the body.
+    pub properties: BasicProperties,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// A message that came.
+#[derive(Debug)]
+pub struct Received {
+    /// Where it was first published.
+    pub exchange: String,
+    /// With which routing key.
+    pub routing_key: String,
+    /// Whether it may have been with a consumer before.
+    pub redelivered: bool,
+    /// Everything beside the body.
+    pub properties: BasicProperties,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    /// A message to one of our own queues.
+    #[must_use]
+    pub fn internal(queue: &str, body: Vec<u8>) -> Self {
+        Self {
+            exchange: topology::INTERNAL.to_owned(),
+            routing_key: queue.to_owned(),
+            properties: persistent(),
+            body,
+        }
+    }
+
+    /// Work for one of our own queues, under its name.
+    ///
+    /// # Errors
+    /// The work can't be written, which no work that came over the wire brings about.
+    pub fn work(queue: &str, work: &Work) -> anyhow::Result<Self> {
+        let mut message = Self::internal(queue, wire::encode(work)?);
+        message.properties = message
+            .properties
+            .with_message_id(ShortString::try_new(work.name())?)
+            .with_content_type("application/vnd.doorbell.work".into());
+        Ok(message)
+    }
+
+    /// The same message for `doorbell.rejected`, body and properties as they came, with the
+    /// reason.
+    #[must_use]
+    pub fn rejected(received: Received, reason: &str) -> Self {
+        let routing_key = AMQPValue::LongString(received.routing_key.as_str().into());
+        let mut message = Self::again(received);
+        message.exchange = topology::INTERNAL.to_owned();
+        message.routing_key = topology::REJECTED.to_owned();
+        let mut headers = message.properties.headers().clone().unwrap_or_default();
+        headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.into()));
+        headers.insert("doorbell-routing-key".into(), routing_key);
+        message.properties = message.properties.with_headers(headers);
+        message
+    }
+
+    /// The same message once more, to where it was first published.
+    ///
+    /// What would change its fate is left out or moved aside: headers that the broker itself
+    /// wrote or routes by, an expiration, and a user id that is not ours to claim.
+    #[must_use]
+    pub fn again(received: Received) -> Self {
+        let came = received.properties;
+        let mut headers = FieldTable::default();
+        let came_headers = came.headers().clone().unwrap_or_default();
+        for (name, value) in came_headers.inner() {
+            if !is_the_brokers(name.as_str()) {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        for (name, value) in
+            [("doorbell-expiration", came.expiration()), ("doorbell-user-id", came.user_id())]
+        {
+            if let Some(value) = value {
+                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+            }
+        }
+        let mut properties = persistent().with_headers(headers);
+        let text = |value: &Option<ShortString>| value.clone();
+        if let Some(value) = text(came.content_type()) {
+            properties = properties.with_content_type(value);
+        }
+        if let Some(value) = text(came.content_encoding()) {
+            properties = properties.with_content_encoding(value);
+        }
+        if let Some(value) = text(came.correlation_id()) {
+            properties = properties.with_correlation_id(value);
+        }
+        if let Some(value) = text(came.reply_to()) {
+            properties = properties.with_reply_to(value);
+        }
+        if let Some(value) = text(came.message_id()) {
+            properties = properties.with_message_id(value);
+        }
+        if let Some(value) = *came.timestamp() {
+            properties = properties.with_timestamp(value);
+        }
+        if let Some(value) = text(came.kind()) {
+            properties = properties.with_type(value);
+        }
+        if let Some(value) = text(came.app_id()) {
+            properties = properties.with_app_id(value);
+        }
+        Self {
+            exchange: received.exchange,
+            routing_key: received.routing_key,
+            properties,
+            body: received.body,
+        }
+    }
+}
+
+fn persistent() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2)
+}
+
+fn is_the_brokers(header: &str) -> bool {
+    header == "CC"
+        || header == "BCC"
+        || header == "x-death"
+        || header == "x-delivery-count"
+        || header == "x-stream-offset"
+        || header.starts_with("x-first-death-")
+        || header.starts_with("x-last-death-")
+}
+
+impl Received {
+    /// The message as the rules of publishing see it.
+    #[must_use]
+    pub fn publication(&self) -> Publication<'_> {
+        Publication {
+            routing_key: &self.routing_key,
+            message_id: self.properties.message_id().as_ref().map(ShortString::as_str),
+            timestamp: *self.properties.timestamp(),
+            exact_timestamp: self.header(TIMESTAMP_HEADER),
+            content_type: self.properties.content_type().as_ref().map(ShortString::as_str),
+            tenant: self.header(TENANT_HEADER),
+            deliver_at: self.header(DELIVER_AT_HEADER),
+            minted: self.header(MINTED_HEADER).is_some(),
+            traceparent: self.header("traceparent"),
+            tracestate: self.header("tracestate"),
+            body: &self.body,
+        }
+    }
+
+    /// A header's text, if it is there and a string of UTF-8.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.properties.headers().as_ref()?;
+        let value =
+            headers.inner().iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value)?;
+        if let AMQPValue::LongString(text) = value {
+            return std::str::from_utf8(text.as_bytes()).ok();
+        }
+        if let AMQPValue::ShortString(text) = value {
+            return Some(text.as_str());
+        }
+        None
+    }
+
+    /// How often it was delivered before without an end, as a quorum queue counts.
+    #[must_use]
+    pub fn delivery_count(&self) -> u64 {
+        self.integer("x-delivery-count")
+    }
+
+    /// Where it stands in a stream.
+    #[must_use]
+    pub fn stream_offset(&self) -> u64 {
+        self.integer("x-stream-offset")
+    }
+
+    fn integer(&self, name: &str) -> u64 {
+        let headers = self.properties.headers().as_ref();
+        let value = headers
+            .and_then(|headers| headers.inner().iter().find(|(key, _)| key.as_str() == name));
+        if let Some((_, AMQPValue::LongLongInt(value))) = value {
+            return u64::try_from(*value).unwrap_or(0);
+        }
+        if let Some((_, AMQPValue::LongInt(value))) = value {
+            return u64::try_from(*value).unwrap_or(0);
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_change_a_messages_fate_does_not_travel_on() {
+        let mut headers = FieldTable::default();
+        for name in ["x-death", "CC", "BCC", "x-first-death-queue", "x-delivery-count", "own"] {
+            headers.insert(name.into(), AMQPValue::LongString("x".into()));
+        }
+        let properties = BasicProperties::default()
+            .with_headers(headers)
+            .with_expiration("1".into())
+            .with_user_id("guest".into())
+            .with_message_id("evt".into());
+        let received = Received {
+            exchange: "doorbell.events".to_owned(),
+            routing_key: "a..b".to_owned(),
+            redelivered: true,
+            properties,
+            body: b"x".to_vec(),
+        };
+        let message = Message::rejected(received, "wrong");
+        let names: Vec<&str> = message
+            .properties
+            .headers()
+            .as_ref()
+            .unwrap()
+            .inner()
+            .keys()
+            .map(ShortString::as_str)
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "doorbell-expiration",
+                "doorbell-reason",
+                "doorbell-routing-key",
+                "doorbell-user-id",
+                "own"
+            ]
+        );
+        assert_eq!(message.properties.expiration(), &None);
+        assert_eq!(message.properties.user_id(), &None);
+        assert_eq!(message.properties.message_id().as_ref().map(ShortString::as_str), Some("evt"));
+        assert_eq!(message.routing_key, "doorbell.rejected");
+    }
+}

@@ -1,0 +1,250 @@
+//! Publishing: a message counts as published once RabbitMQ has confirmed it, never before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation, Connection, Event};
+use prometheus::{Histogram, Registry};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::time::Instant;
+
+use super::connection::Broker;
+use super::message::Message;
+use crate::backoff::Backoff;
+use crate::health::{Dependency, Health};
+use crate::metrics::{LATENCY_BUCKETS, histogram};
+use crate::shutdown::Shutdown;
+
+/// Confirms that may be outstanding; RabbitMQ is no faster with more.
+const WINDOW: usize = 1000;
+/// How long a confirm may take before the publisher says that it does not know.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection that says nothing is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why a message was not confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// There is no connection to RabbitMQ: the message was not sent.
+    #[error("RabbitMQ is not reachable")]
+    Unreachable,
+    /// RabbitMQ refuses to take messages (memory or disk alarm): the message was not sent.
+    #[error("RabbitMQ is refusing messages: {0}")]
+    Blocked(String),
+    /// RabbitMQ said that it did not take the message.
+    #[error("RabbitMQ did not take the message")]
+    Refused,
+    /// No answer came: RabbitMQ may have the message or not.
+    #[error("RabbitMQ did not confirm the message in time; it may have it or not")]
+    Unknown,
+    /// The message itself cannot be sent.
+    #[error("the message cannot be sent: {0}")]
+    Invalid(String),
+}
+
+#[derive(Clone, Debug)]
+enum Link {
+    Down,
+    Blocked(String),
+    Up(Channel),
+}
+
+/// Publishes with confirms, over a connection of its own that it keeps up. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    link: watch::Receiver<Link>,
+    window: Arc<Semaphore>,
+    suspect: Arc<Notify>,
+    shutdown: Shutdown,
+    confirm_seconds: Histogram,
+}
+
+impl Publisher {
+    /// Starts the publisher's supervisor, which connects, declares the topology and rebuilds what
+    /// breaks.
+    ///
+    /// # Errors
+    /// Its metric is registered already.
+    pub fn start(
+        broker: Broker,
+        health: Health,
+        registry: &Registry,
+        shutdown: &Shutdown,
+    ) -> prometheus::Result<Self> {
+        let (sender, link) = watch::channel(Link::Down);
+        let suspect = Arc::new(Notify::new());
+        let confirm_seconds = histogram(
+            registry,
+            "doorbell_confirm_duration_seconds",
+            "Time from publishing a message to RabbitMQ's confirm.",
+            &LATENCY_BUCKETS,
+        )?;
+        let supervisor = Supervisor { broker, health, link: sender, suspect: Arc::clone(&suspect) };
+        let until_finished = shutdown.clone();
+        shutdown.spawn(async move {
+            until_finished.until_finished(supervisor.run()).await;
+        });
+        let window = Arc::new(Semaphore::new(WINDOW));
+        Ok(Self { link, window, suspect, shutdown: shutdown.clone(), confirm_seconds })
+    }
+
+    /// Publishes one message and waits for its confirm.
+    ///
+    /// # Errors
+    /// It was not confirmed; the error says what is known of it.
+    pub async fn publish(&self, message: Message) -> Result<(), PublishError> {
+        let channel = self.channel()?;
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let window = tokio::time::timeout_at(deadline, Arc::clone(&self.window).acquire_owned());
+        let Ok(Ok(permit)) = window.await else {
+            return Err(self.channel().err().unwrap_or(PublishError::Unreachable));
+        };
+        let (sender, answer) = oneshot::channel();
+        let suspect = Arc::clone(&self.suspect);
+        let seconds = self.confirm_seconds.clone();
+        // In a task of its own, because neither the write nor the confirm survives being dropped:
+        // a caller that gives up must not leave half a publish behind.
+        self.shutdown.spawn(async move {
+            let timer = seconds.start_timer();
+            let result = publish_on(&channel, message).await;
+            match result {
+                Ok(()) => timer.observe_duration(),
+                Err(_) => {
+                    timer.stop_and_discard();
+                    suspect.notify_one();
+                }
+            }
+            drop(permit);
+            // Nobody waits any more when the deadline has passed.
+            drop(sender.send(result));
+        });
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(PublishError::Unknown),
+        }
+    }
+
+    /// Publishes one message, again and again until it is confirmed: for successors of messages
+    /// that we hold, whose copies can be told by their name. Gives up only when the message
+    /// cannot be sent at all.
+    ///
+    /// # Errors
+    /// The message itself is wrong.
+    pub async fn publish_surely(&self, message: &Message) -> Result<(), PublishError> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.publish(message.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error @ PublishError::Invalid(_)) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, to = message.routing_key, "publishing again");
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Whether a message could be published now.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn check(&self) -> Result<(), PublishError> {
+        self.channel().map(drop)
+    }
+
+    fn channel(&self) -> Result<Channel, PublishError> {
+        match &*self.link.borrow() {
+            Link::Up(channel) => Ok(channel.clone()),
+            Link::Blocked(reason) => Err(PublishError::Blocked(reason.clone())),
+            Link::Down => Err(PublishError::Unreachable),
+        }
+    }
+}
+
+async fn publish_on(channel: &Channel, message: Message) -> Result<(), PublishError> {
+    let name = |text: String| {
+        lapin::types::ShortString::try_new(text).map_err(|e| PublishError::Invalid(e.to_string()))
+    };
+    let (exchange, key) = (name(message.exchange)?, name(message.routing_key)?);
+    let options = BasicPublishOptions::default();
+    let confirm = channel
+        .basic_publish(exchange, key, options, &message.body, message.properties)
+        .await
+        .map_err(|_| PublishError::Unknown)?;
+    match confirm.await {
+        Ok(Confirmation::Ack(_)) => Ok(()),
+        Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
+        Ok(Confirmation::NotRequested) | Err(_) => Err(PublishError::Unknown),
+    }
+}
+
+struct Supervisor {
+    broker: Broker,
+    health: Health,
+    link: watch::Sender<Link>,
+    suspect: Arc<Notify>,
+}
+
+impl Supervisor {
+    async fn run(self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.open().await {
+                Ok((connection, channel)) => {
+                    backoff.reset();
+                    self.watch_over(&connection, channel).await;
+                    // The connection may be closed already; then there is nothing to close.
+                    drop(connection.close(200, "reconnecting".into()).await);
+                }
+                Err(error) => {
+                    self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
+                }
+            }
+            self.link.send_replace(Link::Down);
+            backoff.wait().await;
+        }
+    }
+
+    async fn open(&self) -> anyhow::Result<(Connection, Channel)> {
+        let connection = self.broker.connect("publish").await?;
+        self.broker.declare_topology(&connection).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok((connection, channel))
+    }
+
+    /// Returns once the channel can't be used any more.
+    async fn watch_over(&self, connection: &Connection, channel: Channel) {
+        let mut events = std::pin::pin!(connection.events_listener());
+        let mut look = tokio::time::interval(LOOK);
+        self.health.up(Dependency::RabbitmqPublish);
+        self.link.send_replace(Link::Up(channel.clone()));
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = self.suspect.notified() => None,
+                _ = look.tick() => None,
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    self.health.down(
+                        Dependency::RabbitmqPublish,
+                        format!("RabbitMQ is refusing messages: {reason}"),
+                    );
+                    self.link.send_replace(Link::Blocked(reason));
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    self.health.up(Dependency::RabbitmqPublish);
+                    self.link.send_replace(Link::Up(channel.clone()));
+                }
+                _ => {}
+            }
+            if !(connection.status().connected() && channel.status().connected()) {
+                self.health.down(Dependency::RabbitmqPublish, "the connection was lost");
+                return;
+            }
+        }
+    }
+}

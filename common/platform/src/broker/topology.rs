@@ -1,0 +1,271 @@
+//! The exchanges and queues. Names and arguments are permanent: RabbitMQ refuses to declare what
+//! exists with other ones. What may change later (lengths, ages) belongs into policies.
+
+use anyhow::Context as _;
+use doorbell_common::intake::TENANT_HEADER;
+use doorbell_common::rung::Rung;
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+
+/// Where events are published.
+pub const EVENTS: &str = "doorbell.events";
+/// Where we publish to our own queues, by their names.
+pub const INTERNAL: &str = "doorbell.internal";
+/// Where messages go that no queue took; the queue behind it has the same name.
+pub const UNROUTED: &str = "doorbell.unrouted";
+/// Pages of fan-outs.
+pub const PAGES: &str = "doorbell.pages";
+/// Deliveries (and events) whose time has come.
+pub const DELIVERIES: &str = "doorbell.deliveries";
+/// Whatever could not be finished now: the retry-scheduler's inbox.
+pub const RETRIES: &str = "doorbell.retries";
+/// Requests for a test delivery.
+pub const TESTS: &str = "doorbell.tests";
+/// Messages that break the rules of publishing, with the reason.
+pub const REJECTED: &str = "doorbell.rejected";
+/// Messages that were delivered to us too often without ever being finished.
+pub const QUARANTINE: &str = "doorbell.quarantine";
+/// The stream of attempts.
+pub const ATTEMPTS: &str = "doorbell.attempts";
+/// The stream of deliveries that were given up.
+pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
+/// The stream of deliveries that wait for their subscription's return.
+pub const HELD: &str = "doorbell.held";
+
+/// Between [`EVENTS`] and the shards: hashes the tenant.
+const INGRESS_SHARDED: &str = "doorbell.ingress.sharded";
+/// Between [`EVENTS`] and the one queue, on a broker that cannot hash.
+const INGRESS_SINGLE: &str = "doorbell.ingress.single";
+/// How many shards there are.
+const SHARDS: u32 = 16;
+/// After so many deliveries without an end a message goes to [`QUARANTINE`]. High, because each
+/// consumer that is lost counts for everything it had been sent.
+const DELIVERY_LIMIT: i32 = 1000;
+/// A request for a test that nobody took within this time has no one waiting any more.
+const TEST_TTL_MS: i32 = 60_000;
+
+/// How events are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharding {
+    /// By tenant, over 16 queues.
+    ByTenant,
+    /// Not: the broker lacks the plugin.
+    Single,
+}
+
+/// The queues that events arrive in: the shards, and the one that is used without them.
+#[must_use]
+pub fn ingress_queues() -> Vec<String> {
+    let mut queues = vec![EVENTS.to_owned()];
+    queues.extend((0..SHARDS).map(|shard| format!("{EVENTS}.{shard}")));
+    queues
+}
+
+/// Asks whether the broker can hash. The answer "no" closes the connection.
+pub(super) async fn probe_sharding(connection: &Connection) -> anyhow::Result<Sharding> {
+    let channel = connection.create_channel().await?;
+    match declare_sharded_exchange(&channel).await {
+        Ok(()) => Ok(Sharding::ByTenant),
+        // 503 COMMAND_INVALID, "unknown exchange type".
+        Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 503) => {
+            Ok(Sharding::Single)
+        }
+        Err(error) => Err(error).context("cannot ask RabbitMQ for the consistent-hash exchange"),
+    }
+}
+
+/// Declares everything on a channel of its own.
+pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyhow::Result<()> {
+    let channel = connection.create_channel().await?;
+    declare_exchanges(&channel).await?;
+    declare_queues(&channel).await?;
+    declare_ingress(&channel, sharding).await?;
+    channel.close(200, "declared".into()).await?;
+    remove_other_ingress(connection, sharding).await
+}
+
+async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let mut alternate = FieldTable::default();
+    alternate.insert("alternate-exchange".into(), long(UNROUTED));
+    for (name, kind, arguments) in [
+        (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
+        (INTERNAL, ExchangeKind::Direct, alternate),
+        (EVENTS, ExchangeKind::Topic, FieldTable::default()),
+    ] {
+        channel
+            .exchange_declare(name.into(), kind, options, arguments)
+            .await
+            .with_context(|| format!("cannot declare exchange {name}"))?;
+    }
+    Ok(())
+}
+
+async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
+    declare_queue(channel, UNROUTED, work_queue()).await?;
+    bind(channel, UNROUTED, UNROUTED, "").await?;
+    let mut queues: Vec<(String, FieldTable)> = [PAGES, DELIVERIES, RETRIES, REJECTED, QUARANTINE]
+        .map(|name| (name.to_owned(), work_queue()))
+        .to_vec();
+    queues.extend(Rung::all().map(|rung| (rung.queue(), delay_queue(rung))));
+    queues.push((TESTS.to_owned(), test_queue()));
+    queues.push((ATTEMPTS.to_owned(), stream("3D", 5)));
+    queues.push((DEAD_LETTERS.to_owned(), stream("30D", 20)));
+    queues.push((HELD.to_owned(), stream("7D", 20)));
+    for (name, arguments) in queues {
+        declare_queue(channel, &name, arguments).await?;
+        bind(channel, &name, INTERNAL, &name).await?;
+    }
+    Ok(())
+}
+
+async fn declare_ingress(channel: &Channel, sharding: Sharding) -> anyhow::Result<()> {
+    for queue in ingress_queues() {
+        declare_queue(channel, &queue, work_queue()).await?;
+    }
+    let ingress = match sharding {
+        Sharding::ByTenant => {
+            declare_sharded_exchange(channel)
+                .await
+                .with_context(|| format!("cannot declare exchange {INGRESS_SHARDED}"))?;
+            for queue in ingress_queues().iter().filter(|queue| *queue != EVENTS) {
+                // The binding key of this exchange type is a weight.
+                bind(channel, queue, INGRESS_SHARDED, "1").await?;
+            }
+            INGRESS_SHARDED
+        }
+        Sharding::Single => {
+            let options =
+                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            channel
+                .exchange_declare(
+                    INGRESS_SINGLE.into(),
+                    ExchangeKind::Fanout,
+                    options,
+                    with_alternate(),
+                )
+                .await
+                .with_context(|| format!("cannot declare exchange {INGRESS_SINGLE}"))?;
+            bind(channel, EVENTS, INGRESS_SINGLE, "").await?;
+            INGRESS_SINGLE
+        }
+    };
+    channel
+        .exchange_bind(
+            ingress.into(),
+            EVENTS.into(),
+            "#".into(),
+            ExchangeBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+        .with_context(|| format!("cannot bind {ingress} to {EVENTS}"))
+}
+
+/// After the plugin was switched on or off, events must not come both ways. The right way is
+/// bound by now, so nothing falls between; what is not there to unbind is no matter.
+async fn remove_other_ingress(connection: &Connection, sharding: Sharding) -> anyhow::Result<()> {
+    let other = match sharding {
+        Sharding::ByTenant => INGRESS_SINGLE,
+        Sharding::Single => INGRESS_SHARDED,
+    };
+    let channel = connection.create_channel().await?;
+    let options = ExchangeUnbindOptions::default();
+    let unbound = channel
+        .exchange_unbind(other.into(), EVENTS.into(), "#".into(), options, FieldTable::default())
+        .await;
+    if unbound.is_ok() {
+        channel.close(200, "unbound".into()).await?;
+    }
+    Ok(())
+}
+
+async fn declare_sharded_exchange(channel: &Channel) -> lapin::Result<()> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let mut arguments = with_alternate();
+    arguments.insert("hash-header".into(), long(TENANT_HEADER));
+    let kind = ExchangeKind::Custom("x-consistent-hash".to_owned());
+    channel.exchange_declare(INGRESS_SHARDED.into(), kind, options, arguments).await
+}
+
+async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> anyhow::Result<()> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel
+        .queue_declare(name.into(), options, arguments)
+        .await
+        .with_context(|| format!("cannot declare queue {name}"))?;
+    Ok(())
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> anyhow::Result<()> {
+    channel
+        .queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+        .with_context(|| format!("cannot bind queue {queue} to {exchange}"))
+}
+
+fn long(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn with_alternate() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("alternate-exchange".into(), long(UNROUTED));
+    arguments
+}
+
+/// A replicated queue that drops nothing: past the delivery limit a message moves, at least
+/// once, to quarantine.
+fn work_queue() -> FieldTable {
+    let mut arguments = dead_lettering_to(QUARANTINE);
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments
+}
+
+/// A queue that nobody consumes: after its time, each message moves back to the scheduler.
+fn delay_queue(rung: Rung) -> FieldTable {
+    let mut arguments = dead_lettering_to(RETRIES);
+    let millis = i64::try_from(rung.length().as_millis()).unwrap_or(i64::MAX);
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
+    arguments
+}
+
+fn test_queue() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), long("quorum"));
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(TEST_TTL_MS));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+    arguments
+}
+
+/// At most once, which is the default, loses messages when the broker is killed.
+fn dead_lettering_to(queue: &str) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), long("quorum"));
+    arguments.insert("x-dead-letter-exchange".into(), long(INTERNAL));
+    arguments.insert("x-dead-letter-routing-key".into(), long(queue));
+    arguments.insert("x-dead-letter-strategy".into(), long("at-least-once"));
+    arguments.insert("x-overflow".into(), long("reject-publish"));
+    arguments
+}
+
+/// A stream with bounds that policies may tighten.
+fn stream(max_age: &str, max_gigabytes: i64) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), long("stream"));
+    arguments.insert("x-max-age".into(), long(max_age));
+    arguments
+        .insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max_gigabytes * 1_000_000_000));
+    arguments.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(64_000_000));
+    arguments
+}

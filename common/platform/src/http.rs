@@ -1,0 +1,218 @@
+//! What both HTTP APIs have in common: one key, request ids, problems for every error, bounds on
+//! size and time, strict JSON objects.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::json::{self, InvalidJson};
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
+use tokio::net::TcpListener;
+
+use crate::auth::AdminKey;
+use crate::ids;
+use crate::problem::{FieldError, Problem};
+use crate::shutdown::Shutdown;
+
+/// How long a request may take, its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Wraps an API's routes in what every request goes through.
+pub fn api(routes: Router, key: AdminKey, max_body: usize) -> Router {
+    routes
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(key, authenticate))
+        .layer(from_fn(limit_time))
+        .layer(from_fn(identify))
+}
+
+/// Serves an API until the service is told to stop; requests in flight are finished.
+pub async fn serve(listener: TcpListener, api: Router, shutdown: Shutdown) {
+    let stopping = shutdown.clone();
+    let service = api.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, service)
+        .with_graceful_shutdown(async move { stopping.stopping().await });
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "HTTP server ended");
+    }
+}
+
+async fn authenticate(State(key): State<AdminKey>, request: Request, next: Next) -> Response {
+    let authorization =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if key.admits(authorization) {
+        return next.run(request).await;
+    }
+    Problem::new(StatusCode::UNAUTHORIZED, "send the admin key as `Authorization: Bearer …`")
+        .into_response()
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response()
+        }
+    }
+}
+
+/// Gives each request an id, each error the form of a problem, and each problem the id.
+async fn identify(request: Request, next: Next) -> Response {
+    let given = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    let valid =
+        |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
+    let id = given.filter(valid).map_or_else(ids::token, str::to_owned);
+    let mut response = next.run(request).await;
+    let status = response.status();
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        response = problem.of_request(&id).into_response();
+    } else if status.is_client_error() || status.is_server_error() {
+        response = Problem::new(status, explain(status)).of_request(&id).into_response();
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Errors that the framework answers by itself.
+fn explain(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::METHOD_NOT_ALLOWED => "this path has no such method",
+        StatusCode::PAYLOAD_TOO_LARGE => "the request's body is too large",
+        StatusCode::NOT_FOUND => "there is nothing at this path",
+        _ => "the request could not be served",
+    }
+}
+
+/// Reads a request's body, after a look at its content type.
+///
+/// # Errors
+/// 415 for another type, 413 for too many bytes, 400 for a body that breaks off.
+pub async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    media_types: &[&str],
+    max: usize,
+) -> Result<Bytes, Problem> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if !media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
+        let detail = format!("send the body as {}", media_types.join(" or "));
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let said: Option<usize> = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse().ok());
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body may have at most {max} bytes"),
+        )
+    };
+    if said.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    match axum::body::to_bytes(body, max).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if is_too_long(&error) => Err(too_large()),
+        Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "the body broke off")),
+    }
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    std::error::Error::source(error)
+        .is_some_and(|source| source.to_string().contains("length limit"))
+}
+
+/// The members of a JSON object, in order, each value exactly as it was written.
+#[derive(Debug)]
+pub struct Members(pub Vec<(String, Box<RawValue>)>);
+
+/// How deep a request may nest: an event's data, in an object.
+const MAX_DEPTH: usize = doorbell_common::intake::MAX_DEPTH + 1;
+
+impl Members {
+    /// Reads a body that must be one JSON object without a name twice.
+    ///
+    /// # Errors
+    /// 400 if it is not JSON, 422 if it is JSON, but not such an object.
+    pub fn read(bytes: &[u8]) -> Result<Self, Problem> {
+        json::check(bytes, usize::MAX, MAX_DEPTH).map_err(|error| match error {
+            InvalidJson::TooDeep { .. } => {
+                Problem::invalid(vec![FieldError::new("", error.to_string())])
+            }
+            InvalidJson::Empty
+            | InvalidJson::TooLarge { .. }
+            | InvalidJson::NotUtf8
+            | InvalidJson::Syntax(_) => {
+                Problem::new(StatusCode::BAD_REQUEST, format!("the body {error}"))
+            }
+        })?;
+        serde_json::from_slice(bytes).map_err(|error| {
+            Problem::invalid(vec![FieldError::new(
+                "",
+                format!("must be an object with each name once: {error}"),
+            )])
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members: Vec<(String, Box<RawValue>)> = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if members.iter().any(|(known, _)| *known == name) {
+                        return Err(serde::de::Error::custom(format!(
+                            "the name {name:?} is there twice"
+                        )));
+                    }
+                    members.push((name, map.next_value()?));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// A JSON pointer to a member of the top level (RFC 6901).
+#[must_use]
+pub fn pointer(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_object_with_each_name_once_is_read() {
+        let members = Members::read(br#"{"a": [1, 2.0e1], "b/~": null}"#).unwrap();
+        assert_eq!(members.0[0].1.get(), "[1, 2.0e1]");
+        assert_eq!(pointer(&members.0[1].0), "/b~1~0");
+        for wrong in ["[]", "1", "null", r#"{"a":1,"a":2}"#, "{", "", &"[".repeat(100_000)] {
+            assert!(Members::read(wrong.as_bytes()).is_err(), "{wrong:.20}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! How a service begins and ends: arguments, logs, signals, the admin server, and an exit code
+//! that tells.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{CommonArgs, LogFormat};
+use crate::health::Health;
+use crate::shutdown::Shutdown;
+use crate::tls;
+
+/// What a running service is given.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// The signal to stop and the tasks to wait for.
+    pub shutdown: Shutdown,
+    /// The registry of its metrics.
+    pub registry: Registry,
+    grace: Duration,
+}
+
+/// The flags of a service, of which some are common to all.
+pub trait ServiceArgs: Parser {
+    /// The common ones.
+    fn common(&self) -> &CommonArgs;
+}
+
+/// Runs a service from its arguments to its end. `body` starts the service and returns once it
+/// is told to stop and its intake has ended.
+pub fn run<A, F, B>(name: &'static str, body: F) -> ExitCode
+where
+    A: ServiceArgs,
+    F: FnOnce(A, Service) -> B,
+    B: Future<Output = anyhow::Result<()>>,
+{
+    tls::install();
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(error) => return refuse_arguments(&error),
+    };
+    if let Err(error) = init_logs(args.common()) {
+        return fatal(name, &error, 2);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fatal(name, &error.into(), 1),
+    };
+    match runtime.block_on(run_until_stopped(name, args, body)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<WrongArguments>() => fatal(name, &error, 2),
+        Err(error) => fatal(name, &error, 1),
+    }
+}
+
+/// Arguments that parse but make no sense together; the process ends with code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongArguments(pub String);
+
+async fn run_until_stopped<A, F, B>(name: &'static str, args: A, body: F) -> anyhow::Result<()>
+where
+    A: ServiceArgs,
+    F: FnOnce(A, Service) -> B,
+    B: Future<Output = anyhow::Result<()>>,
+{
+    let grace = args.common().grace();
+    let service = Service { shutdown: Shutdown::default(), registry: Registry::new(), grace };
+    register_build_info(name, &service.registry)?;
+    let shutdown = service.shutdown.clone();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    // Not in the tracker: it ends with the process, not with the work.
+    let watch = {
+        let shutdown = shutdown.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping: told to by a signal");
+            shutdown.stop();
+            tokio::time::sleep(grace).await;
+        }
+    };
+    let work = async {
+        body(args, service).await?;
+        shutdown.finish();
+        if !shutdown.wait(grace).await {
+            tracing::warn!("some tasks had not ended when the grace ran out");
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        result = work => result?,
+        () = watch => anyhow::bail!("the grace of {grace:?} ran out before everything was finished"),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+impl Service {
+    /// Starts the admin server; answers where it listens.
+    ///
+    /// # Errors
+    /// The address can't be had.
+    pub async fn serve_admin(&self, args: &CommonArgs, health: Health) -> anyhow::Result<()> {
+        let listener = listen(args.admin_listen, "--admin-listen").await?;
+        let (registry, shutdown) = (self.registry.clone(), self.shutdown.clone());
+        self.shutdown.spawn(crate::admin::serve(listener, health, registry, shutdown));
+        Ok(())
+    }
+
+    /// How long a stop may take.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+}
+
+/// Listens on an address given by a flag.
+///
+/// # Errors
+/// The address can't be had; the flag is named.
+pub async fn listen(address: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {flag} {address}"))?;
+    tracing::info!(address = %listener.local_addr()?, flag, "listening");
+    Ok(listener)
+}
+
+fn register_build_info(name: &str, registry: &Registry) -> prometheus::Result<()> {
+    let opts = Opts::new("doorbell_build_info", "Always 1; the labels say what is running.");
+    let info = IntGaugeVec::new(opts, &["service", "version"])?;
+    info.with_label_values(&[name, env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(info))
+}
+
+fn init_logs(args: &CommonArgs) -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_new(&args.log).map_err(|error| WrongArguments(format!("--log: {error}")))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => logs.with_ansi(false).init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Help and versions go to stdout and are no failure; wrong arguments are one sentence.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let text = error.to_string();
+    let sentence: Vec<&str> =
+        text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    say(&format!("{}; see --help", sentence.join(" ")));
+    ExitCode::from(2)
+}
+
+fn fatal(name: &str, error: &anyhow::Error, code: u8) -> ExitCode {
+    say(&format!("{name}: {error:#}"));
+    ExitCode::from(code)
+}
+
+#[expect(clippy::print_stderr, reason = "the one function that prints a fatal sentence")]
+fn say(sentence: &str) {
+    eprintln!("{sentence}");
+}

@@ -1,0 +1,127 @@
+//! Redis: subscriptions and tenants, what is known of hand-offs, and which deliveries are held.
+//!
+//! Redis is never the only copy of an undelivered event. One Redis or a cluster: every command
+//! and pipeline here stays within one hash tag.
+//!
+//! An empty Redis must never look like "no subscriptions". The store is initialised once, by
+//! [`Store::init`], which writes an epoch; every answer that could mean "there is nothing" is
+//! only believed while that epoch is there, and the same.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+pub mod changes;
+pub mod held;
+pub mod keys;
+mod link;
+pub mod notes;
+pub mod records;
+pub mod snapshots;
+pub mod tenants;
+
+use keys::Keys;
+use link::Link;
+
+use crate::health::{Dependency, Health};
+use crate::tls::Trust;
+
+/// Redis as Doorbell uses it. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    link: Link,
+    keys: Keys,
+    health: Health,
+    /// The epoch seen first; another one later is another store.
+    epoch: Arc<RwLock<Option<String>>>,
+}
+
+/// Why the store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Redis is unreachable, or answered with an error.
+    #[error("Redis: {0}")]
+    Redis(#[from] redis::RedisError),
+    /// It did not answer when last asked, or it is not the store that this service began with.
+    #[error("Redis is not ready")]
+    NotReady,
+    /// There is no epoch: it was never initialised, or it was emptied.
+    #[error(
+        "Redis is not initialised or was emptied; run `doorbell-control-plane init` if it is new, restore it otherwise"
+    )]
+    NotInitialised,
+    /// Another epoch than before: someone initialised it anew.
+    #[error(
+        "Redis was initialised anew since this service started; restart the service to accept that"
+    )]
+    AnotherEpoch,
+    /// A part of it is missing.
+    #[error("Redis has lost the record of tenant {0}; restore it")]
+    Lost(String),
+    /// A value in it is not what we write.
+    #[error("Redis holds something that is not understood at {key}: {error}")]
+    Corrupt {
+        /// Where.
+        key: String,
+        /// What the parser said.
+        error: serde_json::Error,
+    },
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The Redis at these URLs (several: a cluster). Connects when first used, and again whenever
+    /// the connection is lost.
+    ///
+    /// # Errors
+    /// A URL is wrong. A password is never part of the message.
+    pub fn new(
+        urls: &[String],
+        trust: &Trust,
+        prefix: &str,
+        health: Health,
+    ) -> anyhow::Result<Self> {
+        let link = Link::new(urls, trust)?;
+        Ok(Self { link, keys: Keys::new(prefix), health, epoch: Arc::default() })
+    }
+
+    /// Prepares an empty Redis. Answers whether it was empty; one that has an epoch stays as it is.
+    ///
+    /// # Errors
+    /// Redis did not answer.
+    pub async fn init(&self) -> Result<bool, StoreError> {
+        let mut link = self.link.clone();
+        let epoch = crate::ids::token();
+        let created: bool =
+            redis::cmd("SETNX").arg(self.keys.epoch()).arg(&epoch).query_async(&mut link).await?;
+        // The log is never empty from now on: a reader that finds it so knows that it was lost.
+        self.log_change(&changes::Change::Initialised).await?;
+        Ok(created)
+    }
+
+    /// Checks that the store is the one that this service began with.
+    ///
+    /// # Errors
+    /// It is not, or Redis did not answer.
+    pub async fn check_epoch(&self) -> Result<(), StoreError> {
+        let mut link = self.link.clone();
+        let found: Option<String> =
+            redis::cmd("GET").arg(self.keys.epoch()).query_async(&mut link).await?;
+        let found = found.ok_or(StoreError::NotInitialised)?;
+        let mut known = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
+        if *known.get_or_insert_with(|| found.clone()) == found {
+            Ok(())
+        } else {
+            Err(StoreError::AnotherEpoch)
+        }
+    }
+
+    /// Whether Redis answered when last asked and is the store that this service began with.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.health.is_up(Dependency::Redis)
+    }
+}

@@ -1,0 +1,82 @@
+//! The names of Redis keys. Braces are hash tags: what stands in the same braces lives on the
+//! same node of a cluster.
+
+use doorbell_common::ids::{EventId, SlotNumber, TenantId};
+use doorbell_common::pattern::Pattern;
+
+/// Makes the names of keys.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// String: the epoch.
+    pub(super) fn epoch(&self) -> String {
+        format!("{}:{{main}}:epoch", self.prefix)
+    }
+
+    /// Stream: what changed, capped.
+    pub(super) fn changes(&self) -> String {
+        format!("{}:{{main}}:changes", self.prefix)
+    }
+
+    /// Counter: subscriptions ever created.
+    pub(super) fn created(&self) -> String {
+        format!("{}:{{main}}:subscriptions-created", self.prefix)
+    }
+
+    /// Sorted set, all scores 0: tenants.
+    pub(super) fn tenants(&self) -> String {
+        format!("{}:{{main}}:tenants", self.prefix)
+    }
+
+    /// Hash, subscription to times: which subscriptions have held deliveries in the stream.
+    pub(super) fn held(&self) -> String {
+        format!("{}:{{main}}:held", self.prefix)
+    }
+
+    /// String with a TTL: who reads the held deliveries just now.
+    pub(super) fn held_lease(&self) -> String {
+        format!("{}:{{main}}:held-lease", self.prefix)
+    }
+
+    /// Hash, subscription id to record.
+    pub(super) fn slot(&self, slot: SlotNumber) -> String {
+        format!("{}:{{slot-{:06x}}}", self.prefix, slot.0)
+    }
+
+    /// String: the tenant's record.
+    pub(super) fn tenant(&self, tenant: &TenantId) -> String {
+        format!("{}:{{tenant-{tenant}}}:record", self.prefix)
+    }
+
+    /// Sorted set, all scores 0: the tenant's subscriptions.
+    pub(super) fn subscriptions(&self, tenant: &TenantId) -> String {
+        format!("{}:{{tenant-{tenant}}}:subscriptions", self.prefix)
+    }
+
+    /// Set: the patterns that the tenant's subscriptions have.
+    pub(super) fn patterns(&self, tenant: &TenantId) -> String {
+        format!("{}:{{tenant-{tenant}}}:patterns", self.prefix)
+    }
+
+    /// Set: the tenant's subscriptions with this pattern.
+    pub(super) fn pattern(&self, tenant: &TenantId, pattern: &Pattern) -> String {
+        format!("{}:{{tenant-{tenant}}}:pattern:{pattern}", self.prefix)
+    }
+
+    /// String with a TTL: how far an event with an id of its publisher's has come.
+    pub(super) fn event_note(&self, tenant: &TenantId, event: &EventId) -> String {
+        format!("{}:event:{{{tenant}/{event}}}", self.prefix)
+    }
+
+    /// String with a TTL: how far a hand-off has come.
+    pub(super) fn work_note(&self, name: &str) -> String {
+        format!("{}:note:{{{name}}}", self.prefix)
+    }
+}

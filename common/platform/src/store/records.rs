@@ -1,0 +1,284 @@
+//! The records of subscriptions, written so that a reader sees each change whole or not at all.
+//!
+//! A record lives in its slot and is the truth. The tenant's index (its subscriptions, and which
+//! have which pattern) only says where to look, and may say too much: a reader checks the record.
+//! So a creation writes the record first and is in force once it is linked; a change links new
+//! patterns before the record and unlinks old ones after; a deletion writes the tombstone first.
+
+use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
+use doorbell_common::pattern::Pattern;
+use doorbell_common::subscription::{Record, Subscription};
+use doorbell_common::time::Timestamp;
+use redis::Value;
+
+use super::changes::Change;
+use super::{Store, StoreError};
+use crate::clock;
+
+/// A subscription as read, and the bytes that were there: a change is made only over those.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The subscription.
+    pub subscription: Subscription,
+    raw: String,
+}
+
+/// What a slot has under an id.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// The subscription.
+    Live(Box<Stored>),
+    /// A tombstone.
+    Deleted,
+    /// Nothing.
+    Missing,
+}
+
+/// Replaces a field if it still holds what was read.
+const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1 end return 0";
+
+/// Takes a subscription out of the sets of patterns; a set that is then empty leaves the list.
+/// KEYS: the list, then a set for each pattern. ARGV: the id, then each pattern.
+const UNLINK: &str = "for i = 2, #KEYS do redis.call('SREM', KEYS[i], ARGV[1]) if redis.call('EXISTS', KEYS[i]) == 0 then redis.call('SREM', KEYS[1], ARGV[i]) end end return 1";
+
+impl Store {
+    /// An id for a new subscription, in the slot whose turn it is.
+    ///
+    /// # Errors
+    /// Redis did not answer, or there are no ids left.
+    pub async fn new_subscription_id(&self) -> Result<SubscriptionId, StoreError> {
+        let mut link = self.link.clone();
+        let created: u64 =
+            redis::cmd("INCR").arg(self.keys.created()).query_async(&mut link).await?;
+        // Ids end after 2^32 subscriptions; then the last slot goes on growing.
+        let slot = SlotNumber::of_nth(created - 1).unwrap_or(SlotNumber(SlotNumber::END - 1));
+        Ok(SubscriptionId::new(slot, clock::random_bits()))
+    }
+
+    /// Writes a new subscription, and its tenant if it is the first.
+    ///
+    /// # Errors
+    /// Redis did not answer: the subscription may or may not be there.
+    pub async fn create_subscription(&self, subscription: &Subscription) -> Result<(), StoreError> {
+        self.check_epoch().await?;
+        self.ensure_tenant(&subscription.tenant).await?;
+        let mut link = self.link.clone();
+        let slot = subscription.id.slot();
+        let raw = to_raw(subscription)?;
+        self.announce(subscription, true).await?;
+        let mut set = redis::cmd("HSET");
+        set.arg(self.keys.slot(slot)).arg(subscription.id.as_str()).arg(raw);
+        set.query_async::<Value>(&mut link).await?;
+        self.link_patterns(subscription, &subscription.events).await?;
+        self.log(subscription, true).await
+    }
+
+    /// Reads one subscription, as it is now.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn subscription(&self, id: &SubscriptionId) -> Result<Lookup, StoreError> {
+        let mut link = self.link.clone();
+        let key = self.keys.slot(id.slot());
+        let raw: Option<String> =
+            redis::cmd("HGET").arg(&key).arg(id.as_str()).query_async(&mut link).await?;
+        self.check_epoch().await?;
+        let Some(raw) = raw else { return Ok(Lookup::Missing) };
+        match serde_json::from_str(&raw)
+            .map_err(|error| StoreError::Corrupt { key: format!("{key} {id}"), error })?
+        {
+            Record::Deleted(_) => Ok(Lookup::Deleted),
+            Record::Live(subscription) => {
+                Ok(Lookup::Live(Box::new(Stored { subscription: *subscription, raw })))
+            }
+        }
+    }
+
+    /// Replaces a subscription by its changed self; answers whether it still was as it was read.
+    ///
+    /// # Errors
+    /// Redis did not answer: the change may or may not be there.
+    pub async fn update_subscription(
+        &self,
+        stored: &Stored,
+        changed: &Subscription,
+    ) -> Result<bool, StoreError> {
+        let before = &stored.subscription;
+        let patterns_change = before.events != changed.events;
+        self.announce(changed, patterns_change).await?;
+        let added: Vec<Pattern> =
+            changed.events.iter().filter(|p| !before.events.contains(p)).cloned().collect();
+        self.link_patterns(changed, &added).await?;
+        let replaced = self.replace(&changed.id, &stored.raw, &to_raw(changed)?).await?;
+        if replaced {
+            let removed: Vec<Pattern> =
+                before.events.iter().filter(|p| !changed.events.contains(p)).cloned().collect();
+            self.unlink_patterns(&changed.tenant, &changed.id, &removed).await?;
+        }
+        self.log(changed, patterns_change).await?;
+        Ok(replaced)
+    }
+
+    /// Puts a tombstone in the subscription's place; answers whether it still was as it was read.
+    ///
+    /// # Errors
+    /// Redis did not answer: it may or may not be deleted.
+    pub async fn delete_subscription(
+        &self,
+        stored: &Stored,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let subscription = &stored.subscription;
+        self.announce(subscription, true).await?;
+        let tombstone = serde_json::to_string(&Record::Deleted(now))
+            .map_err(|error| corrupt(&subscription.id, error))?;
+        let replaced = self.replace(&subscription.id, &stored.raw, &tombstone).await?;
+        if replaced {
+            self.unlink_patterns(&subscription.tenant, &subscription.id, &subscription.events)
+                .await?;
+            let mut link = self.link.clone();
+            let mut remove = redis::cmd("ZREM");
+            remove.arg(self.keys.subscriptions(&subscription.tenant)).arg(subscription.id.as_str());
+            remove.query_async::<Value>(&mut link).await?;
+        }
+        self.log(subscription, true).await?;
+        Ok(replaced)
+    }
+
+    /// A tenant's subscriptions, in the order of their ids, after one of them; at most `limit`.
+    /// The second value is where to go on, if there is more.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn list_subscriptions(
+        &self,
+        tenant: &TenantId,
+        after: Option<&SubscriptionId>,
+        limit: usize,
+    ) -> Result<(Vec<Subscription>, Option<SubscriptionId>), StoreError> {
+        let after = after.map(SubscriptionId::as_str);
+        let mut ids: Vec<SubscriptionId> = self
+            .page_of_names(self.keys.subscriptions(tenant), after, limit + 1)
+            .await?
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = if more { ids.last().cloned() } else { None };
+        let reads = ids.iter().map(|id| self.subscription(id));
+        let found = futures_util::future::try_join_all(reads).await?;
+        let live = found.into_iter().filter_map(|lookup| match lookup {
+            Lookup::Live(stored) => Some(stored.subscription),
+            // Deleted a moment ago, or lost; neither can be shown.
+            Lookup::Deleted | Lookup::Missing => None,
+        });
+        Ok((live.collect(), next))
+    }
+
+    /// Names of a sorted set whose scores are all 0, after one of them.
+    pub(super) async fn page_of_names(
+        &self,
+        key: String,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let mut link = self.link.clone();
+        let start = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
+        let mut range = redis::cmd("ZRANGEBYLEX");
+        range.arg(key).arg(start).arg("+").arg("LIMIT").arg(0).arg(limit);
+        let names = range.query_async(&mut link).await?;
+        self.check_epoch().await?;
+        Ok(names)
+    }
+
+    async fn replace(
+        &self,
+        id: &SubscriptionId,
+        before: &str,
+        after: &str,
+    ) -> Result<bool, StoreError> {
+        let mut link = self.link.clone();
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(REPLACE)
+            .arg(1)
+            .arg(self.keys.slot(id.slot()))
+            .arg(id.as_str())
+            .arg(before)
+            .arg(after);
+        Ok(eval.query_async::<u8>(&mut link).await? == 1)
+    }
+
+    async fn link_patterns(
+        &self,
+        subscription: &Subscription,
+        patterns: &[Pattern],
+    ) -> Result<(), StoreError> {
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        let (tenant, id) = (&subscription.tenant, subscription.id.as_str());
+        let mut link = self.link.clone();
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        pipe.cmd("ZADD").arg(self.keys.subscriptions(tenant)).arg(0).arg(id).ignore();
+        for pattern in patterns {
+            pipe.cmd("SADD").arg(self.keys.pattern(tenant, pattern)).arg(id).ignore();
+            pipe.cmd("SADD").arg(self.keys.patterns(tenant)).arg(pattern.as_str()).ignore();
+        }
+        pipe.query_async::<()>(&mut link).await?;
+        Ok(())
+    }
+
+    async fn unlink_patterns(
+        &self,
+        tenant: &TenantId,
+        id: &SubscriptionId,
+        patterns: &[Pattern],
+    ) -> Result<(), StoreError> {
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        let mut link = self.link.clone();
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(UNLINK).arg(patterns.len() + 1).arg(self.keys.patterns(tenant));
+        for pattern in patterns {
+            eval.arg(self.keys.pattern(tenant, pattern));
+        }
+        eval.arg(id.as_str());
+        for pattern in patterns {
+            eval.arg(pattern.as_str());
+        }
+        eval.query_async::<Value>(&mut link).await?;
+        Ok(())
+    }
+
+    async fn announce(
+        &self,
+        subscription: &Subscription,
+        index_too: bool,
+    ) -> Result<(), StoreError> {
+        self.announce_change(&Change::Slot(subscription.id.slot())).await?;
+        if index_too {
+            self.announce_change(&Change::Tenant(subscription.tenant.clone())).await?;
+        }
+        Ok(())
+    }
+
+    async fn log(&self, subscription: &Subscription, index_too: bool) -> Result<(), StoreError> {
+        self.log_change(&Change::Slot(subscription.id.slot())).await?;
+        if index_too {
+            self.log_change(&Change::Tenant(subscription.tenant.clone())).await?;
+        }
+        Ok(())
+    }
+}
+
+fn to_raw(subscription: &Subscription) -> Result<String, StoreError> {
+    serde_json::to_string(&Record::Live(Box::new(subscription.clone())))
+        .map_err(|error| corrupt(&subscription.id, error))
+}
+
+fn corrupt(id: &SubscriptionId, error: serde_json::Error) -> StoreError {
+    StoreError::Corrupt { key: id.to_string(), error }
+}

@@ -1,0 +1,307 @@
+//! What a dispatcher or scheduler knows of subscriptions: slots and tenants' indexes, read when
+//! first needed, kept until the log of changes says otherwise.
+//!
+//! With Redis away, what is known goes on being used; what is not known is an error, never an
+//! empty answer.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use doorbell_common::event::EventType;
+use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
+use doorbell_common::pattern::Pattern;
+use doorbell_common::subscription::{Record, Standing, Subscription};
+use moka::future::Cache;
+use tokio::time::Instant;
+
+use super::changes::{Change, News};
+use super::{Store, StoreError};
+use crate::health::Dependency;
+use crate::shutdown::Shutdown;
+
+/// How often the log is read.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long after an announcement its change is looked for again: longer than a command may take.
+const LATER: Duration = Duration::from_secs(5);
+/// Slots kept in memory, of 256 subscriptions each.
+const SLOTS: u64 = 512;
+/// Tenants' indexes kept in memory.
+const TENANTS: u64 = 100_000;
+
+/// What is known of subscriptions. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    store: Store,
+    slots: Cache<SlotNumber, Arc<Slot>>,
+    tenants: Cache<TenantId, Arc<Index>>,
+    /// Raised with each change: a fill that began before one is not kept.
+    changes: Arc<AtomicU64>,
+}
+
+type Slot = HashMap<SubscriptionId, Entry>;
+type Index = Vec<(Pattern, Vec<SubscriptionId>)>;
+
+#[derive(Clone, Debug)]
+enum Entry {
+    Live(Arc<Subscription>),
+    Deleted,
+}
+
+/// What is known under an id.
+#[derive(Clone, Debug)]
+pub enum Known {
+    /// The subscription.
+    Live(Arc<Subscription>),
+    /// It was deleted.
+    Deleted,
+    /// There is neither a record nor a tombstone.
+    Missing,
+}
+
+impl Known {
+    /// What this means for a delivery.
+    #[must_use]
+    pub fn standing(&self) -> Standing<'_> {
+        match self {
+            Self::Live(subscription) => subscription.standing(),
+            Self::Deleted => Standing::Cancelled,
+            Self::Missing => Standing::Missing,
+        }
+    }
+}
+
+/// The subscriptions that want an event.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// These, whatever their status.
+    pub live: Vec<Arc<Subscription>>,
+    /// The index names these, and there is neither a record nor a tombstone.
+    pub missing: Vec<SubscriptionId>,
+}
+
+impl Snapshots {
+    /// Knows nothing yet. [`Snapshots::follow`] must run for it to stay true.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self {
+            store,
+            slots: Cache::new(SLOTS),
+            tenants: Cache::new(TENANTS),
+            changes: Arc::default(),
+        }
+    }
+
+    /// The subscriptions of a tenant that want events of this type.
+    ///
+    /// # Errors
+    /// Something needed is not known, and Redis is away or not what it was.
+    pub async fn matching(
+        &self,
+        tenant: &TenantId,
+        event_type: &EventType,
+    ) -> Result<Matches, Arc<StoreError>> {
+        let index = self.index(tenant).await?;
+        let matched = index.iter().filter(|(pattern, _)| pattern.matches(event_type));
+        let ids: HashSet<&SubscriptionId> = matched.flat_map(|(_, ids)| ids).collect();
+        let mut matches = Matches::default();
+        for id in ids {
+            match self.get(id).await? {
+                // The index may say too much; the record decides.
+                Known::Live(subscription)
+                    if subscription.tenant == *tenant && subscription.wants(event_type) =>
+                {
+                    matches.live.push(subscription);
+                }
+                Known::Live(_) | Known::Deleted => {}
+                Known::Missing => matches.missing.push(id.clone()),
+            }
+        }
+        Ok(matches)
+    }
+
+    /// What is known under an id.
+    ///
+    /// # Errors
+    /// It is not known, and Redis is away or not what it was.
+    pub async fn get(&self, id: &SubscriptionId) -> Result<Known, Arc<StoreError>> {
+        let number = id.slot();
+        let before = self.changes.load(Ordering::Acquire);
+        let slot = self.slots.try_get_with(number, self.store.load_slot(number)).await?;
+        if self.changes.load(Ordering::Acquire) != before {
+            self.slots.invalidate(&number).await;
+        }
+        Ok(match slot.get(id) {
+            Some(Entry::Live(subscription)) => Known::Live(Arc::clone(subscription)),
+            Some(Entry::Deleted) => Known::Deleted,
+            None => Known::Missing,
+        })
+    }
+
+    async fn index(&self, tenant: &TenantId) -> Result<Arc<Index>, Arc<StoreError>> {
+        let before = self.changes.load(Ordering::Acquire);
+        let index =
+            self.tenants.try_get_with(tenant.clone(), self.store.load_index(tenant)).await?;
+        if self.changes.load(Ordering::Acquire) != before {
+            self.tenants.invalidate(tenant).await;
+        }
+        Ok(index)
+    }
+
+    /// Follows the log of changes and watches over the store's health, until nobody needs it any
+    /// more.
+    pub async fn follow(self, shutdown: Shutdown) {
+        let mut follower = Follower { snapshots: self, position: None, later: VecDeque::new() };
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.until_finished(look.tick()).await.is_some() {
+            follower.look().await;
+        }
+    }
+
+    async fn invalidate(&self, change: &Change) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        match change {
+            Change::Slot(slot) => self.slots.invalidate(slot).await,
+            Change::Tenant(tenant) => self.tenants.invalidate(tenant).await,
+            Change::Initialised => self.invalidate_all(),
+        }
+    }
+
+    fn invalidate_all(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.slots.invalidate_all();
+        self.tenants.invalidate_all();
+    }
+}
+
+struct Follower {
+    snapshots: Snapshots,
+    /// The last entry seen.
+    position: Option<String>,
+    /// Announced changes to look for again, and when.
+    later: VecDeque<(Instant, Change)>,
+}
+
+impl Follower {
+    async fn look(&mut self) {
+        let store = self.snapshots.store.clone();
+        match self.read().await {
+            Ok(()) => store.health.up(Dependency::Redis),
+            Err(error) => store.health.down(Dependency::Redis, error.to_string()),
+        }
+        while let Some((due, _)) = self.later.front() {
+            if *due > Instant::now() {
+                break;
+            }
+            if let Some((_, change)) = self.later.pop_front() {
+                self.snapshots.invalidate(&change).await;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), StoreError> {
+        let store = &self.snapshots.store;
+        // First, so that an emptied or another store never clears what is known.
+        store.check_epoch().await?;
+        match store.changes_since(self.position.as_deref()).await? {
+            News::Entries(entries, position) => {
+                for entry in entries {
+                    self.snapshots.invalidate(&entry.change).await;
+                    if entry.announced {
+                        self.later.push_back((Instant::now() + LATER, entry.change));
+                    }
+                }
+                self.position = Some(position);
+            }
+            News::Lost(position) => {
+                if self.position.is_some() {
+                    tracing::warn!(
+                        "the log of changes was trimmed or lost: reading subscriptions afresh"
+                    );
+                }
+                self.snapshots.invalidate_all();
+                self.position = Some(position);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Watches over the store's health alone, for services that keep no snapshots.
+    pub async fn watch(self, shutdown: Shutdown) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.until_finished(look.tick()).await.is_some() {
+            match self.check_epoch().await {
+                Ok(()) => self.health.up(Dependency::Redis),
+                Err(error) => self.health.down(Dependency::Redis, error.to_string()),
+            }
+        }
+    }
+
+    async fn load_slot(&self, number: SlotNumber) -> Result<Arc<Slot>, StoreError> {
+        if !self.is_up() {
+            return Err(StoreError::NotReady);
+        }
+        let mut link = self.link.clone();
+        let key = self.keys.slot(number);
+        let records: Vec<(String, String)> =
+            redis::cmd("HGETALL").arg(&key).query_async(&mut link).await?;
+        // After the reading: a store emptied before it is found out here.
+        self.check_epoch().await?;
+        let mut slot = Slot::new();
+        for (id, raw) in records {
+            match (id.parse(), serde_json::from_str(&raw)) {
+                (Ok(id), Ok(Record::Live(subscription))) => {
+                    slot.insert(id, Entry::Live(Arc::new(*subscription)));
+                }
+                (Ok(id), Ok(Record::Deleted(_))) => {
+                    slot.insert(id, Entry::Deleted);
+                }
+                // It counts as missing: its deliveries are held, the others go on.
+                (_, Err(error)) => tracing::error!(key, id, %error, "record is not understood"),
+                (Err(error), _) => tracing::error!(key, id, %error, "record has no valid id"),
+            }
+        }
+        Ok(Arc::new(slot))
+    }
+
+    async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
+        if !self.is_up() {
+            return Err(StoreError::NotReady);
+        }
+        let mut link = self.link.clone();
+        let mut pipe = redis::pipe();
+        pipe.cmd("EXISTS").arg(self.keys.tenant(tenant));
+        pipe.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
+        let (exists, patterns): (bool, Vec<String>) = pipe.query_async(&mut link).await?;
+        let patterns: Vec<Pattern> =
+            patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
+        let mut index = Index::new();
+        if !patterns.is_empty() {
+            let mut pipe = redis::pipe();
+            for pattern in &patterns {
+                pipe.cmd("SMEMBERS").arg(self.keys.pattern(tenant, pattern));
+            }
+            let sets: Vec<Vec<String>> = pipe.query_async(&mut link).await?;
+            for (pattern, ids) in patterns.into_iter().zip(sets) {
+                index.push((pattern, ids.iter().filter_map(|id| id.parse().ok()).collect()));
+            }
+        }
+        // After the reading, as above. On a cluster the epoch may be there although this tenant's
+        // node was emptied: then the tenant is listed, but has no record.
+        self.check_epoch().await?;
+        if !exists {
+            let mut score = redis::cmd("ZSCORE");
+            score.arg(self.keys.tenants()).arg(tenant.as_str());
+            let listed: Option<f64> = score.query_async(&mut link).await?;
+            if listed.is_some() {
+                return Err(StoreError::Lost(tenant.to_string()));
+            }
+        }
+        Ok(Arc::new(index))
+    }
+}

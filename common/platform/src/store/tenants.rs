@@ -1,0 +1,99 @@
+//! The records of tenants. A tenant's own record is written before it is listed and removed after
+//! it is taken off the list, so "listed without a record" always means that Redis lost something.
+
+use doorbell_common::ids::TenantId;
+use doorbell_common::time::Timestamp;
+use redis::Value;
+use serde::{Deserialize, Serialize};
+
+use super::changes::Change;
+use super::{Store, StoreError};
+use crate::clock;
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Its id.
+    pub id: TenantId,
+    /// When it was first used.
+    pub created_at: Timestamp,
+}
+
+impl Store {
+    /// Creates the tenant unless it is there; answers whether it was created now.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn ensure_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
+        self.check_epoch().await?;
+        let mut link = self.link.clone();
+        let tenant = Tenant { id: id.clone(), created_at: clock::now() };
+        let raw = serde_json::to_string(&tenant)
+            .map_err(|error| StoreError::Corrupt { key: id.to_string(), error })?;
+        let created: bool =
+            redis::cmd("SETNX").arg(self.keys.tenant(id)).arg(raw).query_async(&mut link).await?;
+        let mut list = redis::cmd("ZADD");
+        list.arg(self.keys.tenants()).arg(0).arg(id.as_str());
+        list.query_async::<Value>(&mut link).await?;
+        Ok(created)
+    }
+
+    /// Reads a tenant.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn tenant(&self, id: &TenantId) -> Result<Option<Tenant>, StoreError> {
+        let mut link = self.link.clone();
+        let key = self.keys.tenant(id);
+        let raw: Option<String> = redis::cmd("GET").arg(&key).query_async(&mut link).await?;
+        self.check_epoch().await?;
+        raw.map(|raw| serde_json::from_str(&raw))
+            .transpose()
+            .map_err(|error| StoreError::Corrupt { key, error })
+    }
+
+    /// Removes a tenant whose subscriptions are deleted; answers whether it was there.
+    ///
+    /// # Errors
+    /// Redis did not answer: it may or may not be removed.
+    pub async fn remove_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
+        self.check_epoch().await?;
+        let mut link = self.link.clone();
+        let change = Change::Tenant(id.clone());
+        self.announce_change(&change).await?;
+        redis::cmd("ZREM")
+            .arg(self.keys.tenants())
+            .arg(id.as_str())
+            .query_async::<Value>(&mut link)
+            .await?;
+        let removed: bool =
+            redis::cmd("DEL").arg(self.keys.tenant(id)).query_async(&mut link).await?;
+        self.log_change(&change).await?;
+        Ok(removed)
+    }
+
+    /// Tenants in the order of their ids, after one of them; at most `limit`. The second value is
+    /// where to go on, if there is more.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn list_tenants(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<(Vec<Tenant>, Option<TenantId>), StoreError> {
+        let after = after.map(TenantId::as_str);
+        let mut ids: Vec<TenantId> = self
+            .page_of_names(self.keys.tenants(), after, limit + 1)
+            .await?
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = if more { ids.last().cloned() } else { None };
+        let found =
+            futures_util::future::try_join_all(ids.iter().map(|id| self.tenant(id))).await?;
+        Ok((found.into_iter().flatten().collect(), next))
+    }
+}

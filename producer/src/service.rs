@@ -1,0 +1,80 @@
+//! The producer service: events come in over HTTP and are accepted once RabbitMQ has them.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Parser;
+use doorbell_common::duration::DurationText;
+use doorbell_platform::args::CommonArgs;
+use doorbell_platform::auth::AdminKeyArgs;
+use doorbell_platform::broker::{Broker, Publisher};
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::http as platform_http;
+use doorbell_platform::service::{self, Service, ServiceArgs};
+use doorbell_platform::store::Store;
+use doorbell_platform::tls::Trust;
+
+mod accept;
+mod api;
+mod metrics;
+mod request;
+
+use accept::Acceptor;
+use metrics::Metrics;
+
+/// Accepts events over HTTP and publishes them to RabbitMQ.
+#[derive(Debug, Parser)]
+#[command(name = "doorbell-producer", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    admin_key: AdminKeyArgs,
+    /// Where the API is served.
+    #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// The most bytes that an event's data may have.
+    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
+    max_event_bytes: usize,
+    /// How long the id of a finished event is remembered; the dispatcher must have the same.
+    #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
+    duplicate_window: DurationText,
+}
+
+impl ServiceArgs for Args {
+    fn common(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// Runs the service to its end.
+#[must_use]
+pub fn main() -> ExitCode {
+    service::run("doorbell-producer", run)
+}
+
+async fn run(args: Args, service: Service) -> anyhow::Result<()> {
+    let key =
+        args.admin_key.read().map_err(|error| service::WrongArguments(format!("{error:#}")))?;
+    let dependencies = [(Dependency::RabbitmqPublish, true), (Dependency::Redis, false)];
+    let health = Health::new(&service.registry, &dependencies)?;
+    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
+    let broker = Broker::new(&args.common.amqp_urls()?, trust.clone(), "doorbell-producer")?;
+    let store =
+        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
+    let publisher = Publisher::start(broker, health.clone(), &service.registry, &service.shutdown)?;
+    let acceptor = Acceptor {
+        publisher,
+        store: store.clone(),
+        metrics: Metrics::new(&service.registry)?,
+        max_event_bytes: args.max_event_bytes,
+        duplicate_window: args.duplicate_window.0,
+    };
+    service.serve_admin(&args.common, health).await?;
+    service.shutdown.spawn(store.watch(service.shutdown.clone()));
+    let listener = service::listen(args.listen, "--listen").await?;
+    let routes =
+        platform_http::api(api::routes(acceptor), key, api::MAX_BATCH_BYTES + args.max_event_bytes);
+    platform_http::serve(listener, routes, service.shutdown.clone()).await;
+    Ok(())
+}

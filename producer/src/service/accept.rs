@@ -1,0 +1,75 @@
+//! Accepting one event: is it known, does RabbitMQ have it, note that it was accepted. In this
+//! order, so that a note never speaks of an event that was lost.
+
+use std::time::Duration;
+
+use doorbell_common::ids::{EventId, TenantId};
+use doorbell_common::intake::Refusal;
+use doorbell_platform::broker::{PublishError, Publisher};
+use doorbell_platform::store::Store;
+use doorbell_platform::store::notes::Note;
+
+use super::metrics::Metrics;
+use crate::event::{NewEvent, Ready, prepare};
+
+/// Accepts events. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Acceptor {
+    pub(crate) publisher: Publisher,
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+    pub(crate) max_event_bytes: usize,
+    pub(crate) duplicate_window: Duration,
+}
+
+/// An event that RabbitMQ has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) id: EventId,
+    /// Whether it had it before.
+    pub(crate) duplicate: bool,
+}
+
+/// Why an event was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAccepted {
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    Broker(#[from] PublishError),
+}
+
+impl Acceptor {
+    /// Accepts one event.
+    pub(crate) async fn accept(&self, event: &NewEvent) -> Result<Accepted, NotAccepted> {
+        let Ready { id, message } =
+            prepare(event, self.max_event_bytes).inspect_err(|_| self.metrics.rejected.inc())?;
+        let note = self.note(event, &id);
+        if let Some(note) = &note
+            && self.is_known(note).await
+        {
+            self.metrics.duplicate.inc();
+            return Ok(Accepted { id, duplicate: true });
+        }
+        self.publisher.publish(message).await.inspect_err(|_| self.metrics.unconfirmed.inc())?;
+        if let Some(note) = &note
+            && self.store.is_up()
+        {
+            self.store.accept(note).await;
+        }
+        self.metrics.accepted.inc();
+        Ok(Accepted { id, duplicate: false })
+    }
+
+    /// Only an id that the publisher gave can come twice.
+    fn note(&self, event: &NewEvent, id: &EventId) -> Option<Note> {
+        event.id.as_ref()?;
+        let tenant: TenantId = event.tenant.parse().ok()?;
+        Some(self.store.event_note(&tenant, id, self.duplicate_window))
+    }
+
+    /// With Redis away the event is accepted; the dispatcher decides.
+    async fn is_known(&self, note: &Note) -> bool {
+        self.store.is_up() && self.store.is_known(note).await.unwrap_or(false)
+    }
+}

@@ -1,0 +1,124 @@
+//! The producer's routes: one event, or a batch of them.
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use doorbell_common::intake::Refusal;
+use doorbell_common::json::InvalidJson;
+use doorbell_platform::http::read_body;
+use doorbell_platform::problem::{FieldError, Problem};
+use serde_json::{Value, json};
+
+use super::accept::{Accepted, Acceptor, NotAccepted};
+use super::request::read_event;
+use crate::event::NewEvent;
+
+/// The most bytes that a batch may have.
+pub(super) const MAX_BATCH_BYTES: usize = 5 * 1024 * 1024;
+/// The most events that a batch may have.
+const MAX_BATCH_EVENTS: usize = 1000;
+/// What a request may have beside the event's data.
+const ENVELOPE_BYTES: usize = 16 * 1024;
+
+/// The API's routes.
+pub(super) fn routes(acceptor: Acceptor) -> Router {
+    Router::new()
+        .route("/v1/events", post(publish))
+        .route("/v1/events/batch", post(publish_batch))
+        .with_state(acceptor)
+}
+
+async fn publish(
+    State(acceptor): State<Acceptor>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let max = acceptor.max_event_bytes + ENVELOPE_BYTES;
+    let body = read_body(&headers, body, &["application/json"], max).await?;
+    let accepted = accept(&acceptor, &headers, &body).await?;
+    let answer = json!({ "id": accepted.id, "duplicate": accepted.duplicate });
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+async fn publish_batch(
+    State(acceptor): State<Acceptor>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let body = read_body(&headers, body, &["application/x-ndjson"], MAX_BATCH_BYTES).await?;
+    let lines: Vec<Bytes> = body
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.trim_ascii().is_empty())
+        .map(|line| body.slice_ref(line))
+        .collect();
+    if lines.len() > MAX_BATCH_EVENTS {
+        let detail = format!(
+            "a batch may have at most {MAX_BATCH_EVENTS} events; this one has {}",
+            lines.len()
+        );
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    // With RabbitMQ away, one answer says more than a thousand.
+    acceptor.publisher.check().map_err(|error| NotAccepted::Broker(error).into_problem())?;
+    let accepting = lines.iter().map(|line| accept(&acceptor, &headers, line));
+    let results = futures_util::future::join_all(accepting).await.into_iter().map(batch_result);
+    Ok(Json(json!({ "results": results.collect::<Vec<Value>>() })))
+}
+
+fn batch_result(result: Result<Accepted, Problem>) -> Value {
+    match result {
+        Ok(Accepted { id, duplicate: false }) => json!({ "id": id, "status": 202 }),
+        Ok(Accepted { id, duplicate: true }) => {
+            json!({ "id": id, "status": 202, "duplicate": true })
+        }
+        Err(problem) => {
+            let status = problem.status();
+            json!({ "status": status, "problem": problem })
+        }
+    }
+}
+
+async fn accept(
+    acceptor: &Acceptor,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Accepted, Problem> {
+    let mut event = read_event(body).inspect_err(|_| acceptor.metrics.rejected.inc())?;
+    carry_trace(&mut event, headers);
+    acceptor.accept(&event).await.map_err(NotAccepted::into_problem)
+}
+
+fn carry_trace(event: &mut NewEvent, headers: &HeaderMap) {
+    let text =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    event.traceparent = text("traceparent");
+    event.tracestate = text("tracestate");
+}
+
+impl NotAccepted {
+    fn into_problem(self) -> Problem {
+        match self {
+            Self::Broker(error) => {
+                Problem::unavailable(format!("{error}; send the event again with the same id"))
+            }
+            Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))
+            }
+            Self::Refused(refusal) => {
+                let pointer = match &refusal {
+                    Refusal::EventType(_) => "/type",
+                    Refusal::NoTenant | Refusal::Tenant(_) | Refusal::Broadcast => "/tenant",
+                    Refusal::Id(_) => "/id",
+                    Refusal::Timestamp(_) => "/timestamp",
+                    Refusal::DeliverAt(_) | Refusal::TooFarAhead => "/deliver_at",
+                    Refusal::Data(_) => "/data",
+                    Refusal::ContentType => "",
+                };
+                Problem::invalid(vec![FieldError::new(pointer, refusal.to_string())])
+            }
+        }
+    }
+}

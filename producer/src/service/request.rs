@@ -1,0 +1,94 @@
+//! Reading an event out of a request's JSON, naming every field that is wrong.
+
+use doorbell_platform::http::{Members, pointer};
+use doorbell_platform::problem::{FieldError, Problem};
+use serde_json::value::RawValue;
+
+use crate::event::NewEvent;
+
+/// The event that a JSON object describes. What its values mean is checked later, by the rules
+/// of publishing; here only their names and kinds are.
+pub(super) fn read_event(body: &[u8]) -> Result<NewEvent, Problem> {
+    let Members(members) = Members::read(body)?;
+    let mut event = NewEvent::default();
+    let mut errors = Vec::new();
+    let (mut tenant, mut event_type, mut data) = (None, None, None);
+    for (name, value) in members {
+        let wrong = match name.as_str() {
+            "tenant" => text(&value, &mut tenant),
+            "type" => text(&value, &mut event_type),
+            "data" => {
+                data = Some(value.get().as_bytes().to_vec());
+                None
+            }
+            "id" => optional_text(&value, &mut event.id),
+            "timestamp" => optional_text(&value, &mut event.timestamp),
+            "deliver_at" => optional_text(&value, &mut event.deliver_at),
+            _ => Some("is not a field of an event".to_owned()),
+        };
+        errors.extend(wrong.map(|detail| FieldError::new(pointer(&name), detail)));
+    }
+    let missing = |name: &str, absent: bool| {
+        (absent && !errors.iter().any(|e: &FieldError| e.pointer == pointer(name)))
+            .then(|| FieldError::new(pointer(name), "is required"))
+    };
+    let absent = [
+        missing("tenant", tenant.is_none()),
+        missing("type", event_type.is_none()),
+        missing("data", data.is_none()),
+    ];
+    errors.extend(absent.into_iter().flatten());
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    event.tenant = tenant.unwrap_or_default();
+    event.event_type = event_type.unwrap_or_default();
+    event.data = data.unwrap_or_default();
+    Ok(event)
+}
+
+/// Puts a string into its place; answers what is wrong if it is none.
+fn text(value: &RawValue, place: &mut Option<String>) -> Option<String> {
+    match serde_json::from_str::<String>(value.get()) {
+        Ok(text) => {
+            *place = Some(text);
+            None
+        }
+        Err(_) => Some("must be a string".to_owned()),
+    }
+}
+
+/// The same for a field that may be null.
+fn optional_text(value: &RawValue, place: &mut Option<String>) -> Option<String> {
+    if value.get() == "null" { None } else { text(value, place) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(body: &str) -> String {
+        serde_json::to_string(&read_event(body.as_bytes()).unwrap_err()).unwrap()
+    }
+
+    #[test]
+    fn data_keeps_its_bytes() {
+        let event =
+            read_event(br#"{"tenant":"t","type":"a","data": {"n": 1.0e2,  "n":2},"id":null}"#)
+                .unwrap();
+        assert_eq!(event.data, br#"{"n": 1.0e2,  "n":2}"#);
+        assert_eq!(event.id, None);
+    }
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        let text = problem(r#"{"tenant":1,"typ":"a","id":[],"data":null}"#);
+        for pointer in ["/tenant", "/typ", "/id", "/type"] {
+            assert!(text.contains(&format!("\"{pointer}\"")), "{pointer} in {text}");
+        }
+        assert!(!text.contains("/data"));
+        assert!(problem("[]").contains("422"));
+        assert!(problem("{").contains("400"));
+        assert!(problem(r#"{"tenant":"a","tenant":"b"}"#).contains("twice"));
+    }
+}
