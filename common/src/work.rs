@@ -115,6 +115,9 @@ pub struct Failure {
     /// In plain words.
     #[serde(default)]
     pub detail: String,
+    /// Which endpoint it was ([`crate::subscription::Subscription::endpoint`]).
+    #[serde(default)]
+    pub endpoint: String,
     /// When the attempt began.
     #[serde(rename = "started_at_ms", with = "millis")]
     pub started_at: Timestamp,

@@ -14,42 +14,44 @@ pub struct CommonArgs {
     /// RabbitMQ: one URL, or the nodes of a cluster separated by commas (amqp or amqps).
     #[arg(
         long,
+        global = true,
         env = "DOORBELL_AMQP_URL",
         default_value = "amqp://127.0.0.1:5672/%2f",
         hide_env_values = true
     )]
     pub amqp_url: String,
     /// A file with the value of --amqp-url, which then counts instead.
-    #[arg(long, env = "DOORBELL_AMQP_URL_FILE")]
+    #[arg(long, global = true, env = "DOORBELL_AMQP_URL_FILE")]
     pub amqp_url_file: Option<PathBuf>,
     /// Redis: one URL, or the nodes of a cluster separated by commas (redis or rediss).
     #[arg(
         long,
+        global = true,
         env = "DOORBELL_REDIS_URL",
         default_value = "redis://127.0.0.1:6379/0",
         hide_env_values = true
     )]
     pub redis_url: String,
     /// A file with the value of --redis-url, which then counts instead.
-    #[arg(long, env = "DOORBELL_REDIS_URL_FILE")]
+    #[arg(long, global = true, env = "DOORBELL_REDIS_URL_FILE")]
     pub redis_url_file: Option<PathBuf>,
     /// What every Redis key begins with.
-    #[arg(long, env = "DOORBELL_REDIS_PREFIX", default_value = "doorbell")]
+    #[arg(long, global = true, env = "DOORBELL_REDIS_PREFIX", default_value = "doorbell")]
     pub redis_prefix: String,
     /// A PEM file of certificate authorities to trust for amqps and rediss, instead of the system's.
-    #[arg(long, env = "DOORBELL_TLS_CA_FILE")]
+    #[arg(long, global = true, env = "DOORBELL_TLS_CA_FILE")]
     pub tls_ca_file: Option<PathBuf>,
     /// Where /livez, /readyz and /metrics are served.
-    #[arg(long, env = "DOORBELL_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
+    #[arg(long, global = true, env = "DOORBELL_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
     pub admin_listen: std::net::SocketAddr,
     /// How logs are written.
-    #[arg(long, env = "DOORBELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, env = "DOORBELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Which logs are written: a level, or a filter by target (such as info,lapin=warn).
-    #[arg(long, env = "DOORBELL_LOG", default_value = "info")]
+    #[arg(long, global = true, env = "DOORBELL_LOG", default_value = "info")]
     pub log: String,
     /// How long a stop may take: at SIGTERM, work in flight is finished or handed on inside this time.
-    #[arg(long, env = "DOORBELL_GRACE", default_value = "45s")]
+    #[arg(long, global = true, env = "DOORBELL_GRACE", default_value = "45s")]
     pub grace: DurationText,
 }
 

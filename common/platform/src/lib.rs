@@ -17,4 +17,5 @@ pub mod problem;
 pub mod service;
 pub mod shutdown;
 pub mod store;
+pub mod targets;
 pub mod tls;

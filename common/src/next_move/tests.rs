@@ -34,6 +34,7 @@ fn failure(outcome: OutcomeClass, ended_at: Timestamp, retry_after_ms: Option<u6
         outcome,
         status: None,
         detail: String::new(),
+        endpoint: String::new(),
         started_at: ended_at,
         ended_at,
         retry_after_ms,

@@ -1,8 +1,8 @@
-//! Reading a stream from a point in time or an offset, up to what was there when the reading
-//! began.
+//! Reading a stream from a point in time or an offset.
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use doorbell_common::time::Timestamp;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -15,13 +15,15 @@ use super::message::Received;
 
 /// Messages fetched ahead.
 const PREFETCH: u16 = 200;
-/// A stream that yields nothing for so long has nothing more.
-const QUIET: Duration = Duration::from_secs(2);
+/// How long the next message may take. A reader knows where to stop (it has put a mark there), so
+/// silence is trouble, not the end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// With what was published at this time (or a little before: streams keep times by chunk).
+    /// With what was published at this time (or a little before: streams keep times by chunk and
+    /// in seconds).
     Time(Timestamp),
     /// With this offset.
     Offset(u64),
@@ -59,19 +61,18 @@ impl StreamReader {
         Ok(Self { connection, channel, consumer })
     }
 
-    /// The next message; `None` when there is no more for now.
+    /// The next message.
     ///
     /// # Errors
-    /// The connection was lost.
-    pub async fn next(&mut self) -> anyhow::Result<Option<Received>> {
-        let Ok(item) = tokio::time::timeout(QUIET, self.consumer.next()).await else {
-            return Ok(None);
-        };
-        let delivery =
-            item.ok_or_else(|| anyhow::anyhow!("the stream's consumer was cancelled"))??;
+    /// The connection was lost, or nothing came for 30 s.
+    pub async fn next(&mut self) -> anyhow::Result<Received> {
+        let item = tokio::time::timeout(PATIENCE, self.consumer.next())
+            .await
+            .context("the stream is silent")?;
+        let delivery = item.context("the stream's consumer was cancelled")??;
         // A stream keeps its messages; this only lets the broker send more.
         self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
-        Ok(Some(received(delivery)))
+        Ok(received(delivery))
     }
 
     /// Ends the reading.

@@ -20,8 +20,9 @@ pub struct HeldEntry {
     pub last: Timestamp,
 }
 
-/// Keeps the first time, renews the last.
-const NOTE: &str = "local v = redis.call('HGET', KEYS[1], ARGV[1]) local since = ARGV[2] if v then since = string.match(v, '^(%d+):') or since end redis.call('HSET', KEYS[1], ARGV[1], since .. ':' .. ARGV[2]) return 1";
+/// Keeps the earliest time of a hold, renews the last time that one was noted. ARGV: the
+/// subscription, since when the delivery is held, now.
+const NOTE: &str = "local v = redis.call('HGET', KEYS[1], ARGV[1]) local since, last = ARGV[2], ARGV[3] if v then local s, l = string.match(v, '^(%d+):(%d+)$') if s and tonumber(s) < tonumber(since) then since = s end if l and tonumber(l) > tonumber(last) then last = l end end redis.call('HSET', KEYS[1], ARGV[1], since .. ':' .. last) return 1";
 
 /// Removes an entry that is still as it was read.
 const REMOVE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
@@ -30,19 +31,21 @@ const REMOVE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then re
 const LEASE: &str = "local v = redis.call('GET', KEYS[1]) if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1 end return 0";
 
 impl Store {
-    /// Notes that a delivery is about to go to the stream.
+    /// Notes that a delivery, held since that time, is about to go to the stream.
     ///
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn note_held(
         &self,
         subscription: &SubscriptionId,
+        held_since: Timestamp,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.check_epoch().await?;
         let mut link = self.link.clone();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(NOTE).arg(1).arg(self.keys.held()).arg(subscription.as_str()).arg(now.as_millis());
+        eval.arg(NOTE).arg(1).arg(self.keys.held()).arg(subscription.as_str());
+        eval.arg(held_since.as_millis()).arg(now.as_millis());
         eval.query_async::<Value>(&mut link).await?;
         Ok(())
     }

@@ -1,0 +1,243 @@
+//! Takes messages in, works on each in a task of its own, and settles it once everything that
+//! follows from it is confirmed.
+//!
+//! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
+//! again, and after minutes its channel is closed so that another replica may have it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_common::event::Event;
+use doorbell_common::ids::SubscriptionId;
+use doorbell_common::work::{Page, Work};
+use doorbell_platform::backoff::Backoff;
+use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, TESTS};
+use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
+use doorbell_platform::clock;
+use doorbell_platform::shutdown::Shutdown;
+use doorbell_platform::store::Store;
+use doorbell_platform::store::notes::{Note, Taken};
+use doorbell_platform::store::snapshots::{Known, Snapshots};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
+
+use crate::fan_out::Served;
+use crate::metrics::Metrics;
+use crate::recorder::Recorder;
+use crate::sender::Sender;
+use crate::understand::{Destination, Identity, Origin, Task, understand_event, understand_work};
+
+/// How long our own trouble may keep a message in hand.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// A message that came so often without an end is worked alone: it may be what ends us.
+const SUSPECT_AFTER: u64 = 3;
+
+/// Everything that a message's task needs.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    pub(crate) publisher: Publisher,
+    pub(crate) store: Store,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) sender: Sender,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: Shutdown,
+    /// One permit for each POST that may be in flight.
+    pub(crate) posts: Semaphore,
+    /// Held while a suspect message is worked.
+    pub(crate) alone: Mutex<()>,
+    pub(crate) max_event_bytes: usize,
+    pub(crate) duplicate_window: Duration,
+}
+
+/// How the work on a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    /// What follows from it is confirmed, or nothing does.
+    Finished,
+    /// It was not begun, because the service is stopping.
+    NotBegun,
+    /// Our own trouble has lasted too long.
+    Stuck,
+}
+
+impl Dispatcher {
+    /// Waits until the store is there; `None` if the service is told to stop first.
+    pub(crate) async fn until_store_is_up(&self) -> Option<()> {
+        let mut backoff = Backoff::default();
+        while !self.store.is_up() {
+            self.shutdown.until(backoff.wait()).await?;
+        }
+        Some(())
+    }
+
+    /// Takes messages in until there are no more.
+    pub(crate) async fn dispatch(self: Arc<Self>, mut intake: Intake) {
+        while let Some(incoming) = intake.next().await {
+            let dispatcher = Arc::clone(&self);
+            self.shutdown.spawn(async move { dispatcher.settle(incoming).await });
+        }
+    }
+
+    /// Works on one message and settles it.
+    async fn settle(&self, incoming: Incoming) {
+        let Incoming { queue, received, settle } = incoming;
+        self.metrics.messages_in_hand.inc();
+        let suspect = received.delivery_count() >= SUSPECT_AFTER;
+        let _alone = if suspect { Some(self.alone.lock().await) } else { None };
+        let done = if *queue == *TESTS {
+            self.serve_test(&received).await;
+            Done::Finished
+        } else {
+            self.work(&queue, received).await
+        };
+        match done {
+            Done::Finished => settle.ack(),
+            Done::NotBegun => settle.requeue(),
+            Done::Stuck => settle.recycle(),
+        }
+        self.metrics.messages_in_hand.dec();
+    }
+
+    async fn work(&self, queue: &str, received: Received) -> Done {
+        if self.shutdown.is_stopping() {
+            return Done::NotBegun;
+        }
+        let now = clock::now();
+        let ours = [PAGES, DELIVERIES].contains(&queue);
+        let (task, identity) = if ours {
+            understand_work(&received, now)
+        } else {
+            understand_event(&received, self.max_event_bytes, now)
+        };
+        let note = self.note(&identity);
+        if let Some(note) = &note
+            && self.store.take(note, received.redelivered).await == Taken::Copy
+        {
+            let counter = if ours { &self.metrics.copies } else { &self.metrics.duplicate };
+            counter.inc();
+            return Done::Finished;
+        }
+        let done = match task {
+            Task::Reject(reason) => self.reject(received, &reason).await,
+            Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
+            Task::FanOut(event, origin) => self.serve_event(event, origin).await,
+            Task::Page(page) => self.serve_page(page).await,
+            Task::Deliver(delivery) => self.serve_delivery(delivery).await,
+        };
+        if let (Done::Finished, Some(note)) = (done, &note) {
+            self.store.finish(note).await;
+        }
+        done
+    }
+
+    fn note(&self, identity: &Identity) -> Option<Note> {
+        match identity {
+            Identity::Event(event) => {
+                Some(self.store.event_note(&event.tenant, &event.id, self.duplicate_window))
+            }
+            Identity::Work(name) => Some(self.store.work_note(name)),
+            Identity::Unique => None,
+        }
+    }
+
+    async fn reject(&self, received: Received, reason: &str) -> Done {
+        tracing::info!(reason, routing_key = received.routing_key, "message rejected");
+        self.metrics.rejected.inc();
+        to_done(
+            self.publisher
+                .publish_surely(&Message::rejected(received, reason))
+                .await
+                .map_err(Into::into),
+        )
+    }
+
+    async fn serve_event(&self, event: Arc<Event>, origin: Origin) -> Done {
+        let matching = || self.snapshots.matching(&event.tenant, &event.event_type);
+        let matches = match self.patiently(matching).await {
+            Ok(matches) => matches,
+            Err(done) => return done,
+        };
+        let live = matches.live.into_iter().map(|found| (found.id.clone(), Known::Live(found)));
+        let missing = matches.missing.into_iter().map(|id| (id, Known::Missing));
+        let targets = live.chain(missing).collect();
+        let sequence = match origin {
+            Origin::Published => 0,
+            Origin::HandedOn(sequence) => sequence,
+        };
+        let done = to_done(self.fan_out(event, targets, sequence).await);
+        if done == Done::Finished {
+            self.metrics.events.inc();
+        }
+        done
+    }
+
+    async fn serve_page(&self, page: Page) -> Done {
+        let mut targets: Vec<(SubscriptionId, Known)> =
+            Vec::with_capacity(page.subscriptions.len());
+        for id in page.subscriptions {
+            match self.patiently(|| self.snapshots.get(&id)).await {
+                Ok(known) => targets.push((id, known)),
+                Err(done) => return done,
+            }
+        }
+        to_done(self.fan_out(page.event, targets, page.sequence).await)
+    }
+
+    async fn serve_delivery(&self, delivery: doorbell_common::work::Delivery) -> Done {
+        let id = delivery.state.subscription.clone();
+        let known = match self.patiently(|| self.snapshots.get(&id)).await {
+            Ok(known) => known,
+            Err(done) => return done,
+        };
+        let served = Served::new(Arc::clone(&delivery.event));
+        to_done(self.deliver(&served, delivery, &known).await)
+    }
+
+    /// Asks the store again and again, until it answers, the service stops, or patience ends.
+    async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: std::fmt::Display,
+    {
+        let give_up = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::default();
+        loop {
+            match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::debug!(%error, "the store does not answer; the message waits")
+                }
+            }
+            if self.shutdown.until(backoff.wait()).await.is_none() {
+                return Err(Done::NotBegun);
+            }
+            if Instant::now() > give_up {
+                return Err(Done::Stuck);
+            }
+        }
+    }
+
+    /// Publishes work under its next name, until it is confirmed.
+    pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
+        let (queue, label) = match to {
+            Destination::Retries => (RETRIES, "retries"),
+            Destination::Deliveries => (DELIVERIES, "deliveries"),
+            Destination::Pages => (PAGES, "pages"),
+        };
+        self.publisher.publish_surely(&Message::work(queue, &work.next())?).await?;
+        self.metrics.handed_on.with_label_values(&[label]).inc();
+        Ok(())
+    }
+}
+
+/// A failure that is not waiting for anything better: a message that cannot be written at all.
+fn to_done(result: anyhow::Result<()>) -> Done {
+    match result {
+        Ok(()) => Done::Finished,
+        Err(error) => {
+            tracing::error!(%error, "a message cannot be settled");
+            Done::Stuck
+        }
+    }
+}

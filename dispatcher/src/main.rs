@@ -1,0 +1,121 @@
+//! The dispatcher: takes events and deliveries whose time has come, tries each delivery once, and
+//! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
+//!
+//! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
+//! [`fan_out`] serves the subscriptions of an event, [`sender`] makes one POST, [`recorder`]
+//! writes down what came of it, [`test_call`] serves the test call of the control-plane.
+
+mod dispatch;
+mod fan_out;
+mod metrics;
+mod recorder;
+mod sender;
+mod test_call;
+mod understand;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use doorbell_common::duration::DurationText;
+use doorbell_platform::args::CommonArgs;
+use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queues};
+use doorbell_platform::broker::{Broker, ConsumerSpec, Intake, Publisher};
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
+use doorbell_platform::store::Store;
+use doorbell_platform::store::snapshots::Snapshots;
+use doorbell_platform::targets::TargetArgs;
+use doorbell_platform::tls::Trust;
+use tokio::sync::Semaphore;
+
+use dispatch::Dispatcher;
+use metrics::Metrics;
+use recorder::Recorder;
+use sender::Sender;
+
+/// Delivers events to the endpoints of those who subscribed to them.
+#[derive(Debug, Parser)]
+#[command(name = "doorbell-dispatcher", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    targets: TargetArgs,
+    /// How many messages of each queue may be in hand at once.
+    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    prefetch: u16,
+    /// How many POSTs may be in flight at once.
+    #[arg(long, env = "DOORBELL_MAX_IN_FLIGHT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_in_flight: u32,
+    /// The most bytes that an event's data may have.
+    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
+    max_event_bytes: usize,
+    /// How long the id of a finished event is remembered; the producer must have the same.
+    #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
+    duplicate_window: DurationText,
+}
+
+impl ServiceArgs for Args {
+    fn common(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// The longest timeout that a subscription may ask for, and what it takes to settle afterwards.
+const SHORTEST_GRACE: Duration = Duration::from_secs(30 + 10);
+
+fn main() -> ExitCode {
+    service::run("doorbell-dispatcher", run)
+}
+
+async fn run(args: Args, service: Service) -> anyhow::Result<()> {
+    if args.common.grace() < SHORTEST_GRACE {
+        let sentence =
+            "--grace must be at least 40s: an attempt may take 30s, and settling it some more";
+        return Err(WrongArguments(sentence.to_owned()).into());
+    }
+    let shutdown = service.shutdown.clone();
+    let dependencies = [
+        (Dependency::RabbitmqPublish, true),
+        (Dependency::RabbitmqConsume, true),
+        (Dependency::Redis, true),
+    ];
+    let health = Health::new(&service.registry, &dependencies)?;
+    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
+    let broker = Broker::new(&args.common.amqp_urls()?, trust.clone(), "doorbell-dispatcher")?;
+    let store =
+        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
+    let publisher = Publisher::start(broker.clone(), health.clone(), &service.registry, &shutdown)?;
+    let metrics = Metrics::new(&service.registry)?;
+    let snapshots = Snapshots::new(store.clone());
+    shutdown.spawn(snapshots.clone().follow(shutdown.clone()));
+    service.serve_admin(&args.common, health.clone()).await?;
+
+    let dispatcher = Arc::new(Dispatcher {
+        sender: Sender::new(args.targets.policy())?,
+        recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
+        publisher,
+        store: store.clone(),
+        snapshots,
+        metrics,
+        shutdown: shutdown.clone(),
+        posts: Semaphore::new(usize::try_from(args.max_in_flight)?),
+        alone: tokio::sync::Mutex::new(()),
+        max_event_bytes: args.max_event_bytes,
+        duplicate_window: args.duplicate_window.0,
+    });
+    // Nothing is taken in before the store was there once: a message could only wait in hand.
+    if dispatcher.until_store_is_up().await.is_some() {
+        let intake = Intake::start(broker, queues(args.prefetch), health, &shutdown);
+        dispatcher.dispatch(intake).await;
+    }
+    Ok(())
+}
+
+fn queues(prefetch: u16) -> Vec<ConsumerSpec> {
+    let mut queues = ingress_queues();
+    queues.extend([PAGES, DELIVERIES, TESTS].map(str::to_owned));
+    queues.into_iter().map(|queue| ConsumerSpec { queue, prefetch }).collect()
+}

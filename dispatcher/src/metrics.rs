@@ -1,0 +1,121 @@
+//! What a dispatcher counts.
+
+use doorbell_common::outcome::OutcomeClass;
+use doorbell_platform::metrics::{
+    LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, histogram,
+};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+
+/// A dispatcher's metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) events: IntCounter,
+    pub(crate) rejected: IntCounter,
+    pub(crate) duplicate: IntCounter,
+    pub(crate) copies: IntCounter,
+    pub(crate) matched: IntCounter,
+    pub(crate) handed_on: IntCounterVec,
+    pub(crate) attempt_seconds: Histogram,
+    pub(crate) first_attempt_lag: Histogram,
+    pub(crate) posts_in_flight: IntGauge,
+    pub(crate) messages_in_hand: IntGauge,
+    pub(crate) blocked_addresses: IntCounter,
+    pub(crate) unconfirmed_records: IntCounter,
+    deliveries: IntCounterVec,
+    attempts: IntCounterVec,
+}
+
+/// How a delivery ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Final {
+    Delivered,
+    Cancelled,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let classes = OutcomeClass::ALL.map(OutcomeClass::as_str);
+        let count = |name, help| counter(registry, name, help);
+        Ok(Self {
+            events: count(
+                "doorbell_events_dispatched_total",
+                "Events whose every delivery is settled or handed on.",
+            )?,
+            rejected: count(
+                "doorbell_events_rejected_total",
+                "Messages moved to doorbell.rejected.",
+            )?,
+            duplicate: count(
+                "doorbell_events_duplicate_total",
+                "Events dropped because their id is known.",
+            )?,
+            copies: count(
+                "doorbell_handoff_copies_total",
+                "Copies of hand-offs dropped: a crash between a confirm and an acknowledgement makes them.",
+            )?,
+            matched: count(
+                "doorbell_deliveries_begun_total",
+                "Deliveries begun: events times matching subscriptions.",
+            )?,
+            handed_on: counters(
+                registry,
+                ("doorbell_handoffs_total", "Messages handed on with a confirm, by queue."),
+                "queue",
+                ["retries", "deliveries", "pages"],
+            )?,
+            attempt_seconds: histogram(
+                registry,
+                "doorbell_attempt_duration_seconds",
+                "Time of one POST, from name to answer.",
+                &LATENCY_BUCKETS,
+            )?,
+            first_attempt_lag: histogram(
+                registry,
+                "doorbell_first_attempt_lag_seconds",
+                "Time from an event's timestamp to the first attempt of each of its deliveries.",
+                &LAG_BUCKETS,
+            )?,
+            posts_in_flight: gauge(registry, "doorbell_posts_in_flight", "POSTs in flight.")?,
+            messages_in_hand: gauge(
+                registry,
+                "doorbell_messages_in_hand",
+                "Messages taken in and not settled.",
+            )?,
+            blocked_addresses: count(
+                "doorbell_addresses_blocked_total",
+                "Attempts refused because the address may not be called.",
+            )?,
+            unconfirmed_records: count(
+                "doorbell_attempt_records_unconfirmed_total",
+                "Attempts whose record was not confirmed in time; they may be missing in the history.",
+            )?,
+            deliveries: counters(
+                registry,
+                ("doorbell_deliveries_total", "Deliveries that ended, by final state."),
+                "state",
+                ["delivered", "cancelled"],
+            )?,
+            attempts: counters(
+                registry,
+                ("doorbell_attempts_total", "Attempts by outcome."),
+                "outcome",
+                classes,
+            )?,
+        })
+    }
+
+    pub(crate) fn ended(&self, state: Final) {
+        let label = match state {
+            Final::Delivered => "delivered",
+            Final::Cancelled => "cancelled",
+        };
+        self.deliveries.with_label_values(&[label]).inc();
+    }
+
+    pub(crate) fn attempted(&self, outcome: OutcomeClass) {
+        self.attempts.with_label_values(&[outcome.as_str()]).inc();
+        if outcome == OutcomeClass::Blocked {
+            self.blocked_addresses.inc();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Writes attempts to the stream of attempts, many to a message: one publish for each would cost
+//! more than the POST.
+
+use std::time::Duration;
+
+use doorbell_common::attempt::AttemptRecord;
+use doorbell_platform::broker::topology::ATTEMPTS;
+use doorbell_platform::broker::{Message, Publisher};
+use doorbell_platform::shutdown::Shutdown;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
+/// A message is full at this size.
+const BATCH_BYTES: usize = 64 * 1024;
+/// A message that is not full goes out after this time.
+const LINGER: Duration = Duration::from_millis(5);
+/// How long a delivery waits for its record before it goes on without.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Records that may wait to be written.
+const ROOM: usize = 8192;
+
+/// Takes records of attempts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorder {
+    records: mpsc::Sender<Waiting>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    line: Vec<u8>,
+    confirmed: oneshot::Sender<()>,
+}
+
+impl Recorder {
+    pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
+        let (records, waiting) = mpsc::channel(ROOM);
+        shutdown.spawn(write(waiting, publisher, shutdown.clone()));
+        Self { records, metrics }
+    }
+
+    /// Writes a record and waits a moment for its confirm. An attempt that was made is a fact,
+    /// written down or not: what is not confirmed in time is counted, and the delivery goes on.
+    pub(crate) async fn record(&self, record: &AttemptRecord) {
+        let Ok(line) = serde_json::to_vec(record) else { return };
+        let (confirmed, confirm) = oneshot::channel();
+        let sent = self.records.try_send(Waiting { line, confirmed }).is_ok();
+        let in_time = sent && matches!(tokio::time::timeout(PATIENCE, confirm).await, Ok(Ok(())));
+        if !in_time {
+            self.metrics.unconfirmed_records.inc();
+        }
+    }
+}
+
+async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher, shutdown: Shutdown) {
+    while let Some(first) = waiting.recv().await {
+        let mut body = first.line;
+        let mut confirmed = vec![first.confirmed];
+        let full_at = Instant::now() + LINGER;
+        while body.len() < BATCH_BYTES {
+            let Ok(Some(next)) = tokio::time::timeout_at(full_at, waiting.recv()).await else {
+                break;
+            };
+            body.push(b'\n');
+            body.extend_from_slice(&next.line);
+            confirmed.push(next.confirmed);
+        }
+        let publisher = publisher.clone();
+        // Aside, so that the next batch fills while this one waits for its confirm.
+        shutdown.spawn(async move {
+            match publisher.publish(Message::internal(ATTEMPTS, body)).await {
+                Ok(()) => {
+                    for sender in confirmed {
+                        // Who has lost patience has counted it.
+                        let _gone = sender.send(()).is_err();
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, records = confirmed.len(), "attempts not recorded")
+                }
+            }
+        });
+    }
+}

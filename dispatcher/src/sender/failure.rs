@@ -1,0 +1,71 @@
+//! Says what an error of the HTTP client means, from the chain of its causes.
+
+use std::error::Error;
+use std::io;
+
+use doorbell_common::address::Refused;
+use doorbell_common::outcome::OutcomeClass;
+
+use super::resolver::DnsError;
+
+/// The class of a failed exchange and a sentence for people, without the URL.
+pub(super) fn explain(error: &reqwest::Error) -> (OutcomeClass, String) {
+    let mut last = None;
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(current) = cause {
+        if let Some(found) = meaning(current) {
+            return found;
+        }
+        last = Some(current);
+        cause = current.source();
+    }
+    let detail = last.map_or_else(|| "the request failed".to_owned(), ToString::to_string);
+    let class = if error.is_timeout() {
+        OutcomeClass::Timeout
+    } else if error.is_connect() {
+        OutcomeClass::Connect
+    } else {
+        OutcomeClass::Protocol
+    };
+    (class, detail)
+}
+
+/// What one cause means, if it says.
+fn meaning(cause: &(dyn Error + 'static)) -> Option<(OutcomeClass, String)> {
+    if let Some(refused) = cause.downcast_ref::<Refused>() {
+        return Some((OutcomeClass::Blocked, format!("the URL {refused}")));
+    }
+    if let Some(error) = cause.downcast_ref::<DnsError>() {
+        return Some((OutcomeClass::Dns, error.to_string()));
+    }
+    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+        return Some((OutcomeClass::Tls, format!("TLS failed: {error}")));
+    }
+    if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+        return http_meaning(error);
+    }
+    cause.downcast_ref::<io::Error>().and_then(io_meaning)
+}
+
+fn http_meaning(error: &hyper::Error) -> Option<(OutcomeClass, String)> {
+    if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+        return Some((
+            OutcomeClass::Protocol,
+            format!("the answer is not HTTP that we read: {error}"),
+        ));
+    }
+    let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+    closed.then(|| {
+        (OutcomeClass::Connect, "the endpoint closed the connection without an answer".to_owned())
+    })
+}
+
+fn io_meaning(error: &io::Error) -> Option<(OutcomeClass, String)> {
+    if let Some(inner) = error.get_ref() {
+        // The TLS library's errors travel inside those of the socket.
+        return meaning(inner);
+    }
+    let timed_out = error.kind() == io::ErrorKind::TimedOut;
+    let class = if timed_out { OutcomeClass::Timeout } else { OutcomeClass::Connect };
+    Some((class, error.to_string()))
+}

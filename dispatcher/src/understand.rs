@@ -1,0 +1,203 @@
+//! What a message asks for. Decides only; nothing here awaits.
+
+use std::sync::Arc;
+
+use doorbell_common::event::Event;
+use doorbell_common::ids::SubscriptionId;
+use doorbell_common::intake::{Arrival, admit};
+use doorbell_common::time::Timestamp;
+use doorbell_common::wire;
+use doorbell_common::work::{Delivery, DueEvent, Page, Work};
+use doorbell_platform::broker::Received;
+use doorbell_platform::ids;
+
+/// What a message asks for.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Task {
+    /// Match this event and deliver it.
+    FanOut(Arc<Event>, Origin),
+    /// Deliver this event to these.
+    Page(Page),
+    /// Make this one delivery.
+    Deliver(Delivery),
+    /// Publish this, then forget the message: it waits for its time, or has just been given an
+    /// id or a time that must last before anything is delivered.
+    HandOn(Work, Destination),
+    /// Nobody can do anything with it.
+    Reject(String),
+}
+
+/// How an event came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// As its publisher sent it.
+    Published,
+    /// As work of our own, at this place in its sequence of hand-offs.
+    HandedOn(u32),
+}
+
+/// Where work is handed on to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    Retries,
+    Deliveries,
+    Pages,
+}
+
+/// By which copies of a message are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// By the id that its publisher gave it.
+    Event(Arc<Event>),
+    /// By the name of our own hand-off.
+    Work(String),
+    /// Its id was made for it alone: there are none.
+    Unique,
+}
+
+/// What a published message asks for.
+pub(crate) fn understand_event(
+    received: &Received,
+    max_bytes: usize,
+    now: Timestamp,
+) -> (Task, Identity) {
+    match admit(&received.publication(), max_bytes, now) {
+        Ok(arrival) => understand_arrival(arrival, received, now),
+        Err(refusal) => (Task::Reject(refusal.to_string()), Identity::Unique),
+    }
+}
+
+/// What one of our own messages asks for.
+pub(crate) fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
+    let work = match wire::decode(&received.body) {
+        Ok(work) => work,
+        Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
+    };
+    let identity = Identity::Work(work.name());
+    let task = match work {
+        Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
+        Work::Event(DueEvent { event, sequence, .. }) => {
+            Task::FanOut(event, Origin::HandedOn(sequence))
+        }
+        Work::Page(page) => Task::Page(page),
+        Work::Delivery(delivery) => Task::Deliver(delivery),
+    };
+    (task, identity)
+}
+
+fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> (Task, Identity) {
+    let (given, minted) = (arrival.id.clone(), arrival.minted);
+    let (timestamp, deliver_at) = (arrival.timestamp, arrival.deliver_at);
+    let lasting = given.is_some() && timestamp.is_some();
+    let id = given.clone().unwrap_or_else(ids::event_id);
+    let event = Arc::new(arrival.into_event(id, timestamp.unwrap_or(now), &received.body));
+    let identity = match given {
+        Some(_) if !minted => Identity::Event(Arc::clone(&event)),
+        _ => Identity::Unique,
+    };
+    let due = deliver_at.filter(|at| now < *at);
+    let task = match due {
+        Some(due) => {
+            Task::HandOn(Work::Event(DueEvent { event, due, sequence: 0 }), Destination::Retries)
+        }
+        None if lasting => Task::FanOut(event, Origin::Published),
+        None => Task::HandOn(
+            Work::Event(DueEvent { event, due: now, sequence: 0 }),
+            Destination::Deliveries,
+        ),
+    };
+    (task, identity)
+}
+
+/// The pages that say who is still to be served.
+pub(crate) fn pages(event: &Arc<Event>, left: &[SubscriptionId], sequence: u32) -> Vec<Work> {
+    left.chunks(Page::MAX)
+        .map(|chunk| {
+            Work::Page(Page { event: Arc::clone(event), subscriptions: chunk.to_vec(), sequence })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use doorbell_common::ids::SlotNumber;
+    use lapin::BasicProperties;
+    use lapin::types::{AMQPValue, FieldTable};
+
+    use super::*;
+
+    fn published(properties: BasicProperties, headers: &[(&str, &str)]) -> Received {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), AMQPValue::LongString((*value).into()));
+        }
+        Received {
+            exchange: "doorbell.events".to_owned(),
+            routing_key: "a.b".to_owned(),
+            redelivered: false,
+            properties: properties.with_headers(table),
+            body: b"{}".to_vec(),
+        }
+    }
+
+    fn brief(received: &Received) -> (&'static str, &'static str) {
+        let (task, identity) = understand_event(received, 100, Timestamp::from_seconds(1000));
+        let task = match task {
+            Task::FanOut(_, Origin::Published) => "fan out",
+            Task::HandOn(Work::Event(_), Destination::Retries) => "later",
+            Task::HandOn(Work::Event(_), Destination::Deliveries) => "lasting",
+            Task::Reject(_) => "reject",
+            Task::FanOut(..) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
+        };
+        let identity = match identity {
+            Identity::Event(_) => "by id",
+            Identity::Work(_) => "by name",
+            Identity::Unique => "unique",
+        };
+        (task, identity)
+    }
+
+    #[test]
+    fn each_publication_has_its_task() {
+        let with_id = || BasicProperties::default().with_message_id("evt".into());
+        let full = || with_id().with_timestamp(5);
+        let tenant = ("doorbell-tenant", "acme");
+        let later = ("doorbell-deliver-at", "1970-01-01T01:00:00Z");
+        let past = ("doorbell-deliver-at", "1970-01-01T00:00:00Z");
+        for (received, expected) in [
+            (published(full(), &[tenant]), ("fan out", "by id")),
+            (published(full(), &[tenant, ("doorbell-id-minted", "1")]), ("fan out", "unique")),
+            (published(with_id(), &[tenant]), ("lasting", "by id")),
+            (
+                published(BasicProperties::default().with_timestamp(5), &[tenant]),
+                ("lasting", "unique"),
+            ),
+            (published(full(), &[tenant, later]), ("later", "by id")),
+            (published(BasicProperties::default(), &[tenant, later]), ("later", "unique")),
+            (published(full(), &[tenant, past]), ("fan out", "by id")),
+            (published(full(), &[]), ("reject", "unique")),
+        ] {
+            assert_eq!(brief(&received), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_left_fills_pages() {
+        let (Task::FanOut(event, _), _) = understand_event(
+            &published(
+                BasicProperties::default().with_message_id("e".into()).with_timestamp(1),
+                &[("doorbell-tenant", "t")],
+            ),
+            100,
+            Timestamp::from_seconds(1),
+        ) else {
+            panic!("not an event")
+        };
+        let left: Vec<SubscriptionId> =
+            (0..600).map(|n| SubscriptionId::new(SlotNumber(0), n)).collect();
+        let pages = pages(&event, &left, 4);
+        assert_eq!(pages.len(), 3);
+        let names: std::collections::HashSet<String> = pages.iter().map(Work::name).collect();
+        assert_eq!(names.len(), 3);
+    }
+}

@@ -1,0 +1,96 @@
+//! The retry-scheduler: whatever cannot be finished now comes here, to wait for its time, to be
+//! held for its subscription's return, or to be given up. It owns later.
+//!
+//! [`schedule`] takes messages in and settles them, [`act`] carries out what
+//! `doorbell_common::next_move` decides, [`resume`] lets held deliveries flow again, [`unrouted`]
+//! brings back what no queue took, [`waiting`] counts what waits.
+
+mod act;
+mod metrics;
+mod resume;
+mod schedule;
+mod unrouted;
+mod waiting;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use doorbell_common::duration::DurationText;
+use doorbell_platform::args::CommonArgs;
+use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
+use doorbell_platform::broker::{Broker, ConsumerSpec, Intake, Publisher};
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::service::{self, Service, ServiceArgs};
+use doorbell_platform::store::Store;
+use doorbell_platform::store::snapshots::Snapshots;
+use doorbell_platform::tls::Trust;
+
+use metrics::Metrics;
+use resume::Resumer;
+use schedule::Scheduler;
+
+/// Decides what happens to deliveries that could not be finished: when they are tried again,
+/// and when they are given up.
+#[derive(Debug, Parser)]
+#[command(name = "doorbell-retry-scheduler", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// How many messages may be in hand at once.
+    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    prefetch: u16,
+    /// How long after its policy's last nominal attempt a delivery is given up, time spent held not counted.
+    #[arg(long, env = "DOORBELL_EXPIRE_AFTER", default_value = "7d")]
+    expire_after: DurationText,
+}
+
+impl ServiceArgs for Args {
+    fn common(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+fn main() -> ExitCode {
+    service::run("doorbell-retry-scheduler", run)
+}
+
+async fn run(args: Args, service: Service) -> anyhow::Result<()> {
+    let shutdown = service.shutdown.clone();
+    let dependencies = [
+        (Dependency::RabbitmqPublish, true),
+        (Dependency::RabbitmqConsume, true),
+        (Dependency::Redis, true),
+    ];
+    let health = Health::new(&service.registry, &dependencies)?;
+    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
+    let broker = Broker::new(&args.common.amqp_urls()?, trust.clone(), "doorbell-retry-scheduler")?;
+    let store =
+        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
+    let publisher = Publisher::start(broker.clone(), health.clone(), &service.registry, &shutdown)?;
+    let metrics = Metrics::new(&service.registry)?;
+    let snapshots = Snapshots::new(store.clone());
+    shutdown.spawn(snapshots.clone().follow(shutdown.clone()));
+    service.serve_admin(&args.common, health.clone()).await?;
+
+    let scheduler = Arc::new(Scheduler {
+        broker: broker.clone(),
+        publisher: publisher.clone(),
+        store: store.clone(),
+        snapshots: snapshots.clone(),
+        metrics: metrics.clone(),
+        shutdown: shutdown.clone(),
+        expire_after: args.expire_after.0,
+        unrouted: tokio::sync::Mutex::new(()),
+    });
+    if scheduler.until_store_is_up().await.is_some() {
+        let resumer = Resumer::new(broker.clone(), publisher, store, snapshots);
+        shutdown.spawn(resumer.resume(shutdown.clone()));
+        shutdown.spawn(waiting::count(broker.clone(), metrics, shutdown.clone()));
+        let queues = [RETRIES, UNROUTED]
+            .map(|queue| ConsumerSpec { queue: queue.to_owned(), prefetch: args.prefetch });
+        let intake = Intake::start(broker, queues.to_vec(), health, &shutdown);
+        scheduler.schedule(intake).await;
+    }
+    Ok(())
+}

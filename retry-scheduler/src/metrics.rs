@@ -1,0 +1,83 @@
+//! What a retry-scheduler counts.
+
+use doorbell_common::next_move::DeadReason;
+use doorbell_platform::metrics::{counter, counters, gauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+
+/// A retry-scheduler's metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) parked: IntCounter,
+    pub(crate) released: IntCounter,
+    pub(crate) held: IntCounter,
+    pub(crate) rejected: IntCounter,
+    pub(crate) copies: IntCounter,
+    pub(crate) unrouted: IntCounter,
+    pub(crate) disabled: IntCounter,
+    pub(crate) waiting: IntGauge,
+    deliveries: IntCounterVec,
+    dead_letters: IntCounterVec,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let reasons = DeadReason::ALL.map(DeadReason::as_str);
+        let count = |name, help| counter(registry, name, help);
+        Ok(Self {
+            parked: count(
+                "doorbell_retries_parked_total",
+                "Messages put into a delay queue; one wait may take several.",
+            )?,
+            released: count(
+                "doorbell_retries_released_total",
+                "Messages whose time had come, released to the dispatchers.",
+            )?,
+            held: count(
+                "doorbell_deliveries_held_total",
+                "Deliveries put aside until their subscription returns.",
+            )?,
+            rejected: count(
+                "doorbell_events_rejected_total",
+                "Messages moved to doorbell.rejected.",
+            )?,
+            copies: count(
+                "doorbell_handoff_copies_total",
+                "Copies of hand-offs dropped: a crash between a confirm and an acknowledgement makes them.",
+            )?,
+            unrouted: count(
+                "doorbell_messages_unrouted_total",
+                "Messages that no queue had taken, published again.",
+            )?,
+            disabled: count(
+                "doorbell_subscriptions_disabled_total",
+                "Subscriptions disabled because their endpoint answered 410.",
+            )?,
+            waiting: gauge(
+                registry,
+                "doorbell_retries_waiting",
+                "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them.",
+            )?,
+            deliveries: counters(
+                registry,
+                ("doorbell_deliveries_total", "Deliveries that ended, by final state."),
+                "state",
+                ["dead", "cancelled"],
+            )?,
+            dead_letters: counters(
+                registry,
+                ("doorbell_dead_letters_total", "Deliveries given up, by reason."),
+                "reason",
+                reasons,
+            )?,
+        })
+    }
+
+    pub(crate) fn cancelled(&self) {
+        self.deliveries.with_label_values(&["cancelled"]).inc();
+    }
+
+    pub(crate) fn dead(&self, reason: DeadReason) {
+        self.deliveries.with_label_values(&["dead"]).inc();
+        self.dead_letters.with_label_values(&[reason.as_str()]).inc();
+    }
+}

@@ -1,0 +1,48 @@
+//! Counts what waits in the delay queues, by asking RabbitMQ: the same few questions every time,
+//! however much waits.
+
+use std::time::Duration;
+
+use doorbell_common::rung::Rung;
+use doorbell_platform::broker::Broker;
+use doorbell_platform::broker::topology::RETRIES;
+use doorbell_platform::shutdown::Shutdown;
+use lapin::Connection;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+
+use crate::metrics::Metrics;
+
+const EVERY: Duration = Duration::from_secs(15);
+
+/// Keeps the gauge true until the service is told to stop.
+pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) {
+    let mut connection = None;
+    let mut tick = tokio::time::interval(EVERY);
+    while shutdown.until(tick.tick()).await.is_some() {
+        match waiting(&broker, &mut connection).await {
+            Ok(waiting) => metrics.waiting.set(waiting),
+            Err(error) => {
+                tracing::debug!(%error, "waiting messages not counted");
+                connection = None;
+            }
+        }
+    }
+}
+
+async fn waiting(broker: &Broker, connection: &mut Option<Connection>) -> anyhow::Result<i64> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connection.insert(broker.connect("count").await?),
+    };
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let mut sum = 0;
+    for queue in Rung::all().map(Rung::queue).chain([RETRIES.to_owned()]) {
+        let queue =
+            channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
+        sum += i64::from(queue.message_count());
+    }
+    channel.close(200, "counted".into()).await?;
+    Ok(sum)
+}
