@@ -1,0 +1,91 @@
+//! The control-plane: tenants and subscriptions over HTTP.
+//!
+//! [`routes`] says what is where, [`tenants`] and [`subscriptions`] serve it, [`form`] reads and
+//! checks what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
+
+mod form;
+mod headers;
+mod list;
+mod routes;
+mod subscriptions;
+mod tenants;
+mod test_call;
+mod view;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use doorbell_platform::args::CommonArgs;
+use doorbell_platform::auth::AdminKeyArgs;
+use doorbell_platform::broker::{Broker, Publisher};
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::http;
+use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
+use doorbell_platform::store::Store;
+use doorbell_platform::targets::TargetArgs;
+use doorbell_platform::tls::Trust;
+
+use routes::Api;
+use test_call::TestCaller;
+
+/// Serves the subscriptions API.
+#[derive(Debug, Parser)]
+#[command(name = "doorbell-control-plane", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    admin_key: AdminKeyArgs,
+    #[command(flatten)]
+    targets: TargetArgs,
+    /// Where the API is served.
+    #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8081")]
+    listen: SocketAddr,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prepare an empty Redis, once. One that was prepared before stays as it is.
+    Init,
+}
+
+impl ServiceArgs for Args {
+    fn common(&self) -> &CommonArgs {
+        &self.common
+    }
+}
+
+/// The largest request.
+const MAX_BODY: usize = 256 * 1024;
+
+fn main() -> ExitCode {
+    service::run("doorbell-control-plane", run)
+}
+
+async fn run(args: Args, service: Service) -> anyhow::Result<()> {
+    let dependencies = [(Dependency::RabbitmqPublish, false), (Dependency::Redis, true)];
+    let health = Health::new(&service.registry, &dependencies)?;
+    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
+    let store =
+        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
+    if matches!(args.command, Some(Command::Init)) {
+        let created = store.init().await?;
+        tracing::info!(created, "Redis is initialised");
+        return Ok(());
+    }
+    let key = args.admin_key.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
+    let broker = Broker::new(&args.common.amqp_urls()?, trust, "doorbell-control-plane")?;
+    let publisher =
+        Publisher::start(broker.clone(), health.clone(), &service.registry, &service.shutdown)?;
+    service.serve_admin(&args.common, health).await?;
+    service.shutdown.spawn(store.clone().watch(service.shutdown.clone()));
+    let tester = TestCaller::start(broker, publisher, &service.shutdown);
+    let listener = service::listen(args.listen, "--listen").await?;
+    let api = Api { store, policy: args.targets.policy().into(), tester };
+    http::serve(listener, http::api(routes::routes(api), key, MAX_BODY), service.shutdown.clone())
+        .await;
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! What is where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use doorbell_common::address::AddressPolicy;
+use doorbell_platform::problem::Problem;
+use doorbell_platform::store::{Store, StoreError};
+
+use crate::test_call::TestCaller;
+use crate::{subscriptions, tenants};
+
+/// What every route may use. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    pub(crate) store: Store,
+    pub(crate) policy: Arc<AddressPolicy>,
+    pub(crate) tester: TestCaller,
+}
+
+pub(crate) fn routes(api: Api) -> Router {
+    Router::new()
+        .route("/v1/tenants", get(tenants::list))
+        .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put).delete(tenants::delete))
+        .route(
+            "/v1/tenants/{tenant}/subscriptions",
+            get(subscriptions::list).post(subscriptions::create),
+        )
+        .route(
+            "/v1/tenants/{tenant}/subscriptions/{id}",
+            get(subscriptions::show).patch(subscriptions::patch).delete(subscriptions::delete),
+        )
+        .route("/v1/tenants/{tenant}/subscriptions/{id}/secret", get(subscriptions::secret))
+        .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
+        .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
+        .with_state(api)
+}
+
+/// The store's trouble is ours, not the caller's.
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+pub(crate) fn trouble(error: StoreError) -> Problem {
+    tracing::warn!(%error, "request not served");
+    match error {
+        StoreError::Redis(_) | StoreError::NotReady => {
+            Problem::unavailable("Redis does not answer; try again")
+        }
+        StoreError::NotInitialised
+        | StoreError::AnotherEpoch
+        | StoreError::Lost(_)
+        | StoreError::Corrupt { .. } => Problem::unavailable(error.to_string()),
+    }
+}

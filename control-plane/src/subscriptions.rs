@@ -1,0 +1,237 @@
+//! Subscriptions over HTTP.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::ids::{SubscriptionId, TenantId};
+use doorbell_common::signature::Secret;
+use doorbell_common::subscription::{DisabledReason, SigningSecret, Status, Subscription};
+use doorbell_platform::http::read_body;
+use doorbell_platform::problem::Problem;
+use doorbell_platform::store::records::{Lookup, Stored};
+use doorbell_platform::{clock, ids};
+use serde_json::{Value, json};
+
+use crate::form::{self, Form, check_match, etag};
+use crate::list::{self, ListQuery, page};
+use crate::routes::{Api, trouble};
+use crate::tenants::{existing, tenant_id};
+use crate::view;
+
+/// The largest body of a subscription.
+const MAX_BODY: usize = 128 * 1024;
+/// How long a change takes at most to be in force in every dispatcher.
+const IN_FORCE: Duration = Duration::from_secs(2);
+/// How many secrets may sign at once.
+const MAX_LIVE_SECRETS: usize = 10;
+/// How often a change is tried again over someone else's.
+const TRIES: usize = 10;
+
+pub(crate) async fn create(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let tenant = tenant_id(&tenant)?;
+    let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
+    let form = form::create(&body, &api.policy)?;
+    let id = api.store.new_subscription_id().await.map_err(trouble)?;
+    let (subscription, secret) = new_subscription(id, tenant, form)?;
+    api.store.create_subscription(&subscription).await.map_err(trouble)?;
+    let mut answer = view::subscription(&subscription);
+    answer["secret"] = secret.reveal().into();
+    let location = format!("/v1/tenants/{}/subscriptions/{}", subscription.tenant, subscription.id);
+    let headers = [(header::ETAG, etag(&subscription.version)), (header::LOCATION, location)];
+    Ok((StatusCode::CREATED, headers, Json(answer)).into_response())
+}
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let page = page::<SubscriptionId>(query)?;
+    let tenant = existing(&api, &tenant).await?;
+    let (subscriptions, next) = api
+        .store
+        .list_subscriptions(&tenant.id, page.after.as_ref(), page.limit)
+        .await
+        .map_err(trouble)?;
+    let data: Vec<Value> = subscriptions.iter().map(view::subscription).collect();
+    Ok(list::answer(&data, next.as_ref().map(SubscriptionId::as_str)))
+}
+
+pub(crate) async fn show(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let stored = find(&api, &path).await?;
+    Ok(shown(&stored.subscription))
+}
+
+pub(crate) async fn patch(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let types = ["application/merge-patch+json", "application/json"];
+    let body = read_body(&headers, body, &types, MAX_BODY).await?;
+    let change = |stored: &Stored| {
+        check_match(if_match(&headers), &stored.subscription.version)?;
+        let form = form::patch(&body, &stored.subscription, &api.policy)?;
+        let mut changed = stored.subscription.clone();
+        form.write_to(&mut changed);
+        Ok(changed)
+    };
+    let changed = update(&api, &path, change).await?;
+    Ok(shown(&changed))
+}
+
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    for _ in 0..TRIES {
+        let stored = find(&api, &path).await?;
+        check_match(if_match(&headers), &stored.subscription.version)?;
+        if api.store.delete_subscription(&stored, clock::now()).await.map_err(trouble)? {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+    Err(contended())
+}
+
+pub(crate) async fn secret(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let stored = find(&api, &path).await?;
+    Ok(Json(
+        json!({ "secret": stored.subscription.secrets.first().map(|newest| newest.secret.reveal()) }),
+    ))
+}
+
+pub(crate) async fn rotate(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let overlap = form::overlap(&body)?;
+    let secret = new_secret()?;
+    let change = |stored: &Stored| {
+        let now = clock::now();
+        let mut changed = stored.subscription.clone();
+        let end = now.plus(overlap);
+        for older in &mut changed.secrets {
+            older.expires_at = Some(older.expires_at.map_or(end, |earlier| earlier.min(end)));
+        }
+        changed.secrets.retain(|older| older.expires_at.is_some_and(|at| now < at));
+        changed.secrets.insert(0, SigningSecret { secret: secret.clone(), expires_at: None });
+        if changed.secrets.len() > MAX_LIVE_SECRETS {
+            let detail = format!(
+                "{MAX_LIVE_SECRETS} secrets sign already: wait until one expires, or rotate with a shorter overlap"
+            );
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
+        }
+        Ok(changed)
+    };
+    update(&api, &path, change).await?;
+    // Whoever learns the new secret may use it at once, so every dispatcher signs with it first.
+    tokio::time::sleep(IN_FORCE).await;
+    Ok(Json(json!({ "secret": secret.reveal() })))
+}
+
+pub(crate) async fn test(
+    State(api): State<Api>,
+    Path(path): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let stored = find(&api, &path).await?;
+    api.tester.test(&stored.subscription).await.map(Json)
+}
+
+/// The subscription in a path, which must be there and the tenant's own.
+async fn find(api: &Api, (tenant, id): &(String, String)) -> Result<Stored, Problem> {
+    let tenant = tenant_id(tenant)?;
+    let absent =
+        || Problem::new(StatusCode::NOT_FOUND, format!("tenant {tenant} has no such subscription"));
+    let id: SubscriptionId = id.parse().map_err(|_| absent())?;
+    match api.store.subscription(&id).await.map_err(trouble)? {
+        Lookup::Live(stored) if stored.subscription.tenant == tenant => Ok(*stored),
+        Lookup::Live(_) | Lookup::Deleted | Lookup::Missing => Err(absent()),
+    }
+}
+
+/// Changes a subscription as it is now, again if someone else was quicker.
+async fn update(
+    api: &Api,
+    path: &(String, String),
+    change: impl Fn(&Stored) -> Result<Subscription, Problem>,
+) -> Result<Subscription, Problem> {
+    for _ in 0..TRIES {
+        let stored = find(api, path).await?;
+        let mut changed = change(&stored)?;
+        changed.updated_at = clock::now();
+        changed.version = ids::token();
+        if api.store.update_subscription(&stored, &changed).await.map_err(trouble)? {
+            return Ok(changed);
+        }
+    }
+    Err(contended())
+}
+
+fn contended() -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "the subscription is being changed by others at the same time: try again",
+    )
+}
+
+fn shown(subscription: &Subscription) -> Response {
+    ([(header::ETAG, etag(&subscription.version))], Json(view::subscription(subscription)))
+        .into_response()
+}
+
+fn if_match(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok())
+}
+
+fn new_secret() -> Result<Secret, Problem> {
+    Secret::from_key(&clock::random_bytes::<32>())
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+fn new_subscription(
+    id: SubscriptionId,
+    tenant: TenantId,
+    form: Form,
+) -> Result<(Subscription, Secret), Problem> {
+    let (now, secret) = (clock::now(), new_secret()?);
+    let subscription = Subscription {
+        id,
+        tenant,
+        url: form.url,
+        events: form.events,
+        status: form.status,
+        disabled_reason: (form.status == Status::Disabled).then_some(DisabledReason::Manual),
+        description: form.description,
+        metadata: form.metadata,
+        payload: form.payload,
+        headers: form.headers,
+        timeout: form.timeout,
+        retry: form.retry,
+        signature: form.signature,
+        secrets: vec![SigningSecret { secret: secret.clone(), expires_at: None }],
+        created_at: now,
+        updated_at: now,
+        version: ids::token(),
+    };
+    Ok((subscription, secret))
+}

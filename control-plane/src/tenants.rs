@@ -1,0 +1,110 @@
+//! Tenants over HTTP.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::ids::TenantId;
+use doorbell_platform::clock;
+use doorbell_platform::http::{Members, pointer};
+use doorbell_platform::problem::{FieldError, Problem};
+use doorbell_platform::store::records::{Lookup, Stored};
+use doorbell_platform::store::tenants::Tenant;
+use serde_json::{Value, json};
+
+use crate::list::{self, ListQuery, page};
+use crate::routes::{Api, trouble};
+
+/// Subscriptions deleted in one go with their tenant.
+const BATCH: usize = 500;
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let page = page::<TenantId>(query)?;
+    let (tenants, next) =
+        api.store.list_tenants(page.after.as_ref(), page.limit).await.map_err(trouble)?;
+    Ok(list::answer(
+        &tenants.iter().map(view).collect::<Vec<_>>(),
+        next.as_ref().map(TenantId::as_str),
+    ))
+}
+
+pub(crate) async fn show(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = existing(&api, &tenant).await?;
+    Ok(Json(view(&tenant)))
+}
+
+pub(crate) async fn put(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let id = tenant_id(&tenant)?;
+    if !body.trim_ascii().is_empty() {
+        let Members(members) = Members::read(&body)?;
+        let unknown =
+            |(name, _): &(String, _)| FieldError::new(pointer(name), "is not a field of a tenant");
+        let errors: Vec<FieldError> = members.iter().map(unknown).collect();
+        if !errors.is_empty() {
+            return Err(Problem::invalid(errors));
+        }
+    }
+    let created = api.store.ensure_tenant(&id).await.map_err(trouble)?;
+    let tenant = existing(&api, id.as_str()).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(view(&tenant))).into_response())
+}
+
+/// Deletes a tenant with all its subscriptions: what waits for them is cancelled.
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let tenant = existing(&api, &tenant).await?;
+    loop {
+        let (subscriptions, _) =
+            api.store.list_subscriptions(&tenant.id, None, BATCH).await.map_err(trouble)?;
+        if subscriptions.is_empty() {
+            break;
+        }
+        let deleting = subscriptions.iter().map(|subscription| async {
+            // One that changes just now is met again in the next round.
+            if let Lookup::Live(stored) = api.store.subscription(&subscription.id).await? {
+                let stored: &Stored = &stored;
+                api.store.delete_subscription(stored, clock::now()).await?;
+            }
+            Ok(())
+        });
+        futures_util::future::try_join_all(deleting).await.map_err(trouble)?;
+    }
+    api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The id in a path.
+pub(crate) fn tenant_id(text: &str) -> Result<TenantId, Problem> {
+    text.parse().map_err(|error| {
+        Problem::invalid(vec![FieldError::new(
+            "/tenant",
+            format!("the tenant in the path {error}"),
+        )])
+    })
+}
+
+/// The tenant in a path, which must be there.
+pub(crate) async fn existing(api: &Api, text: &str) -> Result<Tenant, Problem> {
+    let id = tenant_id(text)?;
+    let tenant = api.store.tenant(&id).await.map_err(trouble)?;
+    tenant.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no tenant {id}")))
+}
+
+fn view(tenant: &Tenant) -> Value {
+    json!({ "id": tenant.id, "created_at": tenant.created_at })
+}

@@ -1,0 +1,140 @@
+//! Asks a dispatcher for one attempt, over RabbitMQ, and waits for what came of it. The
+//! control-plane itself never calls an endpoint: only dispatchers stand in the network that may.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use doorbell_common::subscription::Subscription;
+use doorbell_platform::backoff::Backoff;
+use doorbell_platform::broker::topology::TESTS;
+use doorbell_platform::broker::{Broker, Message, Publisher};
+use doorbell_platform::ids;
+use doorbell_platform::problem::Problem;
+use doorbell_platform::shutdown::Shutdown;
+use futures_util::StreamExt as _;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use serde_json::Value;
+use tokio::sync::{oneshot, watch};
+
+/// What a dispatcher may take beside the attempt itself.
+const MARGIN: Duration = Duration::from_secs(5);
+
+type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>>;
+
+/// Makes test calls. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct TestCaller {
+    publisher: Publisher,
+    waiting: Waiting,
+    /// The queue that answers come to, while there is one.
+    replies: watch::Receiver<Option<ShortString>>,
+}
+
+impl TestCaller {
+    pub(crate) fn start(broker: Broker, publisher: Publisher, shutdown: &Shutdown) -> Self {
+        let (sender, replies) = watch::channel(None);
+        let waiting = Waiting::default();
+        let receiving = receive(broker, Arc::clone(&waiting), sender);
+        let until = shutdown.clone();
+        shutdown.spawn(async move { until.until_finished(receiving).await });
+        Self { publisher, waiting, replies }
+    }
+
+    /// Makes one attempt of a test event.
+    pub(crate) async fn test(&self, subscription: &Subscription) -> Result<Value, Problem> {
+        let Some(reply_to) = self.replies.borrow().clone() else {
+            return Err(Problem::unavailable(
+                "RabbitMQ is not reachable, so no dispatcher can be asked",
+            ));
+        };
+        let id = ids::token();
+        let mut message = Message::internal(TESTS, subscription.id.as_str().as_bytes().to_vec());
+        message.properties = message
+            .properties
+            .with_reply_to(reply_to)
+            .with_correlation_id(id.as_str().into())
+            .with_message_id(ids::event_id().as_str().into());
+        let (sender, answer) = oneshot::channel();
+        self.lock().insert(id.clone(), sender);
+        let waited = async {
+            self.publisher
+                .publish(message)
+                .await
+                .map_err(|error| Problem::unavailable(error.to_string()))?;
+            tokio::time::timeout(subscription.timeout.0 + MARGIN, answer)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| Problem::unavailable("no dispatcher has answered: is one running?"))
+        }
+        .await;
+        self.lock().remove(&id);
+        understand(&waited?)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn understand(answer: &[u8]) -> Result<Value, Problem> {
+    let answer: Value = serde_json::from_slice(answer)
+        .map_err(|_| Problem::unavailable("a dispatcher gave an answer that is not understood"))?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => {
+            Err(Problem::unavailable(format!("the dispatcher could not make the attempt: {error}")))
+        }
+        None => Ok(answer),
+    }
+}
+
+/// Keeps a queue of our own for answers, and gives each to whoever waits for it.
+async fn receive(broker: Broker, waiting: Waiting, replies: watch::Sender<Option<ShortString>>) {
+    let mut backoff = Backoff::default();
+    loop {
+        if let Err(error) = receive_once(&broker, &waiting, &replies).await {
+            tracing::debug!(error = format!("{error:#}"), "no queue for the answers of test calls");
+        }
+        replies.send_replace(None);
+        backoff.wait().await;
+    }
+}
+
+async fn receive_once(
+    broker: &Broker,
+    waiting: &Waiting,
+    replies: &watch::Sender<Option<ShortString>>,
+) -> anyhow::Result<()> {
+    let connection = broker.connect("replies").await?;
+    let channel = connection.create_channel().await?;
+    let queue = format!("doorbell.replies.{}", ids::token());
+    let options = QueueDeclareOptions {
+        exclusive: true,
+        auto_delete: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut consumer = channel
+        .basic_consume(queue.as_str().into(), "replies".into(), options, FieldTable::default())
+        .await?;
+    replies.send_replace(Some(queue.as_str().into()));
+    while let Some(delivery) = consumer.next().await {
+        let delivery = delivery?;
+        let id = delivery
+            .properties
+            .correlation_id()
+            .as_ref()
+            .map(ShortString::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        let waiter = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(waiter) = waiter {
+            // Whoever waited may have given up.
+            let _gone = waiter.send(delivery.data).is_err();
+        }
+    }
+    anyhow::bail!("the consumer of answers was cancelled")
+}
