@@ -1,0 +1,321 @@
+//! Private RabbitMQ and Redis instances: own ports, own data, own names. Never those that the
+//! machine may run already.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::packages::{RABBITMQ, REDIS};
+use crate::ports;
+use crate::process::{Process, Spec};
+
+/// How long an engine may take to be ready.
+const START: Duration = Duration::from_secs(120);
+
+/// The certificate, key and authority of an engine that speaks TLS (PEM files).
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The authority.
+    pub ca: PathBuf,
+    /// The engine's certificate.
+    pub certificate: PathBuf,
+    /// The engine's key.
+    pub key: PathBuf,
+}
+
+/// A private RabbitMQ.
+#[derive(Debug)]
+pub struct RabbitMq {
+    process: Process,
+    /// Erlang's name service, private too; its port is what keeps our node apart from others.
+    names: Process,
+    environment: Vec<(String, OsString)>,
+    /// The port for AMQP.
+    pub port: u16,
+    /// The port for AMQP over TLS, if asked for.
+    pub tls_port: Option<u16>,
+    /// The port of the management API.
+    pub management_port: u16,
+}
+
+impl RabbitMq {
+    /// Starts one with its data in `folder`, which is created.
+    ///
+    /// # Errors
+    /// It could not be started; says the end of its log.
+    pub async fn start(
+        folder: &Path,
+        plugins: &[&str],
+        tls: Option<&TlsFiles>,
+    ) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder.join("home"))?;
+        let [port, tls_port, management_port, distribution_port, names_port] = ports::free()?;
+        let mut config = format!(
+            "listeners.tcp.1 = 127.0.0.1:{port}\n\
+             management.tcp.ip = 127.0.0.1\n\
+             management.tcp.port = {management_port}\n\
+             loopback_users = none\n\
+             disk_free_limit.absolute = 50MB\n\
+             max_message_size = 1048576\n\
+             management_agent.disable_metrics_collector = false\n\
+             log.console = true\n\
+             log.console.level = warning\n\
+             log.file = false\n"
+        );
+        if let Some(tls) = tls {
+            config.push_str(&format!(
+                "listeners.ssl.1 = 127.0.0.1:{tls_port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
+                tls.ca.display(), tls.certificate.display(), tls.key.display()
+            ));
+        }
+        fs::write(folder.join("rabbitmq.conf"), config)?;
+        fs::write(
+            folder.join("advanced.config"),
+            "[{rabbit, []}, {ra, [{wal_max_size_bytes, 67108864}]}].\n",
+        )?;
+        fs::write(folder.join("enabled_plugins"), format!("[{}].\n", plugins.join(",")))?;
+        fs::write(folder.join("rabbitmq-env.conf"), "")?;
+        let environment = environment(folder, distribution_port, names_port);
+        let names = Spec {
+            name: "epmd".to_owned(),
+            program: "/usr/bin/epmd".into(),
+            arguments: ["-address", "127.0.0.1", "-port", &names_port.to_string()]
+                .map(Into::into)
+                .to_vec(),
+            environment: vec![],
+            log: folder.join("epmd.log"),
+            pid_file: None,
+        };
+        let server = Spec {
+            name: "rabbitmq".to_owned(),
+            program: RABBITMQ.proof.into(),
+            arguments: vec![],
+            environment: environment.clone(),
+            log: folder.join("rabbitmq.log"),
+            pid_file: Some(folder.join("rabbitmq.pid")),
+        };
+        let names = names.start()?;
+        let process = server.start()?;
+        let tls_port = tls.map(|_| tls_port);
+        let mut rabbitmq = Self { process, names, environment, port, tls_port, management_port };
+        rabbitmq.until_ready().await?;
+        Ok(rabbitmq)
+    }
+
+    /// Its URL, with the name of a virtual host.
+    #[must_use]
+    pub fn url(&self, vhost: &str) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port)
+    }
+
+    /// Waits until it speaks AMQP.
+    ///
+    /// # Errors
+    /// It ended, or time ran out.
+    pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        self.process.until(START, || async move { speaks_amqp(port).await }).await
+    }
+
+    /// Kills it at once, as a power cut would.
+    pub async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
+    /// Starts it again, on the same ports and data.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        let spec = self.process.spec().clone();
+        if self.names.has_ended() {
+            self.names = self.names.spec().clone().start()?;
+        }
+        self.process = spec.start()?;
+        self.until_ready().await
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The process of Erlang's name service.
+    #[must_use]
+    pub fn names(&self) -> &Process {
+        &self.names
+    }
+
+    /// Stops it in an orderly way.
+    pub async fn stop(&mut self) {
+        self.process.stop(Duration::from_secs(20)).await;
+        self.names.kill().await;
+    }
+
+    /// Runs `rabbitmqctl` against it.
+    ///
+    /// # Errors
+    /// The command failed; says what it printed.
+    pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output: Output = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .args(arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .context("cannot run rabbitmqctl")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(
+            output.status.success(),
+            "rabbitmqctl {}: {text}{error}",
+            arguments.join(" ")
+        );
+        Ok(text)
+    }
+}
+
+fn environment(folder: &Path, distribution_port: u16, names_port: u16) -> Vec<(String, OsString)> {
+    let inside = |name: &str| folder.join(name).into_os_string();
+    [
+        ("HOME", inside("home")),
+        ("RABBITMQ_CONF_ENV_FILE", inside("rabbitmq-env.conf")),
+        ("RABBITMQ_CONFIG_FILE", inside("rabbitmq.conf")),
+        ("RABBITMQ_ADVANCED_CONFIG_FILE", inside("advanced.config")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", inside("enabled_plugins")),
+        ("RABBITMQ_PLUGINS_EXPAND_DIR", inside("plugins")),
+        ("RABBITMQ_GENERATED_CONFIG_DIR", inside("generated")),
+        ("RABBITMQ_MNESIA_BASE", inside("mnesia")),
+        ("RABBITMQ_LOG_BASE", inside("log")),
+        ("RABBITMQ_PID_FILE", inside("rabbitmq.pid")),
+        ("RABBITMQ_NODENAME", format!("doorbell-{distribution_port}@localhost").into()),
+        ("RABBITMQ_DIST_PORT", distribution_port.to_string().into()),
+        ("ERL_EPMD_PORT", names_port.to_string().into()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        // Erlang's schedulers spin while idle, which a small machine shared with everything else
+        // cannot afford.
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+/// Sends the protocol's header and waits for the answer's first byte, a method frame.
+async fn speaks_amqp(port: u16) -> bool {
+    let hello = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"AMQP\0\0\x09\x01").await?;
+        stream.read_u8().await
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(2), hello).await, Ok(Ok(1)))
+}
+
+/// A private Redis.
+#[derive(Debug)]
+pub struct Redis {
+    process: Process,
+    /// The port, for TLS if files were given.
+    pub port: u16,
+}
+
+impl Redis {
+    /// Starts one with its data in `folder`, which is created; `extra` are further settings.
+    ///
+    /// # Errors
+    /// It could not be started; says the end of its log.
+    pub async fn start(
+        folder: &Path,
+        tls: Option<&TlsFiles>,
+        extra: &[&str],
+    ) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let [port, bus_port] = ports::free()?;
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut set = |name: &str, value: OsString| {
+            arguments.extend([OsString::from(format!("--{name}")), value])
+        };
+        set("bind", "127.0.0.1".into());
+        set("dir", folder.into());
+        // A restart keeps what was written, but for the last second.
+        set("appendonly", "yes".into());
+        set("save", "".into());
+        set("daemonize", "no".into());
+        if extra.contains(&"cluster-enabled") {
+            set("cluster-port", bus_port.to_string().into());
+        }
+        match tls {
+            None => set("port", port.to_string().into()),
+            Some(tls) => {
+                set("port", "0".into());
+                set("tls-port", port.to_string().into());
+                set("tls-ca-cert-file", tls.ca.clone().into());
+                set("tls-cert-file", tls.certificate.clone().into());
+                set("tls-key-file", tls.key.clone().into());
+                set("tls-auth-clients", "no".into());
+            }
+        }
+        for name in extra {
+            set(name, "yes".into());
+        }
+        let spec = Spec {
+            name: "redis".to_owned(),
+            program: REDIS.proof.into(),
+            arguments,
+            environment: vec![],
+            log: folder.join("redis.log"),
+            pid_file: None,
+        };
+        let process = spec.start()?;
+        let mut redis = Self { process, port };
+        redis.until_ready().await?;
+        Ok(redis)
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Waits until it takes connections.
+    ///
+    /// # Errors
+    /// It ended, or time ran out.
+    pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        self.process
+            .until(START, || async move { TcpStream::connect(("127.0.0.1", port)).await.is_ok() })
+            .await
+    }
+
+    /// Kills it at once.
+    pub async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
+    /// Starts it again, on the same port and data.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.process = self.process.spec().clone().start()?;
+        self.until_ready().await
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Stops it in an orderly way.
+    pub async fn stop(&mut self) {
+        self.process.stop(Duration::from_secs(10)).await;
+    }
+}
