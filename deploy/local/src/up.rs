@@ -83,9 +83,10 @@ async fn run(
     say: impl Fn(&str) + Copy,
 ) -> anyhow::Result<()> {
     say("starting a private RabbitMQ and a private Redis");
+    let (rabbitmq_folder, redis_folder) = (folder.join("rabbitmq"), folder.join("redis"));
     let (rabbitmq, redis) = tokio::try_join!(
-        RabbitMq::start(&folder.join("rabbitmq"), &PLUGINS, None),
-        Redis::start(&folder.join("redis"), None, &[]),
+        RabbitMq::start(&rabbitmq_folder, &PLUGINS, None),
+        Redis::start(&redis_folder, None, &[]),
     )?;
     let stack = place.insert(Stack::new(folder, rabbitmq, redis, options.dispatchers)?);
     stack.write()?;
@@ -107,7 +108,7 @@ async fn run(
 async fn build(say: impl Fn(&str)) -> anyhow::Result<()> {
     say("building the services (release; the first time takes some minutes)");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--release", "--quiet"]);
+    command.args(["build", "--release"]);
     for kind in Kind::ALL {
         command.args(["--package", &kind.binary()]);
     }
@@ -292,16 +293,8 @@ impl Stack {
     }
 
     async fn stop(mut self) {
-        let stopping = self
-            .services
-            .iter_mut()
-            .filter_map(|(_, process)| process.as_mut())
-            .map(|p| p.stop(STOP));
-        let mut waiting: Vec<_> = stopping.map(Box::pin).collect();
-        for stopped in &mut waiting {
-            stopped.await;
-        }
-        drop(waiting);
+        let running = self.services.iter_mut().filter_map(|(_, process)| process.as_mut());
+        futures_util::future::join_all(running.map(|process| process.stop(STOP))).await;
         self.redis.stop().await;
         self.rabbitmq.stop().await;
     }
