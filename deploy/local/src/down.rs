@@ -24,13 +24,22 @@ pub async fn down(folder: &Path) -> anyhow::Result<usize> {
     // A watcher that is well ends its processes itself, in order.
     end(&watcher).await;
     end(&processes).await;
+    forget(folder)?;
+    Ok(all.len())
+}
+
+/// Removes the lists, once nothing that they name runs any more.
+///
+/// # Errors
+/// The lists can't be removed.
+pub fn forget(folder: &Path) -> anyhow::Result<()> {
     for name in ["watcher.json", "processes.json", "stack.json"] {
         let path = folder.join(name);
         if path.exists() {
             std::fs::remove_file(path)?;
         }
     }
-    Ok(all.len())
+    Ok(())
 }
 
 async fn end(traces: &[Trace]) {

@@ -105,15 +105,15 @@ impl Process {
     /// Kills it, with its group, at once, and waits until it is gone.
     pub async fn kill(&mut self) {
         // What is gone already needs no signal.
-        drop(kill(Pid::from_raw(self.pid()), Signal::SIGKILL));
-        drop(killpg(self.group, Signal::SIGKILL));
+        let _gone = kill(Pid::from_raw(self.pid()), Signal::SIGKILL).is_err();
+        let _gone = killpg(self.group, Signal::SIGKILL).is_err();
         drop(self.child.wait().await);
     }
 
     /// Asks it to end, waits, and kills it if it takes longer; answers its exit code if it ended
     /// by itself.
     pub async fn stop(&mut self, patience: Duration) -> Option<i32> {
-        drop(kill(Pid::from_raw(self.pid()), Signal::SIGTERM));
+        let _gone = kill(Pid::from_raw(self.pid()), Signal::SIGTERM).is_err();
         let ended = tokio::time::timeout(patience, self.child.wait()).await;
         let code = match ended {
             Ok(Ok(status)) => status.code(),
@@ -164,8 +164,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.has_ended() {
-            drop(kill(Pid::from_raw(self.pid()), Signal::SIGKILL));
-            drop(killpg(self.group, Signal::SIGKILL));
+            let _gone = kill(Pid::from_raw(self.pid()), Signal::SIGKILL).is_err();
+            let _gone = killpg(self.group, Signal::SIGKILL).is_err();
         }
     }
 }

@@ -54,7 +54,7 @@ impl Trace {
     pub fn signal(self, signal: Signal) {
         if self.is_alive() {
             // It may end in this very moment.
-            drop(kill(Pid::from_raw(self.pid), signal));
+            let _gone = kill(Pid::from_raw(self.pid), signal).is_err();
         }
     }
 }

@@ -72,7 +72,7 @@ pub async fn up(options: Options, say: impl Fn(&str) + Copy) -> anyhow::Result<(
     if let Some(stack) = stack {
         stack.stop().await;
     }
-    down::down(&folder).await?;
+    down::forget(&folder)?;
     ended
 }
 
@@ -109,6 +109,9 @@ async fn build(say: impl Fn(&str)) -> anyhow::Result<()> {
     say("building the services (release; the first time takes some minutes)");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--release"]);
+    // This program along with the services: together they resolve to the same features of the same
+    // libraries that were just built for it, and nothing is built twice.
+    command.args(["--package", env!("CARGO_PKG_NAME")]);
     for kind in Kind::ALL {
         command.args(["--package", &kind.binary()]);
     }

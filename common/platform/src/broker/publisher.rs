@@ -82,10 +82,7 @@ impl Publisher {
             &LATENCY_BUCKETS,
         )?;
         let supervisor = Supervisor { broker, health, link: sender, suspect: Arc::clone(&suspect) };
-        let until_finished = shutdown.clone();
-        shutdown.spawn(async move {
-            until_finished.until_finished(supervisor.run()).await;
-        });
+        shutdown.spawn(supervisor.run(shutdown.clone()));
         let window = Arc::new(Semaphore::new(WINDOW));
         Ok(Self { link, window, suspect, shutdown: shutdown.clone(), confirm_seconds })
     }
@@ -188,22 +185,24 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(self) {
+    async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::default();
-        loop {
-            match self.open().await {
+        while let Some(opened) = shutdown.until_finished(self.open()).await {
+            match opened {
                 Ok((connection, channel)) => {
                     backoff.reset();
-                    self.watch_over(&connection, channel).await;
+                    shutdown.until_finished(self.watch_over(&connection, channel)).await;
                     // The connection may be closed already; then there is nothing to close.
-                    drop(connection.close(200, "reconnecting".into()).await);
+                    drop(connection.close(200, "done".into()).await);
                 }
                 Err(error) => {
                     self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
                 }
             }
             self.link.send_replace(Link::Down);
-            backoff.wait().await;
+            if shutdown.until_finished(backoff.wait()).await.is_none() {
+                return;
+            }
         }
     }
 
