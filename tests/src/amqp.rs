@@ -1,0 +1,136 @@
+//! RabbitMQ as an outsider sees it: publishing to the exchange, looking into queues.
+
+use futures_util::StreamExt as _;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+/// A connection of an outsider.
+#[derive(Debug)]
+pub struct Outsider {
+    connection: Connection,
+    /// Its channel, with confirms.
+    pub channel: Channel,
+}
+
+impl Outsider {
+    /// Connects.
+    ///
+    /// # Errors
+    /// RabbitMQ is not there.
+    pub async fn connect(url: &str) -> anyhow::Result<Self> {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { connection, channel })
+    }
+
+    /// A fresh channel, after one was closed by an error.
+    ///
+    /// # Errors
+    /// RabbitMQ is not there.
+    pub async fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(self.connection.create_channel().await?)
+    }
+
+    /// Publishes to `doorbell.events` and waits for the confirm.
+    ///
+    /// # Errors
+    /// It was not confirmed.
+    pub async fn publish(
+        &self,
+        event_type: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> anyhow::Result<()> {
+        let options = BasicPublishOptions::default();
+        let confirm = self
+            .channel
+            .basic_publish("doorbell.events".into(), event_type.into(), options, body, properties)
+            .await?;
+        anyhow::ensure!(confirm.await?.is_ack(), "not confirmed");
+        Ok(())
+    }
+
+    /// Takes one message out of a queue.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub async fn take(&self, queue: &str) -> anyhow::Result<Option<lapin::message::Delivery>> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await?;
+        Ok(got.map(|message| message.delivery))
+    }
+
+    /// How many messages are ready in a queue.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub async fn depth(&self, queue: &str) -> anyhow::Result<u32> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        Ok(self
+            .channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await?
+            .message_count())
+    }
+
+    /// The messages of a stream, from its start, once there are at least so many.
+    ///
+    /// # Errors
+    /// There is no such stream, or there are not so many.
+    pub async fn stream(
+        &self,
+        stream: &str,
+        count: usize,
+    ) -> anyhow::Result<Vec<lapin::message::Delivery>> {
+        let channel = self.channel().await?;
+        channel.basic_qos(100, BasicQosOptions::default()).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+        let mut consumer = channel
+            .basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), arguments)
+            .await?;
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            let next =
+                tokio::time::timeout(std::time::Duration::from_secs(30), consumer.next()).await;
+            let Ok(Some(delivery)) = next else {
+                anyhow::bail!("{stream} has {} messages, not {count}", messages.len())
+            };
+            let delivery = delivery?;
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+            messages.push(delivery);
+        }
+        channel.close(200, "read".into()).await?;
+        Ok(messages)
+    }
+}
+
+/// Properties of an event of a tenant.
+#[must_use]
+pub fn event(tenant: &str, id: Option<&str>, more: &[(&str, &str)]) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("doorbell-tenant".into(), AMQPValue::LongString(tenant.into()));
+    for (name, value) in more {
+        headers.insert((*name).into(), AMQPValue::LongString((*value).into()));
+    }
+    let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+    match id {
+        Some(id) => properties.with_message_id(id.into()).with_timestamp(1_700_000_000),
+        None => properties,
+    }
+}
+
+/// A header's text.
+#[must_use]
+pub fn header(delivery: &lapin::message::Delivery, name: &str) -> Option<String> {
+    let headers = delivery.properties.headers().as_ref()?;
+    let (_, value) = headers.inner().iter().find(|(key, _)| key.as_str() == name)?;
+    if let AMQPValue::LongString(text) = value {
+        return Some(String::from_utf8_lossy(text.as_bytes()).into_owned());
+    }
+    None
+}

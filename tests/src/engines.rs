@@ -1,0 +1,157 @@
+//! RabbitMQ and Redis for the stories: one pair that most share, and private ones for those that
+//! break them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use doorbell_local::engines::{RabbitMq, Redis};
+use doorbell_local::packages::{self, RABBITMQ, REDIS};
+use doorbell_local::paths;
+use doorbell_local::process::Process;
+use doorbell_local::state::{Trace, read_traces, write_whole};
+use tokio::sync::{Mutex, OnceCell};
+
+/// A pair of engines.
+#[derive(Debug)]
+pub struct Engines {
+    /// RabbitMQ.
+    pub rabbitmq: Mutex<RabbitMq>,
+    /// Redis.
+    pub redis: Mutex<Redis>,
+    /// Its port for AMQP.
+    pub amqp_port: u16,
+    /// Its port for the management API.
+    pub management_port: u16,
+    /// Redis's URL.
+    pub redis_url: String,
+}
+
+/// What RabbitMQ is started with, unless a story wants otherwise.
+pub const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exchange"];
+
+static SHARED: OnceCell<Arc<Engines>> = OnceCell::const_new();
+
+/// The folder of this run.
+#[must_use]
+pub fn folder() -> PathBuf {
+    paths::workspace().join("target/stories")
+}
+
+/// Ends what an earlier run has left behind, and installs what is missing. Call it first.
+///
+/// # Errors
+/// Something is missing and can't be installed.
+pub fn prepare() -> anyhow::Result<()> {
+    for trace in read_traces(&folder().join("processes.json")) {
+        trace.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+    if folder().exists() {
+        std::fs::remove_dir_all(folder())?;
+    }
+    std::fs::create_dir_all(folder())?;
+    packages::ensure(&[RABBITMQ, REDIS], |line| eprintln!("{line}"))
+}
+
+/// Notes a process, so that a later run can end it if this one can't.
+///
+/// # Errors
+/// The note can't be written.
+pub fn note(process: &Process) -> anyhow::Result<()> {
+    static NOTES: std::sync::Mutex<Vec<Trace>> = std::sync::Mutex::new(Vec::new());
+    let mut notes = NOTES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    notes.extend(Trace::of(process.pid()));
+    write_whole(&folder().join("processes.json"), &*notes)
+}
+
+/// The pair that most stories share.
+///
+/// # Errors
+/// It could not be started.
+pub async fn shared() -> anyhow::Result<Arc<Engines>> {
+    SHARED
+        .get_or_try_init(|| async { Ok(Arc::new(Engines::start("shared", &PLUGINS).await?)) })
+        .await
+        .cloned()
+}
+
+/// Ends the shared pair, if it was ever started.
+pub async fn end() {
+    if let Some(engines) = SHARED.get() {
+        engines.rabbitmq.lock().await.kill().await;
+        engines.redis.lock().await.kill().await;
+    }
+}
+
+impl Engines {
+    /// Starts a pair of its own.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn start(name: &str, plugins: &[&str]) -> anyhow::Result<Self> {
+        let folder = folder().join(name);
+        let (rabbitmq_folder, redis_folder) = (folder.join("rabbitmq"), folder.join("redis"));
+        let (mut rabbitmq, mut redis) = tokio::try_join!(
+            RabbitMq::start(&rabbitmq_folder, plugins, None),
+            Redis::start(&redis_folder, None, &[])
+        )?;
+        note(rabbitmq.process())?;
+        note(rabbitmq.names())?;
+        note(redis.process())?;
+        Ok(Self {
+            amqp_port: rabbitmq.port,
+            management_port: rabbitmq.management_port,
+            redis_url: redis.url(),
+            rabbitmq: Mutex::new(rabbitmq),
+            redis: Mutex::new(redis),
+        })
+    }
+
+    /// The URL of a virtual host.
+    #[must_use]
+    pub fn amqp_url(&self, vhost: &str) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.amqp_port)
+    }
+
+    /// Asks RabbitMQ's management API.
+    ///
+    /// # Errors
+    /// It refused.
+    pub async fn manage(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+    ) -> anyhow::Result<serde_json::Value> {
+        let url = format!("http://127.0.0.1:{}/api/{path}", self.management_port);
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let request = client.request(method, url).basic_auth("guest", Some("guest"));
+        let response = request
+            .header("content-type", "application/json")
+            .body("{\"configure\":\".*\",\"write\":\".*\",\"read\":\".*\"}");
+        let response = response.send().await?.error_for_status()?;
+        let bytes = response.bytes().await?;
+        Ok(if bytes.is_empty() { serde_json::Value::Null } else { serde_json::from_slice(&bytes)? })
+    }
+
+    /// Makes a virtual host.
+    ///
+    /// # Errors
+    /// The management API refused.
+    pub async fn make_vhost(&self, vhost: &str) -> anyhow::Result<()> {
+        self.manage(reqwest::Method::PUT, &format!("vhosts/{vhost}")).await?;
+        self.manage(reqwest::Method::PUT, &format!("permissions/{vhost}/guest")).await?;
+        Ok(())
+    }
+
+    /// Closes every connection of a virtual host, as an operator would.
+    ///
+    /// # Errors
+    /// `rabbitmqctl` failed.
+    pub async fn close_connections(&self, vhost: &str) -> anyhow::Result<()> {
+        self.rabbitmq
+            .lock()
+            .await
+            .ctl(&["close_all_connections", "--vhost", vhost, "closed by a test"])
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! What was accepted, who wants what, and whether what arrived is just that.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use doorbell_common::pattern::Pattern;
+use doorbell_common::retry::RetryPolicy;
+use serde_json::Value;
+
+use crate::receiver::{Post, Receiver};
+
+/// An accepted event.
+#[derive(Clone, Debug)]
+struct Accepted {
+    tenant: String,
+    event_type: String,
+    data: String,
+}
+
+/// A subscription.
+#[derive(Clone, Debug)]
+struct Wanted {
+    tenant: String,
+    patterns: Vec<Pattern>,
+    retry: RetryPolicy,
+    raw: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: HashMap<String, Accepted>,
+    endpoints: BTreeMap<String, Wanted>,
+    /// Endpoints of which no full set is expected.
+    partial: HashSet<String>,
+}
+
+/// What was accepted and who wants what.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    inner: Mutex<Inner>,
+}
+
+impl Ledger {
+    /// An event was accepted.
+    pub fn accepted(&self, tenant: &str, event_type: &str, id: &str, data: &str) {
+        let event = Accepted {
+            tenant: tenant.to_owned(),
+            event_type: event_type.to_owned(),
+            data: data.to_owned(),
+        };
+        self.lock().events.insert(id.to_owned(), event);
+    }
+
+    /// An endpoint was subscribed; `body` is what the control-plane answered.
+    pub fn subscribed(&self, tenant: &str, endpoint: &str, body: &Value) {
+        let patterns = body["events"].as_array().cloned().unwrap_or_default();
+        let wanted = Wanted {
+            tenant: tenant.to_owned(),
+            patterns: patterns.iter().filter_map(|text| text.as_str()?.parse().ok()).collect(),
+            retry: serde_json::from_value(body["retry"].clone()).unwrap_or_default(),
+            raw: body["payload"] == "raw",
+        };
+        self.lock().endpoints.insert(endpoint.to_owned(), wanted);
+    }
+
+    /// An endpoint of which the story itself says what must arrive; what does arrive is checked
+    /// all the same.
+    pub fn expect_no_full_set(&self, endpoint: &str) {
+        self.lock().partial.insert(endpoint.to_owned());
+    }
+
+    /// How many events were accepted.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().events.len()
+    }
+
+    /// How many deliveries have not been accepted by their endpoint.
+    #[must_use]
+    pub fn missing(&self, receiver: &Receiver) -> usize {
+        let posts = receiver.posts();
+        let good: HashSet<(&str, &str)> = posts
+            .iter()
+            .filter(|post| post.status < 300)
+            .map(|post| (post.endpoint.as_str(), post.id.as_str()))
+            .collect();
+        let inner = self.lock();
+        let full =
+            inner.endpoints.iter().filter(|(endpoint, _)| !inner.partial.contains(*endpoint));
+        full.map(|(endpoint, wanted)| {
+            let wanted_events = inner.events.iter().filter(|(_, event)| wanted.wants(event));
+            wanted_events
+                .filter(|(id, _)| !good.contains(&(endpoint.as_str(), id.as_str())))
+                .count()
+        })
+        .sum()
+    }
+
+    /// How many POSTs came again although their endpoint had accepted the event before.
+    #[must_use]
+    pub fn duplicates(&self, receiver: &Receiver) -> usize {
+        let mut accepted = HashSet::new();
+        let posts = receiver.posts();
+        posts
+            .iter()
+            .filter(|post| {
+                post.status < 300 && !accepted.insert((post.endpoint.clone(), post.id.clone()))
+            })
+            .count()
+    }
+
+    /// Checks every POST that came.
+    ///
+    /// # Errors
+    /// One is foreign, changed, unverified or early.
+    pub fn check(&self, receiver: &Receiver) -> anyhow::Result<()> {
+        let inner = self.lock();
+        let mut last: HashMap<(String, String), Post> = HashMap::new();
+        for post in receiver.posts() {
+            let Some(wanted) = inner.endpoints.get(&post.endpoint) else { continue };
+            let event = inner.events.get(&post.id);
+            let Some(event) = event else {
+                anyhow::bail!("foreign: nobody published {} ({})", post.id, post.endpoint)
+            };
+            anyhow::ensure!(
+                wanted.wants(event),
+                "foreign: {} does not want {}",
+                post.endpoint,
+                event.event_type
+            );
+            anyhow::ensure!(post.verified, "unverified: {} at {}", post.id, post.endpoint);
+            check_body(wanted, event, &post)?;
+            let key = (post.endpoint.clone(), post.id.clone());
+            if let Some(before) = last.insert(key, post.clone()) {
+                check_time(wanted, &before, &post)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wanted {
+    fn wants(&self, event: &Accepted) -> bool {
+        let event_type = event.event_type.parse();
+        event.tenant == self.tenant
+            && event_type.is_ok_and(|event_type| {
+                self.patterns.iter().any(|pattern| pattern.matches(&event_type))
+            })
+    }
+}
+
+fn check_body(wanted: &Wanted, event: &Accepted, post: &Post) -> anyhow::Result<()> {
+    let body = String::from_utf8_lossy(&post.body);
+    let same = if wanted.raw {
+        body == event.data
+    } else {
+        let head = format!("{{\"type\":\"{}\",\"timestamp\":\"", event.event_type);
+        body.starts_with(&head) && body.ends_with(&format!("\",\"data\":{}}}", event.data))
+    };
+    anyhow::ensure!(same, "changed: {body} is not {}", event.data);
+    Ok(())
+}
+
+/// A later attempt never comes before its delay has passed. (A duplicate of the same attempt
+/// follows no schedule.)
+fn check_time(wanted: &Wanted, before: &Post, post: &Post) -> anyhow::Result<()> {
+    if post.attempt <= before.attempt {
+        return Ok(());
+    }
+    let delay = wanted.retry.delay_after(before.attempt).unwrap_or_default();
+    let waited = post.at.duration_since(before.at);
+    // The ledger's clock starts when the POST arrives, the delay when it ends, a little later.
+    anyhow::ensure!(
+        waited + Duration::from_millis(5) >= delay,
+        "early: attempt {} of {} came {waited:?} after the one before, not {delay:?}",
+        post.attempt,
+        post.id
+    );
+    Ok(())
+}

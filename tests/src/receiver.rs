@@ -1,0 +1,266 @@
+//! Endpoints that keep a ledger of what came, and behave as they are told: well, slowly, or like
+//! a hostile server.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use standardwebhooks::Webhook;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// A POST that came.
+#[derive(Clone, Debug)]
+pub struct Post {
+    /// To which endpoint.
+    pub endpoint: String,
+    /// `webhook-id`.
+    pub id: String,
+    /// `doorbell-attempt`.
+    pub attempt: u32,
+    /// Every header.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// When.
+    pub at: Instant,
+    /// What was answered.
+    pub status: u16,
+    /// Whether the official library accepts the signature with any secret that the endpoint has.
+    pub verified: bool,
+}
+
+/// How an endpoint behaves.
+#[derive(Clone, Debug)]
+pub enum Behaviour {
+    /// Always this status.
+    Status(u16),
+    /// Fails so often for each event, then succeeds.
+    FailFirst(u32, u16),
+    /// The first answer for each event asks for a wait of so many seconds, the others succeed.
+    RetryAfter(u64),
+    /// Answers 200 after this time.
+    Slow(Duration),
+    /// Redirects to this URL.
+    Redirect(String),
+    /// 418 with a body of so many bytes.
+    Teapot(usize),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    posts: Vec<Post>,
+    behaviours: HashMap<String, Behaviour>,
+    secrets: HashMap<String, Vec<String>>,
+    /// How often each event came to each endpoint.
+    seen: HashMap<(String, String), u32>,
+}
+
+/// A server with any number of endpoints. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    inner: Arc<Mutex<Inner>>,
+    address: SocketAddr,
+}
+
+impl Receiver {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// No port can be had.
+    pub async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let receiver = Self { inner: Arc::default(), address: listener.local_addr()? };
+        let router = Router::new().route("/{endpoint}", any(receive)).with_state(receiver.clone());
+        spawn(async move {
+            let ended = axum::serve(listener, router).await;
+            eprintln!("receiver ended: {ended:?}");
+        });
+        Ok(receiver)
+    }
+
+    /// The URL of an endpoint.
+    #[must_use]
+    pub fn url(&self, endpoint: &str) -> String {
+        format!("http://{}/{endpoint}", self.address)
+    }
+
+    /// Tells an endpoint how to behave; until then it answers 200.
+    pub fn behave(&self, endpoint: &str, behaviour: Behaviour) {
+        self.lock().behaviours.insert(endpoint.to_owned(), behaviour);
+    }
+
+    /// Gives an endpoint one more secret.
+    pub fn add_secret(&self, endpoint: &str, secret: &str) {
+        self.lock().secrets.entry(endpoint.to_owned()).or_default().push(secret.to_owned());
+    }
+
+    /// Takes an endpoint's older secrets away.
+    pub fn keep_newest_secret(&self, endpoint: &str) {
+        if let Some(secrets) = self.lock().secrets.get_mut(endpoint) {
+            let newest = secrets.pop();
+            *secrets = newest.into_iter().collect();
+        }
+    }
+
+    /// Everything that came.
+    #[must_use]
+    pub fn posts(&self) -> Vec<Post> {
+        self.lock().posts.clone()
+    }
+
+    /// What came to one endpoint.
+    #[must_use]
+    pub fn posts_to(&self, endpoint: &str) -> Vec<Post> {
+        self.lock().posts.iter().filter(|post| post.endpoint == endpoint).cloned().collect()
+    }
+
+    /// How many POSTs came to one endpoint.
+    #[must_use]
+    pub fn count(&self, endpoint: &str) -> usize {
+        self.lock().posts.iter().filter(|post| post.endpoint == endpoint).count()
+    }
+
+    /// How many different events an endpoint has accepted.
+    #[must_use]
+    pub fn accepted(&self, endpoint: &str) -> usize {
+        let inner = self.lock();
+        let good = inner.posts.iter().filter(|post| post.endpoint == endpoint && post.status < 300);
+        good.map(|post| post.id.as_str()).collect::<std::collections::HashSet<_>>().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a POST; answers how it is to be answered, and how often the event came before.
+    fn note(
+        &self,
+        endpoint: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> (Option<Behaviour>, u32, bool) {
+        let id = text(headers, "webhook-id");
+        let mut inner = self.lock();
+        let verified = inner.secrets.get(endpoint).is_some_and(|secrets| {
+            secrets.iter().any(|secret| {
+                Webhook::new(secret).is_ok_and(|hook| hook.verify(body, headers).is_ok())
+            })
+        });
+        let seen = inner.seen.entry((endpoint.to_owned(), id)).or_default();
+        *seen += 1;
+        let before = *seen - 1;
+        (inner.behaviours.get(endpoint).cloned(), before, verified)
+    }
+}
+
+/// Runs a task that lives as long as the test process.
+pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "a test's servers end with its process")]
+    tokio::spawn(task);
+}
+
+fn text(headers: &HeaderMap, name: &str) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+async fn receive(
+    State(receiver): State<Receiver>,
+    Path(endpoint): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let at = Instant::now();
+    let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body);
+    let code =
+        |status: u16| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let response = match behaviour {
+        None => StatusCode::OK.into_response(),
+        Some(Behaviour::Status(status)) => code(status).into_response(),
+        Some(Behaviour::FailFirst(times, status)) if before < times => code(status).into_response(),
+        Some(Behaviour::FailFirst(..)) => StatusCode::OK.into_response(),
+        Some(Behaviour::RetryAfter(seconds)) if before == 0 => {
+            (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", seconds.to_string())])
+                .into_response()
+        }
+        Some(Behaviour::RetryAfter(_)) => StatusCode::OK.into_response(),
+        Some(Behaviour::Slow(time)) => {
+            tokio::time::sleep(time).await;
+            StatusCode::OK.into_response()
+        }
+        Some(Behaviour::Redirect(url)) => (StatusCode::FOUND, [("location", url)]).into_response(),
+        Some(Behaviour::Teapot(size)) => {
+            (StatusCode::IM_A_TEAPOT, [("x-pot", "brown")], "t".repeat(size)).into_response()
+        }
+    };
+    let attempt = text(&headers, "doorbell-attempt").parse().unwrap_or(0);
+    let id = text(&headers, "webhook-id");
+    let status = response.status().as_u16();
+    receiver.lock().posts.push(Post { endpoint, id, attempt, headers, body, at, status, verified });
+    response
+}
+
+/// A server that does not play by the rules of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hostile {
+    /// Takes the request and says nothing.
+    Hang,
+    /// Takes the request and closes.
+    Close,
+    /// Answers with something else than HTTP.
+    Garbage,
+    /// 200, and a body that never ends.
+    EndlessBody,
+    /// Headers without end.
+    EndlessHeaders,
+}
+
+/// Starts such a server; answers its URL.
+///
+/// # Errors
+/// No port can be had.
+pub async fn hostile(how: Hostile) -> anyhow::Result<String> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let url = format!("http://{}/hook", listener.local_addr()?);
+    spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            spawn(misbehave(stream, how));
+        }
+    });
+    Ok(url)
+}
+
+async fn misbehave(mut stream: tokio::net::TcpStream, how: Hostile) {
+    let mut request = [0; 4096];
+    if stream.read(&mut request).await.is_err() {
+        return;
+    }
+    let filler = [b'x'; 8192];
+    match how {
+        Hostile::Close => {}
+        // An hour is for ever to a sender that waits a second.
+        Hostile::Hang => tokio::time::sleep(Duration::from_secs(3600)).await,
+        Hostile::Garbage => drop(stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await),
+        Hostile::EndlessBody => {
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000000000\r\n\r\n";
+            let mut going = stream.write_all(head).await.is_ok();
+            while going {
+                going = stream.write_all(&filler).await.is_ok();
+            }
+        }
+        Hostile::EndlessHeaders => {
+            let mut going = stream.write_all(b"HTTP/1.1 200 OK\r\n").await.is_ok();
+            while going {
+                going = stream.write_all(b"x-more: and more and more and more\r\n").await.is_ok();
+            }
+        }
+    }
+}

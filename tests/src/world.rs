@@ -1,0 +1,463 @@
+//! A whole Doorbell for one story: the services as processes, in a virtual host and under a key
+//! prefix of their own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use doorbell_local::ports;
+use doorbell_local::process::Process;
+use doorbell_local::services::{Environment, Kind, ServiceSpec};
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::amqp::Outsider;
+use crate::api::{Api, subscription};
+use crate::engines::{self, Engines, PLUGINS};
+use crate::ledger::Ledger;
+use crate::receiver::Receiver;
+use crate::wait::{eventually, seconds};
+
+/// How a story wants its Doorbell.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// How many dispatchers.
+    pub dispatchers: u32,
+    /// How many retry-schedulers.
+    pub schedulers: u32,
+    /// Whether it breaks its engines, and so needs its own; and their plugins.
+    pub private: Option<&'static [&'static str]>,
+    /// Further environment variables for every service.
+    pub extra: Vec<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { dispatchers: 2, schedulers: 1, private: None, extra: vec![] }
+    }
+}
+
+impl Setup {
+    /// With engines of its own.
+    #[must_use]
+    pub fn private() -> Self {
+        Self { private: Some(&PLUGINS), ..Self::default() }
+    }
+}
+
+struct Running {
+    service: ServiceSpec,
+    process: Process,
+}
+
+/// A whole Doorbell.
+pub struct World {
+    /// The engines under it.
+    pub engines: Arc<Engines>,
+    /// Its virtual host.
+    pub vhost: String,
+    /// The producer's API.
+    pub producer: Api,
+    /// The control-plane's API.
+    pub control: Api,
+    /// Its endpoints.
+    pub receiver: Receiver,
+    /// What was accepted and who wants what.
+    pub ledger: Ledger,
+    /// How services are started.
+    pub environment: Environment,
+    services: tokio::sync::Mutex<BTreeMap<String, Running>>,
+    http: reqwest::Client,
+}
+
+/// How long a service may take to be ready, on a slow machine with everything on it.
+const READY: Duration = seconds(90);
+
+/// The folder with the services' binaries: where this test's own binary was built.
+///
+/// # Errors
+/// The test's own path can't be told.
+pub fn binaries() -> anyhow::Result<PathBuf> {
+    let mut path = std::env::current_exe()?;
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    Ok(path)
+}
+
+impl World {
+    /// Starts one with two dispatchers, on the shared engines.
+    ///
+    /// # Errors
+    /// Something could not be started.
+    pub async fn start(name: &str) -> anyhow::Result<Self> {
+        Self::with(name, Setup::default()).await
+    }
+
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Something could not be started.
+    pub async fn with(name: &str, setup: Setup) -> anyhow::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let engines = match setup.private {
+            Some(plugins) => Arc::new(Engines::start(name, plugins).await?),
+            None => engines::shared().await?,
+        };
+        let vhost = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        engines.make_vhost(&vhost).await?;
+        let admin_key = "key-for-stories-0123456789".to_owned();
+        let mut extra = vec![("DOORBELL_REDIS_PREFIX".to_owned(), vhost.clone())];
+        extra.extend(setup.extra.clone());
+        let environment = Environment {
+            binaries: binaries()?,
+            logs: engines::folder().join("logs").join(&vhost),
+            amqp_url: engines.amqp_url(&vhost),
+            redis_url: engines.redis_url.clone(),
+            admin_key: admin_key.clone(),
+            extra,
+        };
+        let [producer_port, control_port] = ports::free()?;
+        let world = Self {
+            producer: Api::new(&format!("http://127.0.0.1:{producer_port}"), &admin_key)?,
+            control: Api::new(&format!("http://127.0.0.1:{control_port}"), &admin_key)?,
+            receiver: Receiver::start().await?,
+            ledger: Ledger::default(),
+            services: tokio::sync::Mutex::default(),
+            http: reqwest::Client::builder().no_proxy().timeout(seconds(5)).build()?,
+            engines,
+            vhost,
+            environment,
+        };
+        world.init().await?;
+        world.start_service(Kind::Producer, "producer", Some(producer_port)).await?;
+        world.start_service(Kind::ControlPlane, "control-plane", Some(control_port)).await?;
+        for n in 1..=setup.schedulers {
+            world
+                .start_service(Kind::RetryScheduler, &format!("retry-scheduler-{n}"), None)
+                .await?;
+        }
+        for n in 1..=setup.dispatchers {
+            world.start_service(Kind::Dispatcher, &format!("dispatcher-{n}"), None).await?;
+        }
+        world.until_all_ready().await?;
+        Ok(world)
+    }
+
+    /// Prepares the store.
+    ///
+    /// # Errors
+    /// It could not be prepared.
+    pub async fn init(&self) -> anyhow::Result<()> {
+        let mut init: Process = self.environment.init().start()?;
+        while !init.has_ended() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let succeeded = init.succeeded();
+        anyhow::ensure!(succeeded, "init failed:\n{}", init.last_output());
+        Ok(())
+    }
+
+    async fn start_service(
+        &self,
+        kind: Kind,
+        name: &str,
+        api_port: Option<u16>,
+    ) -> anyhow::Result<()> {
+        let [admin_port] = ports::free()?;
+        let service = self.environment.service(kind, name, admin_port, api_port);
+        let process = service.spec.start()?;
+        engines::note(&process)?;
+        self.services.lock().await.insert(name.to_owned(), Running { service, process });
+        Ok(())
+    }
+
+    /// Waits until every service says that it is ready.
+    ///
+    /// # Errors
+    /// One is not, in time.
+    pub async fn until_all_ready(&self) -> anyhow::Result<()> {
+        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
+        for name in names {
+            self.until_readiness(&name, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a service says that it is ready, or not.
+    ///
+    /// # Errors
+    /// It does not, in time.
+    pub async fn until_readiness(&self, name: &str, ready: bool) -> anyhow::Result<()> {
+        let waited = eventually(&format!("{name} ready: {ready}"), READY, || async {
+            self.is_ready(name).await == ready
+        })
+        .await;
+        waited.with_context(|| {
+            self.environment.logs.join(format!("{name}.log")).display().to_string()
+        })
+    }
+
+    /// Whether a service says that it is ready.
+    pub async fn is_ready(&self, name: &str) -> bool {
+        let Some(url) = self.admin_url(name).await else { return false };
+        self.http
+            .get(format!("{url}/readyz"))
+            .send()
+            .await
+            .is_ok_and(|response| response.status().is_success())
+    }
+
+    /// What a service says of its readiness.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn readiness(&self, name: &str) -> anyhow::Result<Value> {
+        let url = self.admin_url(name).await.context("no such service")?;
+        Ok(self.http.get(format!("{url}/readyz")).send().await?.json().await?)
+    }
+
+    /// A metric's value, summed over all services; `what` is the name with its labels.
+    ///
+    /// # Errors
+    /// A service did not answer.
+    pub async fn metric(&self, what: &str) -> anyhow::Result<f64> {
+        let urls: Vec<String> = self
+            .services
+            .lock()
+            .await
+            .values()
+            .map(|running| running.service.admin_url.clone())
+            .collect();
+        let mut sum = 0.0;
+        for url in urls {
+            let text = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
+            let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+            sum += line.map(str::parse::<f64>).transpose()?.unwrap_or(0.0);
+        }
+        Ok(sum)
+    }
+
+    async fn admin_url(&self, name: &str) -> Option<String> {
+        self.services.lock().await.get(name).map(|running| running.service.admin_url.clone())
+    }
+
+    /// Kills a service at once and starts it again.
+    ///
+    /// # Errors
+    /// There is no such service, or it could not be started.
+    pub async fn kill_and_restart(&self, name: &str) -> anyhow::Result<()> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(name).context("no such service")?;
+        running.process.kill().await;
+        running.process = running.service.spec.start()?;
+        engines::note(&running.process)
+    }
+
+    /// Kills a service at once.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
+        self.services.lock().await.get_mut(name).context("no such service")?.process.kill().await;
+        Ok(())
+    }
+
+    /// Starts a service again that was killed or stopped.
+    ///
+    /// # Errors
+    /// There is no such service, or it could not be started.
+    pub async fn restart(&self, name: &str) -> anyhow::Result<()> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(name).context("no such service")?;
+        running.process = running.service.spec.start()?;
+        engines::note(&running.process)
+    }
+
+    /// Sends a service a signal.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        self.services.lock().await.get(name).context("no such service")?.process.signal(signal)
+    }
+
+    /// Asks a service to stop and waits; answers its exit code.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
+        let mut services = self.services.lock().await;
+        Ok(services.get_mut(name).context("no such service")?.process.stop(seconds(60)).await)
+    }
+
+    /// Subscribes an endpoint of the receiver, and waits until that is in force.
+    ///
+    /// # Errors
+    /// The control-plane refused.
+    pub async fn subscribe(
+        &self,
+        tenant: &str,
+        endpoint: &str,
+        events: &[&str],
+    ) -> anyhow::Result<String> {
+        let body = subscription(&self.receiver.url(endpoint), events);
+        self.subscribe_as(tenant, endpoint, body).await
+    }
+
+    /// The same, with everything said by the story.
+    ///
+    /// # Errors
+    /// The control-plane refused.
+    pub async fn subscribe_as(
+        &self,
+        tenant: &str,
+        endpoint: &str,
+        body: Value,
+    ) -> anyhow::Result<String> {
+        let answer = self
+            .control
+            .call(Method::POST, &format!("/v1/tenants/{tenant}/subscriptions"), body)
+            .await?;
+        anyhow::ensure!(answer.status == 201, "{}", answer.body);
+        let id = answer.body["id"].as_str().context("no id")?.to_owned();
+        let secret = answer.body["secret"].as_str().context("no secret")?;
+        self.receiver.add_secret(endpoint, secret);
+        self.ledger.subscribed(tenant, endpoint, &answer.body);
+        Ok(id)
+    }
+
+    /// Waits as long as a change may take to be in force everywhere.
+    pub async fn in_force(&self) {
+        tokio::time::sleep(seconds(2)).await;
+    }
+
+    /// Publishes over HTTP; answers the id.
+    ///
+    /// # Errors
+    /// It was not accepted.
+    pub async fn publish(
+        &self,
+        tenant: &str,
+        event_type: &str,
+        data: Value,
+    ) -> anyhow::Result<String> {
+        let text = data.to_string();
+        let answer = self
+            .producer
+            .call(
+                Method::POST,
+                "/v1/events",
+                json!({ "tenant": tenant, "type": event_type, "data": data }),
+            )
+            .await?;
+        anyhow::ensure!(answer.status == 202, "{} {}", answer.status, answer.body);
+        let id = answer.body["id"].as_str().context("no id")?.to_owned();
+        self.ledger.accepted(tenant, event_type, &id, &text);
+        Ok(id)
+    }
+
+    /// An outsider's connection to this Doorbell's virtual host.
+    ///
+    /// # Errors
+    /// RabbitMQ is not there.
+    pub async fn outsider(&self) -> anyhow::Result<Outsider> {
+        Outsider::connect(&self.environment.amqp_url).await
+    }
+
+    /// Waits until everything that the ledger expects has arrived, and checks that nothing else has.
+    ///
+    /// # Errors
+    /// Something is missing, foreign, changed, unverified or early.
+    pub async fn settle(&self, at_most: Duration) -> anyhow::Result<()> {
+        let waited = eventually("everything that was accepted arrives", at_most, || async {
+            self.ledger.missing(&self.receiver) == 0
+        })
+        .await;
+        waited.with_context(|| {
+            format!("{} deliveries are missing", self.ledger.missing(&self.receiver))
+        })?;
+        self.ledger.check(&self.receiver)
+    }
+
+    /// Ends the story: every service stops cleanly, and no message is left in any queue.
+    ///
+    /// # Errors
+    /// A service did not stop with 0, or something was left behind.
+    pub async fn finish(self) -> anyhow::Result<()> {
+        self.finish_with(&[]).await
+    }
+
+    /// The same, with messages in these queues expected.
+    ///
+    /// # Errors
+    /// A service did not stop with 0, or something was left behind.
+    pub async fn finish_with(self, expected: &[(&str, u32)]) -> anyhow::Result<()> {
+        let outsider = self.outsider().await?;
+        let waiting = || async {
+            self.depths(&outsider).await.is_ok_and(|depths| depths == sorted(expected))
+        };
+        let drained = eventually("queues drain", seconds(60), waiting).await;
+        let depths = self.depths(&outsider).await?;
+        drained.with_context(|| format!("left behind: {depths:?}"))?;
+        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
+        for name in names {
+            let code = self.stop(&name).await?;
+            anyhow::ensure!(code == Some(0), "{name} ended with {code:?}, not 0");
+        }
+        // What was with a service unsettled is in its queue again by now.
+        let depths = self.depths(&outsider).await?;
+        anyhow::ensure!(depths == sorted(expected), "unsettled at the end: {depths:?}");
+        self.check_keys().await?;
+        drop(outsider);
+        self.engines.manage(Method::DELETE, &format!("vhosts/{}", self.vhost)).await?;
+        Ok(())
+    }
+
+    async fn depths(&self, outsider: &Outsider) -> anyhow::Result<BTreeMap<String, u32>> {
+        use doorbell_platform::broker::topology;
+        let mut queues = topology::ingress_queues();
+        queues.extend(doorbell_common::rung::Rung::all().map(doorbell_common::rung::Rung::queue));
+        let others = [
+            topology::PAGES,
+            topology::DELIVERIES,
+            topology::RETRIES,
+            topology::REJECTED,
+            topology::QUARANTINE,
+            topology::UNROUTED,
+        ];
+        queues.extend(others.map(str::to_owned));
+        let mut depths = BTreeMap::new();
+        for queue in queues {
+            let depth = outsider.depth(&queue).await?;
+            if depth > 0 {
+                depths.insert(queue, depth);
+            }
+        }
+        Ok(depths)
+    }
+
+    /// Redis has no key that would stay for ever but those of tenants and subscriptions.
+    async fn check_keys(&self) -> anyhow::Result<()> {
+        let mut redis = redis::Client::open(self.engines.redis_url.as_str())?
+            .get_multiplexed_async_connection()
+            .await?;
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg(format!("{}:*", self.vhost)).query_async(&mut redis).await?;
+        for key in keys {
+            let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut redis).await?;
+            let lasting = ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
+            anyhow::ensure!(ttl > 0 || lasting, "the key {key} has no time to live");
+        }
+        Ok(())
+    }
+}
+
+fn sorted(expected: &[(&str, u32)]) -> BTreeMap<String, u32> {
+    expected.iter().map(|(queue, depth)| ((*queue).to_owned(), *depth)).collect()
+}

@@ -1,0 +1,210 @@
+//! The subscriptions API.
+
+use doorbell_tests::api::{Api, subscription};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, World, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+pub async fn subscriptions_live_and_die() -> anyhow::Result<()> {
+    let world = World::start("api").await?;
+    let control = &world.control;
+    assert_eq!(control.call(Method::PUT, "/v1/tenants/acme", Value::Null).await?.status, 201);
+    assert_eq!(control.call(Method::PUT, "/v1/tenants/acme", json!({})).await?.status, 200);
+    assert_eq!(
+        control.call(Method::GET, "/v1/tenants/acme", Value::Null).await?.body["id"],
+        "acme"
+    );
+    assert_eq!(control.call(Method::GET, "/v1/tenants/nobody", Value::Null).await?.status, 404);
+    let list = "/v1/tenants/acme/subscriptions";
+    assert_eq!(
+        control.call(Method::GET, list, Value::Null).await?.body,
+        json!({"data": [], "next": null})
+    );
+    // Created with defaults; shown without the secret.
+    let url = world.receiver.url("hook");
+    let created = control.call(Method::POST, list, json!({"url": url, "events": ["a.*"]})).await?;
+    assert_eq!(created.status, 201);
+    let (id, secret) =
+        (created.body["id"].as_str().unwrap(), created.body["secret"].as_str().unwrap());
+    let path = format!("{list}/{id}");
+    let shown = control.call(Method::GET, &path, Value::Null).await?;
+    let mut expected = created.body.clone();
+    expected.as_object_mut().unwrap().remove("secret");
+    assert_eq!(shown.body, expected);
+    assert_eq!(shown.headers["etag"], created.headers["etag"]);
+    for (field, value) in [
+        ("status", json!("active")),
+        ("payload", json!("envelope")),
+        ("timeout", json!("15s")),
+        ("rate_limit", Value::Null),
+        ("headers", json!({})),
+    ] {
+        assert_eq!(shown.body[field], value, "{field}");
+    }
+    assert_eq!(
+        control.call(Method::GET, &format!("{path}/secret"), Value::Null).await?.body,
+        json!({"secret": secret})
+    );
+    // Tested at once, whatever the endpoint says.
+    world.receiver.behave("hook", Behaviour::Teapot(20_000));
+    let test = control.call(Method::POST, &format!("{path}/test"), Value::Null).await?;
+    assert_eq!(test.status, 200, "{}", test.body);
+    assert_eq!(
+        (&test.body["outcome"], &test.body["status"], &test.body["truncated"]),
+        (&json!("client_error"), &json!(418), &json!(true))
+    );
+    assert_eq!(test.body["headers"]["x-pot"], "brown");
+    assert_eq!(test.body["body"].as_str().unwrap().len(), 16 * 1024);
+    world.receiver.behave("hook", Behaviour::Status(200));
+    assert_eq!(
+        control.call(Method::POST, &format!("{path}/test"), Value::Null).await?.body["outcome"],
+        "delivered"
+    );
+    // Changed, with and without a look at its version.
+    let etag = shown.headers["etag"].to_str()?.to_owned();
+    let json_and = |tag: &str| {
+        [("content-type", "application/merge-patch+json".to_owned()), ("if-match", tag.to_owned())]
+    };
+    let patch = |tag: String| {
+        let path = path.clone();
+        async move {
+            let headers = json_and(&tag);
+            let headers: Vec<(&str, &str)> =
+                headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            control
+                .raw(
+                    Method::PATCH,
+                    &path,
+                    &headers,
+                    r#"{"events":["b.#"],"metadata":{"a":{"b":1}}}"#,
+                )
+                .await
+        }
+    };
+    let changed = patch(etag.clone()).await?;
+    assert_eq!((changed.status.as_u16(), &changed.body["events"]), (200, &json!(["b.#"])));
+    assert_eq!(patch(etag).await?.status, 412);
+    world.receiver.add_secret("hook", secret);
+    // In force within two seconds, for new and for removed patterns.
+    world.in_force().await;
+    world.publish("acme", "a.x", json!(1)).await?;
+    let wanted = world.publish("acme", "b.x.y", json!(2)).await?;
+    let came = || async { world.receiver.posts_to("hook").iter().any(|post| post.id == wanted) };
+    eventually("the new pattern is in force", seconds(20), came).await?;
+    assert!(
+        world
+            .receiver
+            .posts_to("hook")
+            .iter()
+            .filter(|p| p.body.starts_with(br#"{"type":"a."#))
+            .count()
+            == 0
+    );
+    // Lists go on where they left off.
+    for n in 0..5 {
+        control.call(Method::POST, list, subscription(&url, &[&format!("n.{n}")])).await?;
+    }
+    let (mut seen, mut cursor) = (std::collections::HashSet::new(), String::new());
+    loop {
+        let page =
+            control.call(Method::GET, &format!("{list}?limit=2{cursor}"), Value::Null).await?;
+        for subscription in page.body["data"].as_array().unwrap() {
+            assert!(
+                subscription.get("secret").is_none()
+                    && seen.insert(subscription["id"].as_str().unwrap().to_owned())
+            );
+        }
+        let Some(next) = page.body["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen.len(), 6);
+    // Deleted, for good.
+    assert_eq!(control.call(Method::DELETE, &path, Value::Null).await?.status, 204);
+    for (method, path) in [
+        (Method::GET, path.clone()),
+        (Method::DELETE, path.clone()),
+        (Method::POST, format!("{path}/test")),
+        (Method::GET, format!("{path}/secret")),
+    ] {
+        assert_eq!(control.call(method, &path, Value::Null).await?.status, 404, "{path}");
+    }
+    assert_eq!(control.call(Method::DELETE, "/v1/tenants/acme", Value::Null).await?.status, 204);
+    assert_eq!(
+        control.call(Method::GET, "/v1/tenants", Value::Null).await?.body["data"],
+        json!([])
+    );
+    world.finish().await
+}
+
+pub async fn bad_requests_are_named() -> anyhow::Result<()> {
+    let world = World::start("bad").await?;
+    let control = &world.control;
+    let list = "/v1/tenants/acme/subscriptions";
+    let url = world.receiver.url("hook");
+    let created = control.call(Method::POST, list, subscription(&url, &["a"])).await?;
+    let id = created.body["id"].as_str().unwrap();
+    let cases = [
+        (json!({}), vec!["/url", "/events"]),
+        (json!({"url": "ftp://x.com", "events": ["a"]}), vec!["/url"]),
+        (json!({"url": "http://10.0.0.1/", "events": ["a"]}), vec!["/url"]),
+        (json!({"url": url, "events": ["a", "a..b"]}), vec!["/events/1"]),
+        (
+            json!({"url": url, "events": ["a"], "rate_limit": {"per_second": 1, "burst": 1}}),
+            vec!["/rate_limit"],
+        ),
+        (json!({"url": url, "events": ["a"], "max_concurrency": 5}), vec!["/max_concurrency"]),
+        (
+            json!({"url": url, "events": ["a"], "headers": {"Webhook-Id": "x"}, "colour": 1}),
+            vec!["/headers/Webhook-Id", "/colour"],
+        ),
+    ];
+    for (body, pointers) in cases {
+        let answer = control.call(Method::POST, list, body.clone()).await?;
+        assert_eq!(answer.status, 422, "{body}");
+        let mut said = Api::pointers(&answer);
+        said.sort();
+        let mut pointers = pointers;
+        pointers.sort_unstable();
+        assert_eq!(said, pointers, "{body}");
+    }
+    let deep = "[".repeat(100_000);
+    for (method, path, content_type, body, status) in [
+        (Method::POST, list.to_owned(), "application/json", "{", 400),
+        (Method::POST, list.to_owned(), "application/json", deep.as_str(), 422),
+        (Method::POST, list.to_owned(), "application/json", r#"{"url":1,"url":2}"#, 422),
+        (Method::POST, list.to_owned(), "text/plain", "{}", 415),
+        (Method::PATCH, format!("{list}/{id}"), "application/json", r#"{"url":null}"#, 422),
+        (Method::PATCH, format!("{list}/sub_nonsense"), "application/json", "{}", 404),
+        (
+            Method::PATCH,
+            format!("/v1/tenants/other/subscriptions/{id}"),
+            "application/json",
+            "{}",
+            404,
+        ),
+        (
+            Method::POST,
+            format!("{list}/{id}/secret/rotate"),
+            "application/json",
+            r#"{"overlap":"8d"}"#,
+            422,
+        ),
+        (Method::GET, format!("{list}?limit=0"), "", "", 422),
+        (Method::GET, format!("{list}?cursor=!"), "", "", 422),
+        (Method::GET, "/v1/tenants/a.b".to_owned(), "", "", 422),
+        (Method::GET, "/v1/nothing".to_owned(), "", "", 404),
+        (Method::DELETE, list.to_owned(), "", "", 405),
+    ] {
+        let answer =
+            control.raw(method, &path, &[("content-type", content_type)], body.to_owned()).await?;
+        assert_eq!(answer.status.as_u16(), status, "{path} {}", answer.body);
+        assert_eq!(answer.headers["content-type"], "application/problem+json", "{path}");
+    }
+    let stranger =
+        control.raw(Method::GET, list, &[("authorization", "Bearer nonsense")], "").await?;
+    assert_eq!(stranger.status, 401);
+    let before = control.call(Method::GET, &format!("{list}/{id}"), Value::Null).await?;
+    assert_eq!(before.body["updated_at"], before.body["created_at"], "nothing was half written");
+    world.finish().await
+}

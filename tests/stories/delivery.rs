@@ -1,0 +1,249 @@
+//! What subscribers get, and what becomes of deliveries that fail.
+
+use doorbell_common::wire;
+use doorbell_common::work::Work;
+use doorbell_tests::api::subscription;
+use doorbell_tests::receiver::{Hostile, hostile};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, World, amqp, eventually};
+use reqwest::Method;
+use serde_json::json;
+
+pub async fn each_subscriber_gets_what_it_wants() -> anyhow::Result<()> {
+    let world = World::start("delivery").await?;
+    world.subscribe("acme", "exact", &["payment.succeeded"]).await?;
+    world.subscribe("acme", "star", &["payment.*", "refund.*"]).await?;
+    world.subscribe("acme", "hash", &["#"]).await?;
+    world.subscribe("other", "stranger", &["#"]).await?;
+    let mut body = subscription(&world.receiver.url("raw"), &["payment.#"]);
+    body["payload"] = "raw".into();
+    body["headers"] = json!({"X-Team": "a"});
+    body["signature"] = json!({"header": "X-Signature", "format": "sha256-hex"});
+    world.subscribe_as("acme", "raw", body).await?;
+    world.in_force().await;
+    let first =
+        world.publish("acme", "payment.succeeded", json!({"id": 7, "amount": 1999})).await?;
+    world.publish("acme", "payment.failed", json!([1, "two", null])).await?;
+    world.publish("acme", "user.created", json!("a plain string")).await?;
+    world.publish("nobody", "user.created", json!({})).await?;
+    let outsider = world.outsider().await?;
+    let data = " {\"n\": 1.0e5, \"big\": 12345678901234567890123} ";
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let properties =
+        amqp::event("acme", Some("mine-1"), &[("traceparent", trace), ("tracestate", "a=1")]);
+    world.ledger.accepted("acme", "refund.made", "mine-1", data);
+    outsider.publish("refund.made", properties, data.as_bytes()).await?;
+    world.settle(seconds(30)).await?;
+
+    let mine =
+        world.receiver.posts_to("star").into_iter().find(|post| post.id == "mine-1").unwrap();
+    let header = |name: &str| {
+        mine.headers.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    assert_eq!(header("traceparent"), trace);
+    assert_eq!(header("tracestate"), "a=1");
+    assert_eq!(header("content-type"), "application/json");
+    assert_eq!(header("doorbell-attempt"), "1");
+    assert!(
+        header("user-agent").starts_with("Doorbell/")
+            && header("doorbell-subscription").starts_with("sub_")
+    );
+    let raw = world.receiver.posts_to("raw").into_iter().find(|post| post.id == first).unwrap();
+    assert_eq!(raw.headers["x-team"], "a");
+    assert!(raw.headers["x-signature"].to_str().unwrap().starts_with("sha256="));
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert!(world.receiver.posts_to("stranger").is_empty());
+    let delivered = || async {
+        world.metric("doorbell_deliveries_total{state=\"delivered\"}").await.unwrap_or(0.0)
+    };
+    eventually("the metric counts 9", seconds(10), || async {
+        (delivered().await - 9.0).abs() < 0.1
+    })
+    .await?;
+    world.finish().await
+}
+
+pub async fn failures_are_retried_on_time() -> anyhow::Result<()> {
+    let world = World::start("retries").await?;
+    world.receiver.behave("thrice", Behaviour::FailFirst(3, 500));
+    world.receiver.behave("asks", Behaviour::RetryAfter(7));
+    for endpoint in ["thrice", "asks"] {
+        let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
+        body["retry"] = json!({"schedule": ["2s", "4s", "8s"]});
+        world.subscribe_as("acme", endpoint, body).await?;
+    }
+    world.in_force().await;
+    world.publish("acme", "a.b", json!({"n": 1})).await?;
+    world.settle(seconds(60)).await?;
+    let gaps = |endpoint: &str| -> Vec<f64> {
+        let posts = world.receiver.posts_to(endpoint);
+        posts.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).as_secs_f64()).collect()
+    };
+    for (endpoint, expected) in [("thrice", &[2.0, 4.0, 8.0][..]), ("asks", &[7.0])] {
+        let gaps = gaps(endpoint);
+        eprintln!("{endpoint}: retried after {gaps:.2?} s, asked for {expected:?}");
+        assert_eq!(gaps.len(), expected.len());
+        for (gap, expected) in gaps.iter().zip(expected) {
+            assert!(*gap >= expected - 0.005, "early: {gap} for {expected}");
+            assert!(*gap <= expected * 1.1 + 1.0, "late: {gap} for {expected}");
+        }
+    }
+    let attempts: Vec<u32> =
+        world.receiver.posts_to("thrice").iter().map(|post| post.attempt).collect();
+    assert_eq!(attempts, [1, 2, 3, 4]);
+    let bodies: std::collections::HashSet<_> =
+        world.receiver.posts_to("thrice").into_iter().map(|post| post.body).collect();
+    assert_eq!(bodies.len(), 1);
+    world.finish().await
+}
+
+pub async fn every_failure_has_its_end() -> anyhow::Result<()> {
+    let world = World::start("dead").await?;
+    world.receiver.behave("never", Behaviour::Status(404));
+    world.receiver.behave("gone", Behaviour::Status(410));
+    world.receiver.behave("redirects", Behaviour::Redirect(world.receiver.url("innocent")));
+    let quick = |url: &str| {
+        let mut body = subscription(url, &["#"]);
+        body["retry"] = json!({"schedule": ["1s"]});
+        body["timeout"] = "1s".into();
+        body
+    };
+    let mut ids = Vec::new();
+    for endpoint in ["never", "gone", "redirects"] {
+        ids.push(world.subscribe_as("acme", endpoint, quick(&world.receiver.url(endpoint))).await?);
+    }
+    for (name, url) in [
+        ("refused", "http://127.0.0.1:1/".to_owned()),
+        ("hangs", hostile(Hostile::Hang).await?),
+        ("closes", hostile(Hostile::Close).await?),
+        ("garbage", hostile(Hostile::Garbage).await?),
+        ("headers", hostile(Hostile::EndlessHeaders).await?),
+        ("tls", world.receiver.url("x").replace("http:", "https:")),
+        ("dns", "http://no-such-host.doorbell-tests.com/".to_owned()),
+    ] {
+        ids.push(world.subscribe_as("acme", name, quick(&url)).await?);
+    }
+    world.in_force().await;
+    let event = world.publish("acme", "a", json!(1)).await?;
+    let outsider = world.outsider().await?;
+    let mut found = std::collections::BTreeMap::new();
+    for letter in outsider.stream("doorbell.dead-letters", ids.len()).await? {
+        let Work::Delivery(delivery) = wire::decode(&letter.data)? else {
+            anyhow::bail!("not a delivery")
+        };
+        let failure = delivery.state.last_failure.clone().unwrap();
+        assert_eq!(delivery.event.id.as_str(), event);
+        let place = ids.iter().position(|id| *id == delivery.state.subscription.as_str()).unwrap();
+        found.insert(
+            place,
+            (
+                amqp::header(&letter, "doorbell-reason").unwrap(),
+                failure.outcome.as_str(),
+                delivery.state.attempts,
+            ),
+        );
+    }
+    let expected = [
+        ("exhausted", "client_error", 2),
+        ("gone", "gone", 1),
+        ("exhausted", "redirect", 2),
+        ("exhausted", "connect", 2),
+        ("exhausted", "timeout", 2),
+        ("exhausted", "connect", 2),
+        ("exhausted", "protocol", 2),
+        ("exhausted", "protocol", 2),
+        ("exhausted", "tls", 2),
+        ("exhausted", "dns", 2),
+    ];
+    for (place, (reason, outcome, attempts)) in expected.iter().enumerate() {
+        assert_eq!(
+            found[&place],
+            ((*reason).to_owned(), *outcome, *attempts),
+            "subscription number {place}"
+        );
+    }
+    assert!(world.receiver.posts_to("innocent").is_empty(), "a redirect was followed");
+    let gone = world
+        .control
+        .call(Method::GET, &format!("/v1/tenants/acme/subscriptions/{}", ids[1]), json!(null))
+        .await?;
+    assert_eq!(
+        (&gone.body["status"], &gone.body["disabled_reason"]),
+        (&json!("disabled"), &json!("gone"))
+    );
+    assert!(
+        (world.metric("doorbell_dead_letters_total{reason=\"gone\"}").await? - 1.0).abs() < 0.1
+    );
+    world.finish().await
+}
+
+pub async fn hostile_endpoints_are_survived() -> anyhow::Result<()> {
+    let world = World::start("hostile").await?;
+    let endless = hostile(Hostile::EndlessBody).await?;
+    world.subscribe_as("acme", "endless", subscription(&endless, &["#"])).await?;
+    world.ledger.expect_no_full_set("endless");
+    let mut slow = subscription(&hostile(Hostile::Hang).await?, &["#"]);
+    slow["timeout"] = "2s".into();
+    slow["retry"] = json!({"schedule": []});
+    world.subscribe_as("acme", "hangs", slow).await?;
+    world.ledger.expect_no_full_set("hangs");
+    world.subscribe("acme", "healthy", &["#"]).await?;
+    world.in_force().await;
+    for n in 0..20 {
+        world.publish("acme", "a", json!(n)).await?;
+    }
+    // A body without end after a 200 is a success all the same.
+    world.settle(seconds(60)).await?;
+    let delivered = || async {
+        world.metric("doorbell_attempts_total{outcome=\"delivered\"}").await.unwrap_or(0.0)
+    };
+    eventually("endless bodies count as delivered", seconds(30), || async {
+        delivered().await >= 40.0
+    })
+    .await?;
+    let timeouts = || async {
+        world.metric("doorbell_dead_letters_total{reason=\"exhausted\"}").await.unwrap_or(0.0)
+    };
+    eventually("hanging endpoints run into their timeout", seconds(30), || async {
+        timeouts().await >= 20.0
+    })
+    .await?;
+    world.finish().await
+}
+
+pub async fn paused_deliveries_are_kept_and_flow_again() -> anyhow::Result<()> {
+    let world = World::start("paused").await?;
+    let id = world.subscribe("acme", "pausing", &["#"]).await?;
+    let deleted = world.subscribe("acme", "deleted", &["#"]).await?;
+    world.ledger.expect_no_full_set("deleted");
+    let path = |id: &str| format!("/v1/tenants/acme/subscriptions/{id}");
+    for id in [&id, &deleted] {
+        let paused =
+            world.control.call(Method::PATCH, &path(id), json!({"status": "paused"})).await?;
+        assert_eq!(paused.body["status"], "paused");
+    }
+    world.in_force().await;
+    for n in 0..50 {
+        world.publish("acme", "a", json!(n)).await?;
+    }
+    let held = || async { world.metric("doorbell_deliveries_held_total").await.unwrap_or(0.0) };
+    eventually("all are held", seconds(30), || async { held().await >= 100.0 }).await?;
+    assert!(world.receiver.posts().is_empty());
+    world.kill_and_restart("retry-scheduler-1").await?;
+    world.control.call(Method::PATCH, &path(&id), json!({"status": "active"})).await?;
+    world.control.call(Method::DELETE, &path(&deleted), json!(null)).await?;
+    let begun = || async { world.receiver.count("pausing") > 0 };
+    eventually("held deliveries begin to flow within 30 s", seconds(30), begun).await?;
+    world.settle(seconds(60)).await?;
+    // What was held for the deleted one is cancelled, on its tombstone.
+    let cancelled = || async {
+        world.metric("doorbell_deliveries_total{state=\"cancelled\"}").await.unwrap_or(0.0)
+    };
+    eventually("the deleted one's are cancelled", seconds(60), || async {
+        cancelled().await >= 50.0
+    })
+    .await?;
+    assert!(world.receiver.posts_to("deleted").is_empty());
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}

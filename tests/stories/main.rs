@@ -1,0 +1,71 @@
+//! Doorbell on real engines, one story per file. `cargo test -p doorbell-tests -- NAME` runs those
+//! whose name has NAME in it.
+#![expect(clippy::print_stderr, reason = "tests talk to a terminal")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "this is a test; the lint does not see that without its harness"
+)]
+#![expect(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use doorbell_tests::engines;
+use libtest_mimic::{Arguments, Trial};
+use tokio::runtime::Runtime;
+
+mod api;
+mod delivery;
+mod publishing;
+
+/// Makes a trial of each story; its name is that of its file and function.
+macro_rules! stories {
+    ($runtime:expr, $($file:ident :: $story:ident),+ $(,)?) => {
+        vec![$({
+            let runtime: Arc<Runtime> = Arc::clone(&$runtime);
+            Trial::test(concat!(stringify!($file), "::", stringify!($story)), move || {
+                let result: anyhow::Result<()> = runtime.block_on($file::$story());
+                result.map_err(|error| format!("{error:?}").into())
+            })
+        }),+]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A story is several processes and mostly waits; more at once only make them slow.
+    arguments.test_threads.get_or_insert(3);
+    if arguments.list {
+        return libtest_mimic::run(&arguments, vec![]).exit_code();
+    }
+    doorbell_platform::tls::install();
+    let prepared = engines::prepare()
+        .and_then(|()| Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?));
+    let runtime = match prepared {
+        Ok(runtime) => Arc::new(runtime),
+        Err(error) => {
+            eprintln!("the stories cannot begin: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let trials = all(&runtime);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    runtime.block_on(engines::end());
+    conclusion.exit_code()
+}
+
+fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
+    stories![
+        runtime,
+        delivery::each_subscriber_gets_what_it_wants,
+        delivery::failures_are_retried_on_time,
+        delivery::every_failure_has_its_end,
+        delivery::hostile_endpoints_are_survived,
+        delivery::paused_deliveries_are_kept_and_flow_again,
+        publishing::messages_that_break_the_rules_are_rejected,
+        publishing::ids_and_times_are_given_and_kept,
+        publishing::the_http_api_accepts_what_is_confirmed,
+        api::subscriptions_live_and_die,
+        api::bad_requests_are_named,
+    ]
+}

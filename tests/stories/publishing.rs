@@ -1,0 +1,196 @@
+//! What comes in, what is refused, and what is known of it.
+
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{World, amqp, eventually};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+pub async fn messages_that_break_the_rules_are_rejected() -> anyhow::Result<()> {
+    let world = World::start("rejected").await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    let good = || amqp::event("acme", Some("evt-1"), &[]);
+    let mut number = FieldTable::default();
+    number.insert("doorbell-tenant".into(), AMQPValue::LongInt(5));
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    let cases: Vec<(&str, BasicProperties, Vec<u8>, &str)> = vec![
+        ("a..b", good(), b"{}".to_vec(), "empty word"),
+        ("", good(), b"{}".to_vec(), "event type"),
+        ("a", BasicProperties::default(), b"{}".to_vec(), "doorbell-tenant is missing"),
+        ("a", BasicProperties::default().with_headers(number), b"{}".to_vec(), "not a string"),
+        ("a", amqp::event("*", Some("evt-2"), &[]), b"{}".to_vec(), "broadcast"),
+        ("a", amqp::event("a b", Some("evt-3"), &[]), b"{}".to_vec(), "tenant"),
+        ("a", amqp::event("acme", Some("a.b"), &[]), b"{}".to_vec(), "event id"),
+        ("a", good().with_content_type("text/xml".into()), b"{}".to_vec(), "content type"),
+        ("a", good(), b"{".to_vec(), "JSON"),
+        ("a", good(), b"\xff".to_vec(), "UTF-8"),
+        ("a", good(), deep.into_bytes(), "nested deeper"),
+        ("a", good(), vec![b' '; 300 * 1024], "more than"),
+        (
+            "a",
+            amqp::event("acme", Some("evt-4"), &[("doorbell-deliver-at", "soon")]),
+            b"{}".to_vec(),
+            "deliver-at",
+        ),
+        (
+            "a",
+            amqp::event("acme", Some("evt-5"), &[("doorbell-deliver-at", "2099-01-01T00:00:00Z")]),
+            b"{}".to_vec(),
+            "30 days",
+        ),
+    ];
+    for (routing_key, properties, body, reason) in cases {
+        // An expiration must not make the rejected copy vanish.
+        let properties = properties.with_expiration("60000".into()).with_app_id("tests".into());
+        outsider.publish(routing_key, properties, &body).await?;
+        let waiting =
+            || async { outsider.depth("doorbell.rejected").await.is_ok_and(|depth| depth > 0) };
+        eventually(&format!("rejected: {reason}"), seconds(20), waiting).await?;
+        let rejected = outsider.take("doorbell.rejected").await?.unwrap();
+        assert_eq!(rejected.data, body, "the body stays as it came");
+        assert_eq!(amqp::header(&rejected, "doorbell-routing-key").as_deref(), Some(routing_key));
+        let said = amqp::header(&rejected, "doorbell-reason").unwrap();
+        assert!(said.contains(reason), "{said} does not say {reason}");
+        assert_eq!(
+            rejected.properties.app_id().as_ref().map(ToString::to_string).as_deref(),
+            Some("tests")
+        );
+    }
+    assert!(world.receiver.posts().is_empty());
+    world.finish().await
+}
+
+pub async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
+    let world = World::start("ids").await?;
+    world.receiver.behave("all", doorbell_tests::Behaviour::FailFirst(1, 500));
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    // Neither id nor time: both are given once and last over the retry.
+    outsider.publish("no.id", amqp::event("acme", None, &[]), b"1").await?;
+    eventually("the event without an id is retried", seconds(30), || async {
+        world.receiver.count("all") == 2
+    })
+    .await?;
+    let posts = world.receiver.posts_to("all");
+    assert!(
+        posts[0].id.starts_with("evt_")
+            && posts[0].id == posts[1].id
+            && posts[0].body == posts[1].body
+    );
+    world.ledger.accepted("acme", "no.id", &posts[0].id, "1");
+    // The same id again and again, over both ways: delivered once.
+    for _ in 0..3 {
+        world.ledger.accepted("acme", "same.id", "same", "2");
+        outsider.publish("same.id", amqp::event("acme", Some("same"), &[]), b"2").await?;
+    }
+    let again = json!({"tenant": "acme", "type": "same.id", "id": "same", "data": 2});
+    eventually("the first is worked on", seconds(30), || async {
+        world.receiver.count("all") >= 3
+    })
+    .await?;
+    let answer = world.producer.call(Method::POST, "/v1/events", again).await?;
+    assert_eq!((answer.status.as_u16(), &answer.body["duplicate"]), (202, &json!(true)));
+    // Another tenant's same id is another event.
+    world.subscribe("other", "theirs", &["#"]).await?;
+    world.in_force().await;
+    outsider.publish("same.id", amqp::event("other", Some("same"), &[]), b"2").await?;
+    eventually("the other tenant gets its own", seconds(30), || async {
+        world.receiver.accepted("theirs") == 1
+    })
+    .await?;
+    // For later: not before its time, and then at once.
+    let at = doorbell_platform::clock::now().plus(seconds(4));
+    let later = amqp::event("acme", Some("later"), &[("doorbell-deliver-at", &at.to_string())]);
+    world.ledger.accepted("acme", "for.later", "later", "3");
+    outsider.publish("for.later", later, b"3").await?;
+    let came = || async { world.receiver.posts().iter().any(|post| post.id == "later") };
+    eventually("the event for later comes", seconds(30), came).await?;
+    let early = doorbell_platform::clock::now() < at;
+    assert!(!early, "it came before its time");
+    let all_accepted = || async { world.receiver.accepted("all") == 3 };
+    eventually("everything is delivered once", seconds(30), all_accepted).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
+pub async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<()> {
+    let world = World::start("http").await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    // Exact bytes, a time with milliseconds, an id.
+    let body = r#"{"tenant":"acme","type":"a.b","id":"exact","timestamp":"2026-01-02T03:04:05.678Z","data": {"x":1.50,"x":2} }"#;
+    let json = [("content-type", "application/json"), ("x-request-id", "mine")];
+    let answer = world.producer.raw(Method::POST, "/v1/events", &json, body).await?;
+    assert_eq!(
+        (answer.status.as_u16(), answer.body),
+        (202, json!({"id": "exact", "duplicate": false}))
+    );
+    assert_eq!(answer.headers["x-request-id"], "mine");
+    eventually("it arrives", seconds(20), || async { world.receiver.count("all") == 1 }).await?;
+    let post = &world.receiver.posts_to("all")[0];
+    let expected =
+        r#"{"type":"a.b","timestamp":"2026-01-02T03:04:05.678Z","data":{"x":1.50,"x":2}}"#;
+    assert_eq!(String::from_utf8_lossy(&post.body), expected);
+    // What is refused, and how.
+    let large = format!(r#"{{"tenant":"acme","type":"a","data":"{}"}}"#, "x".repeat(257 * 1024));
+    let huge = "x".repeat(1024 * 1024);
+    let cases: Vec<(&str, &str, &[u8], u16)> = vec![
+        ("application/json", "Bearer wrong-key-0123456789", b"{}", 401),
+        ("text/plain", "", b"{}", 415),
+        ("application/json", "", b"{", 400),
+        ("application/json", "", b"\xff\xfe", 400),
+        ("application/json", "", b"[]", 422),
+        ("application/json", "", br#"{"tenant":"acme","type":"a"}"#, 422),
+        ("application/json", "", br#"{"tenant":"acme","type":"a","data":1,"colour":2}"#, 422),
+        ("application/json", "", br#"{"tenant":"*","type":"a","data":1}"#, 422),
+        ("application/json", "", large.as_bytes(), 413),
+        ("application/json", "", huge.as_bytes(), 413),
+    ];
+    for (content_type, authorization, body, status) in cases {
+        let mut headers = vec![("content-type", content_type)];
+        if !authorization.is_empty() {
+            headers.push(("authorization", authorization));
+        }
+        let answer =
+            world.producer.raw(Method::POST, "/v1/events", &headers, body.to_vec()).await?;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+        assert!(answer.body["instance"].is_string());
+    }
+    let wrong = world.producer.call(Method::GET, "/v1/events", Value::Null).await?;
+    assert_eq!(
+        (wrong.status.as_u16(), wrong.headers["content-type"].to_str()?),
+        (405, "application/problem+json")
+    );
+    // A batch: one bad line spoils no other.
+    let lines = "{\"tenant\":\"acme\",\"type\":\"a\",\"data\":1}\nnonsense\n\n{\"tenant\":\"acme\",\"type\":\"a..b\",\"data\":1}\n{\"tenant\":\"acme\",\"type\":\"c\",\"id\":\"exact\",\"data\":3}\n";
+    let ndjson = [("content-type", "application/x-ndjson")];
+    let answer = world.producer.raw(Method::POST, "/v1/events/batch", &ndjson, lines).await?;
+    let statuses: Vec<u64> = answer.body["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["status"].as_u64().unwrap())
+        .collect();
+    assert_eq!(statuses, [202, 400, 422, 202]);
+    assert_eq!(answer.body["results"][3]["duplicate"], true);
+    let many = "{\"tenant\":\"acme\",\"type\":\"a\",\"data\":1}\n".repeat(1001);
+    assert_eq!(
+        world.producer.raw(Method::POST, "/v1/events/batch", &ndjson, many).await?.status.as_u16(),
+        413
+    );
+    let thousand = "{\"tenant\":\"acme\",\"type\":\"a\",\"data\":1}\n".repeat(1000);
+    let answer = world.producer.raw(Method::POST, "/v1/events/batch", &ndjson, thousand).await?;
+    assert!(
+        answer.body["results"].as_array().unwrap().iter().all(|result| result["status"] == 202)
+    );
+    eventually("all of the batches arrive", seconds(60), || async {
+        world.receiver.accepted("all") == 1002
+    })
+    .await?;
+    world.finish().await
+}
