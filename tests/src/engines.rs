@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use doorbell_local::engines::{RabbitMq, Redis};
+use doorbell_local::engines::{RabbitMq, Redis, TlsFiles};
 use doorbell_local::packages::{self, RABBITMQ, REDIS};
 use doorbell_local::paths;
 use doorbell_local::process::Process;
@@ -20,6 +20,8 @@ pub struct Engines {
     pub redis: Mutex<Redis>,
     /// Its port for AMQP.
     pub amqp_port: u16,
+    /// The ports for TLS, of RabbitMQ and of Redis.
+    pub tls_ports: Option<(u16, u16)>,
     /// Its port for the management API.
     pub management_port: u16,
     /// Redis's URL.
@@ -88,17 +90,30 @@ impl Engines {
     /// # Errors
     /// It could not be started.
     pub async fn start(name: &str, plugins: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(name, plugins, None).await
+    }
+
+    /// Starts a pair of its own that speaks TLS, too.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn start_with(
+        name: &str,
+        plugins: &[&str],
+        tls: Option<&TlsFiles>,
+    ) -> anyhow::Result<Self> {
         let folder = folder().join(name);
         let (rabbitmq_folder, redis_folder) = (folder.join("rabbitmq"), folder.join("redis"));
         let (mut rabbitmq, mut redis) = tokio::try_join!(
-            RabbitMq::start(&rabbitmq_folder, plugins, None),
-            Redis::start(&redis_folder, None, &[])
+            RabbitMq::start(&rabbitmq_folder, plugins, tls),
+            Redis::start(&redis_folder, tls, &[])
         )?;
         note(rabbitmq.process())?;
         note(rabbitmq.names())?;
         note(redis.process())?;
         Ok(Self {
             amqp_port: rabbitmq.port,
+            tls_ports: rabbitmq.tls_port.zip(redis.tls_port),
             management_port: rabbitmq.management_port,
             redis_url: redis.url(),
             rabbitmq: Mutex::new(rabbitmq),

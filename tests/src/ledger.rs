@@ -13,6 +13,8 @@ use crate::receiver::{Post, Receiver};
 /// An accepted event.
 #[derive(Clone, Debug)]
 struct Accepted {
+    /// Whether it is known to be accepted; otherwise nobody knows, and it may arrive or not.
+    sure: bool,
     tenant: String,
     event_type: String,
     data: String,
@@ -44,12 +46,22 @@ pub struct Ledger {
 impl Ledger {
     /// An event was accepted.
     pub fn accepted(&self, tenant: &str, event_type: &str, id: &str, data: &str) {
-        let event = Accepted {
-            tenant: tenant.to_owned(),
-            event_type: event_type.to_owned(),
-            data: data.to_owned(),
-        };
-        self.lock().events.insert(id.to_owned(), event);
+        self.attempted(tenant, event_type, id, data);
+        if let Some(event) = self.lock().events.get_mut(id) {
+            event.sure = true;
+        }
+    }
+
+    /// An event is about to be published: it may arrive, whatever the publisher is told.
+    pub fn attempted(&self, tenant: &str, event_type: &str, id: &str, data: &str) {
+        let (tenant, event_type, data) =
+            (tenant.to_owned(), event_type.to_owned(), data.to_owned());
+        self.lock().events.entry(id.to_owned()).or_insert(Accepted {
+            sure: false,
+            tenant,
+            event_type,
+            data,
+        });
     }
 
     /// An endpoint was subscribed; `body` is what the control-plane answered.
@@ -79,20 +91,12 @@ impl Ledger {
     /// How many deliveries have not been accepted by their endpoint.
     #[must_use]
     pub fn missing(&self, receiver: &Receiver) -> usize {
-        let posts = receiver.posts();
-        let good: HashSet<(&str, &str)> = posts
-            .iter()
-            .filter(|post| post.status < 300)
-            .map(|post| (post.endpoint.as_str(), post.id.as_str()))
-            .collect();
         let inner = self.lock();
         let full =
             inner.endpoints.iter().filter(|(endpoint, _)| !inner.partial.contains(*endpoint));
         full.map(|(endpoint, wanted)| {
-            let wanted_events = inner.events.iter().filter(|(_, event)| wanted.wants(event));
-            wanted_events
-                .filter(|(id, _)| !good.contains(&(endpoint.as_str(), id.as_str())))
-                .count()
+            let events = inner.events.iter().filter(|(_, event)| event.sure && wanted.wants(event));
+            receiver.missing(endpoint, events.map(|(id, _)| id))
         })
         .sum()
     }
@@ -100,14 +104,11 @@ impl Ledger {
     /// How many POSTs came again although their endpoint had accepted the event before.
     #[must_use]
     pub fn duplicates(&self, receiver: &Receiver) -> usize {
-        let mut accepted = HashSet::new();
-        let posts = receiver.posts();
-        posts
-            .iter()
-            .filter(|post| {
-                post.status < 300 && !accepted.insert((post.endpoint.clone(), post.id.clone()))
-            })
-            .count()
+        let (posts, mut accepted) = (receiver.posts(), HashSet::new());
+        let again = |post: &&Post| {
+            post.status < 300 && !accepted.insert((post.endpoint.clone(), post.id.clone()))
+        };
+        posts.iter().filter(again).count()
     }
 
     /// Checks every POST that came.
@@ -146,11 +147,9 @@ impl Ledger {
 
 impl Wanted {
     fn wants(&self, event: &Accepted) -> bool {
-        let event_type = event.event_type.parse();
+        let Ok(event_type) = event.event_type.parse() else { return false };
         event.tenant == self.tenant
-            && event_type.is_ok_and(|event_type| {
-                self.patterns.iter().any(|pattern| pattern.matches(&event_type))
-            })
+            && self.patterns.iter().any(|pattern| pattern.matches(&event_type))
     }
 }
 

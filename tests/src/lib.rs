@@ -9,6 +9,7 @@ pub mod amqp;
 pub mod api;
 pub mod engines;
 pub mod ledger;
+pub mod load;
 pub mod receiver;
 pub mod wait;
 pub mod world;

@@ -1,7 +1,7 @@
 //! Endpoints that keep a ledger of what came, and behave as they are told: well, slowly, or like
 //! a hostile server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -60,6 +60,8 @@ struct Inner {
     posts: Vec<Post>,
     behaviours: HashMap<String, Behaviour>,
     secrets: HashMap<String, Vec<String>>,
+    /// The events that each endpoint has accepted.
+    accepted: HashMap<String, HashSet<String>>,
     /// How often each event came to each endpoint.
     seen: HashMap<(String, String), u32>,
 }
@@ -132,9 +134,14 @@ impl Receiver {
     /// How many different events an endpoint has accepted.
     #[must_use]
     pub fn accepted(&self, endpoint: &str) -> usize {
+        self.lock().accepted.get(endpoint).map_or(0, HashSet::len)
+    }
+
+    /// How many of these events an endpoint has not accepted.
+    pub fn missing<'a>(&self, endpoint: &str, events: impl Iterator<Item = &'a String>) -> usize {
         let inner = self.lock();
-        let good = inner.posts.iter().filter(|post| post.endpoint == endpoint && post.status < 300);
-        good.map(|post| post.id.as_str()).collect::<std::collections::HashSet<_>>().len()
+        let accepted = inner.accepted.get(endpoint);
+        events.filter(|id| !accepted.is_some_and(|accepted| accepted.contains(*id))).count()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -204,7 +211,11 @@ async fn receive(
     let attempt = text(&headers, "doorbell-attempt").parse().unwrap_or(0);
     let id = text(&headers, "webhook-id");
     let status = response.status().as_u16();
-    receiver.lock().posts.push(Post { endpoint, id, attempt, headers, body, at, status, verified });
+    let mut inner = receiver.lock();
+    if status < 300 {
+        inner.accepted.entry(endpoint.clone()).or_default().insert(id.clone());
+    }
+    inner.posts.push(Post { endpoint, id, attempt, headers, body, at, status, verified });
     response
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::Process;
 use doorbell_local::services::{Environment, Kind, ServiceSpec};
@@ -31,13 +32,24 @@ pub struct Setup {
     pub schedulers: u32,
     /// Whether it breaks its engines, and so needs its own; and their plugins.
     pub private: Option<&'static [&'static str]>,
+    /// Another Redis than the engines' own: a cluster's nodes, separated by commas.
+    pub redis_url: Option<String>,
+    /// Whether the services speak TLS with their engines, and with which files.
+    pub tls: Option<TlsFiles>,
     /// Further environment variables for every service.
     pub extra: Vec<(String, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { dispatchers: 2, schedulers: 1, private: None, extra: vec![] }
+        Self {
+            dispatchers: 2,
+            schedulers: 1,
+            private: None,
+            redis_url: None,
+            tls: None,
+            extra: vec![],
+        }
     }
 }
 
@@ -106,7 +118,9 @@ impl World {
     pub async fn with(name: &str, setup: Setup) -> anyhow::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let engines = match setup.private {
-            Some(plugins) => Arc::new(Engines::start(name, plugins).await?),
+            Some(plugins) => {
+                Arc::new(Engines::start_with(name, plugins, setup.tls.as_ref()).await?)
+            }
             None => engines::shared().await?,
         };
         let vhost = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -114,11 +128,18 @@ impl World {
         let admin_key = "key-for-stories-0123456789".to_owned();
         let mut extra = vec![("DOORBELL_REDIS_PREFIX".to_owned(), vhost.clone())];
         extra.extend(setup.extra.clone());
+        let mut amqp_url = engines.amqp_url(&vhost);
+        let mut redis_url = setup.redis_url.clone().unwrap_or_else(|| engines.redis_url.clone());
+        if let (Some(tls), Some((amqp, redis))) = (&setup.tls, engines.tls_ports) {
+            amqp_url = format!("amqps://guest:guest@127.0.0.1:{amqp}/{vhost}");
+            redis_url = format!("rediss://127.0.0.1:{redis}/0");
+            extra.push(("DOORBELL_TLS_CA_FILE".to_owned(), tls.ca.display().to_string()));
+        }
         let environment = Environment {
             binaries: binaries()?,
             logs: engines::folder().join("logs").join(&vhost),
-            amqp_url: engines.amqp_url(&vhost),
-            redis_url: engines.redis_url.clone(),
+            amqp_url,
+            redis_url,
             admin_key: admin_key.clone(),
             extra,
         };
@@ -367,7 +388,7 @@ impl World {
     /// # Errors
     /// RabbitMQ is not there.
     pub async fn outsider(&self) -> anyhow::Result<Outsider> {
-        Outsider::connect(&self.environment.amqp_url).await
+        Outsider::connect(&self.engines.amqp_url(&self.vhost)).await
     }
 
     /// Waits until everything that the ledger expects has arrived, and checks that nothing else has.

@@ -6,7 +6,7 @@ use doorbell_tests::{Behaviour, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-pub async fn subscriptions_live_and_die() -> anyhow::Result<()> {
+pub(crate) async fn subscriptions_live_and_die() -> anyhow::Result<()> {
     let world = World::start("api").await?;
     let control = &world.control;
     assert_eq!(control.call(Method::PUT, "/v1/tenants/acme", Value::Null).await?.status, 201);
@@ -137,7 +137,7 @@ pub async fn subscriptions_live_and_die() -> anyhow::Result<()> {
     world.finish().await
 }
 
-pub async fn bad_requests_are_named() -> anyhow::Result<()> {
+pub(crate) async fn bad_requests_are_named() -> anyhow::Result<()> {
     let world = World::start("bad").await?;
     let control = &world.control;
     let list = "/v1/tenants/acme/subscriptions";

@@ -15,8 +15,15 @@ use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
 mod api;
+mod broker;
 mod delivery;
+mod deployments;
+mod interop;
+mod kills;
+mod patterns;
 mod publishing;
+mod rotation;
+mod store;
 
 /// Makes a trial of each story; its name is that of its file and function.
 macro_rules! stories {
@@ -67,5 +74,21 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         publishing::the_http_api_accepts_what_is_confirmed,
         api::subscriptions_live_and_die,
         api::bad_requests_are_named,
+        store::redis_restarted_silent_or_emptied_loses_nothing,
+        kills::a_dispatcher_killed_amid_10_000_events_loses_none,
+        kills::any_service_killed_under_load_loses_none,
+        kills::a_clean_stop_makes_no_duplicates,
+        kills::a_fan_out_cut_by_a_stop_goes_on_elsewhere,
+        broker::connections_closed_and_queues_deleted_lose_nothing_accepted_afterwards,
+        broker::a_memory_alarm_refuses_and_then_resumes,
+        broker::a_broker_killed_with_retries_waiting_loses_none,
+        rotation::every_post_verifies_with_either_secret,
+        patterns::our_matcher_agrees_with_rabbitmq,
+        deployments::everything_works_over_tls,
+        deployments::everything_works_on_a_redis_cluster,
+        deployments::everything_works_without_the_plugin,
+        deployments::several_retry_schedulers_share_the_work,
+        interop::python_publishes_and_verifies,
+        interop::node_publishes_and_verifies,
     ]
 }

@@ -7,7 +7,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-pub async fn messages_that_break_the_rules_are_rejected() -> anyhow::Result<()> {
+pub(crate) async fn messages_that_break_the_rules_are_rejected() -> anyhow::Result<()> {
     let world = World::start("rejected").await?;
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
@@ -63,7 +63,7 @@ pub async fn messages_that_break_the_rules_are_rejected() -> anyhow::Result<()> 
     world.finish().await
 }
 
-pub async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
+pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     let world = World::start("ids").await?;
     world.receiver.behave("all", doorbell_tests::Behaviour::FailFirst(1, 500));
     world.subscribe("acme", "all", &["#"]).await?;
@@ -117,7 +117,7 @@ pub async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     world.finish().await
 }
 
-pub async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<()> {
+pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<()> {
     let world = World::start("http").await?;
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;

@@ -221,8 +221,10 @@ async fn speaks_amqp(port: u16) -> bool {
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
-    /// The port, for TLS if files were given.
+    /// The port.
     pub port: u16,
+    /// The port for TLS, if asked for.
+    pub tls_port: Option<u16>,
 }
 
 impl Redis {
@@ -236,7 +238,7 @@ impl Redis {
         extra: &[&str],
     ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
-        let [port, bus_port] = ports::free()?;
+        let [port, tls_port, bus_port] = ports::free()?;
         let mut arguments: Vec<OsString> = Vec::new();
         let mut set = |name: &str, value: OsString| {
             arguments.extend([OsString::from(format!("--{name}")), value])
@@ -250,16 +252,13 @@ impl Redis {
         if extra.contains(&"cluster-enabled") {
             set("cluster-port", bus_port.to_string().into());
         }
-        match tls {
-            None => set("port", port.to_string().into()),
-            Some(tls) => {
-                set("port", "0".into());
-                set("tls-port", port.to_string().into());
-                set("tls-ca-cert-file", tls.ca.clone().into());
-                set("tls-cert-file", tls.certificate.clone().into());
-                set("tls-key-file", tls.key.clone().into());
-                set("tls-auth-clients", "no".into());
-            }
+        set("port", port.to_string().into());
+        if let Some(tls) = tls {
+            set("tls-port", tls_port.to_string().into());
+            set("tls-ca-cert-file", tls.ca.clone().into());
+            set("tls-cert-file", tls.certificate.clone().into());
+            set("tls-key-file", tls.key.clone().into());
+            set("tls-auth-clients", "no".into());
         }
         for name in extra {
             set(name, "yes".into());
@@ -273,7 +272,7 @@ impl Redis {
             pid_file: None,
         };
         let process = spec.start()?;
-        let mut redis = Self { process, port };
+        let mut redis = Self { process, port, tls_port: tls.map(|_| tls_port) };
         redis.until_ready().await?;
         Ok(redis)
     }

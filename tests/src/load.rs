@@ -1,0 +1,112 @@
+//! Load: a publisher that goes on through every fault, and knows which events were confirmed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use doorbell_platform::ids;
+use doorbell_producer::{NewEvent, Publisher};
+use reqwest::Method;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::world::World;
+
+/// A load that runs until it is told to stop.
+#[derive(Debug)]
+pub struct Load {
+    stop: Stop,
+    task: JoinHandle<u64>,
+}
+
+/// A flag that says that it is enough.
+#[derive(Clone, Debug, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Load {
+    /// Publishes over HTTP, one event after the other with a pause. Each has an id of ours, and is
+    /// sent again until it is accepted, as the contract asks.
+    #[must_use]
+    pub fn over_http(world: &Arc<World>, tenant: &'static str, pause: Duration) -> Self {
+        let (world, stop) = (Arc::clone(world), Stop::default());
+        let until = stop.clone();
+        #[expect(clippy::disallowed_methods, reason = "the story waits for it")]
+        let task = tokio::spawn(async move {
+            let mut count = 0;
+            while !until.is_set() {
+                publish_until_accepted(&world, tenant, count).await;
+                count += 1;
+                tokio::time::sleep(pause).await;
+            }
+            count
+        });
+        Self { stop, task }
+    }
+
+    /// Ends the load; answers how many events were accepted.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn end(self) -> anyhow::Result<u64> {
+        self.stop.set();
+        Ok(self.task.await?)
+    }
+}
+
+async fn publish_until_accepted(world: &World, tenant: &str, n: u64) {
+    let id = format!("load-{}", ids::token());
+    world.ledger.attempted(tenant, "load.test", &id, &n.to_string());
+    let body = json!({"tenant": tenant, "type": "load.test", "id": id, "data": n});
+    let give_up = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < give_up {
+        let answer = world.producer.call(Method::POST, "/v1/events", body.clone()).await;
+        if answer.is_ok_and(|answer| answer.status == 202) {
+            world.ledger.accepted(tenant, "load.test", &id, &n.to_string());
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Publishes so many events over AMQP with the library, as fast as confirms allow.
+///
+/// # Errors
+/// It can't connect, or an event was not confirmed.
+pub async fn publish_many(world: &World, tenant: &str, count: u64) -> anyhow::Result<()> {
+    let publisher = Publisher::connect(&world.engines.amqp_url(&world.vhost)).await?;
+    let numbers: Vec<u64> = (0..count).collect();
+    for chunk in numbers.chunks(500) {
+        let mut events = Vec::new();
+        for n in chunk {
+            let mut event = NewEvent::new(tenant, "load.test", n.to_string());
+            event.id = Some(format!("many-{}", ids::token()));
+            events.push(event);
+        }
+        for event in &events {
+            let data = String::from_utf8_lossy(&event.data);
+            world.ledger.attempted(
+                tenant,
+                "load.test",
+                event.id.as_deref().unwrap_or_default(),
+                &data,
+            );
+        }
+        for (event, result) in events.iter().zip(publisher.publish_many(&events).await) {
+            let data = String::from_utf8_lossy(&event.data);
+            world.ledger.accepted(tenant, "load.test", result?.as_str(), &data);
+        }
+    }
+    publisher.close().await;
+    Ok(())
+}

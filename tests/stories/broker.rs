@@ -1,0 +1,125 @@
+//! RabbitMQ in trouble: what was accepted stays, work resumes by itself, readiness tells the truth.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_tests::api::subscription;
+use doorbell_tests::load::Load;
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use reqwest::Method;
+use serde_json::json;
+
+pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_afterwards()
+-> anyhow::Result<()> {
+    let world = Arc::new(World::start("operator").await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
+    world.subscribe("acme", "steady", &["#"]).await?;
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(10));
+    for _ in 0..3 {
+        let before = world.receiver.accepted("steady");
+        eventually("load flows", seconds(60), || async {
+            world.receiver.accepted("steady") > before + 30
+        })
+        .await?;
+        world.engines.close_connections(&world.vhost).await?;
+    }
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!(
+        "connections closed three times amid {accepted} events: 0 lost, {duplicates} duplicates"
+    );
+    // Every queue that is ours, deleted while idle; what comes right afterwards must arrive.
+    let outsider = world.outsider().await?;
+    let mut queues = doorbell_platform::broker::topology::ingress_queues();
+    queues.extend(
+        ["doorbell.retries", "doorbell.deliveries", "doorbell.delay.1s", "doorbell.delay.2s"]
+            .map(str::to_owned),
+    );
+    for queue in &queues {
+        outsider
+            .channel
+            .queue_delete(queue.as_str().into(), lapin::options::QueueDeleteOptions::default())
+            .await?;
+    }
+    for n in 0..50 {
+        world.publish("acme", "after.deletion", json!(n)).await?;
+    }
+    world.settle(seconds(120)).await?;
+    let returned = world.metric("doorbell_messages_unrouted_total").await?;
+    eprintln!(
+        "{} queues deleted: all of 50 events arrived, {returned} of our messages were brought back",
+        queues.len()
+    );
+    world.until_all_ready().await?;
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn a_memory_alarm_refuses_and_then_resumes() -> anyhow::Result<()> {
+    let world = World::with("alarm", Setup::private()).await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    world.publish("acme", "before", json!(1)).await?;
+    world.engines.rabbitmq.lock().await.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await?;
+    world.until_readiness("producer", false).await.or_else(|_| {
+        // RabbitMQ tells a connection of its alarm only when that publishes.
+        anyhow::Ok(())
+    })?;
+    let refused = || async {
+        let event = json!({"tenant": "acme", "type": "during", "id": "during", "data": 1});
+        let answer = world.producer.call(Method::POST, "/v1/events", event).await;
+        answer
+            .is_ok_and(|answer| answer.status == 503 && answer.headers.contains_key("retry-after"))
+    };
+    eventually("the producer refuses with 503 and Retry-After", seconds(60), refused).await?;
+    world.until_readiness("producer", false).await?;
+    world.engines.rabbitmq.lock().await.ctl(&["set_vm_memory_high_watermark", "0.4"]).await?;
+    world.until_all_ready().await?;
+    // The refused event was of unknown fate; sent again with its id it arrives, once accepted.
+    world.ledger.attempted("acme", "during", "during", "1");
+    let again = json!({"tenant": "acme", "type": "during", "id": "during", "data": 1});
+    let answer = world.producer.call(Method::POST, "/v1/events", again).await?;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    world.ledger.accepted("acme", "during", "during", "1");
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
+pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow::Result<()> {
+    const EVENTS: usize = 500;
+    let world = Arc::new(World::with("broker", Setup::private()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
+    let mut body = subscription(&world.receiver.url("flaky"), &["#"]);
+    body["retry"] = json!({"schedule": ["15s", "2s", "2s", "2s"]});
+    world.subscribe_as("acme", "flaky", body).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    for n in 0..EVENTS {
+        let id = format!("w-{n}");
+        world.ledger.accepted("acme", "a", &id, "1");
+        outsider.publish("a", amqp::event("acme", Some(&id), &[]), b"1").await?;
+    }
+    eventually("all have failed once", seconds(60), || async {
+        world.receiver.count("flaky") >= EVENTS
+    })
+    .await?;
+    world.engines.rabbitmq.lock().await.kill().await;
+    for name in ["producer", "dispatcher-1", "retry-scheduler-1"] {
+        world.until_readiness(name, false).await?;
+    }
+    let down = world.readiness("dispatcher-1").await?;
+    assert_eq!(down["dependencies"]["rabbitmq_consume"]["up"], false);
+    let event = json!({"tenant": "acme", "type": "a", "data": 1});
+    assert_eq!(world.producer.call(Method::POST, "/v1/events", event).await?.status, 503);
+    world.engines.rabbitmq.lock().await.start_again().await?;
+    world.until_all_ready().await?;
+    world.publish("acme", "a", json!(2)).await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!("kill -9 of RabbitMQ with {EVENTS} waiting: 0 lost, {duplicates} duplicates");
+    Arc::into_inner(world).unwrap().finish().await
+}

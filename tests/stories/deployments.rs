@@ -1,0 +1,143 @@
+//! Other ways to run the engines: over TLS, Redis as a cluster, RabbitMQ without the plugin, and
+//! several retry-schedulers.
+
+use std::path::PathBuf;
+
+use doorbell_local::engines::{Redis, TlsFiles};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, Setup, World, engines, eventually};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+/// Everything that crosses the engines: subscribe, deliver, retry, hold, resume, delete.
+async fn exercise(world: &World) -> anyhow::Result<()> {
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
+    world.subscribe("acme", "flaky", &["order.*"]).await?;
+    let id = world.subscribe("acme", "pausing", &["#"]).await?;
+    let path = format!("/v1/tenants/acme/subscriptions/{id}");
+    world
+        .control
+        .call(Method::PATCH, &path, json!({"status": "paused", "events": ["order.#", "x"]}))
+        .await?;
+    world.in_force().await;
+    for n in 0..30 {
+        world.publish("acme", "order.made", json!(n)).await?;
+    }
+    let held = || async { world.metric("doorbell_deliveries_held_total").await.unwrap_or(0.0) };
+    eventually("deliveries are held", seconds(30), || async { held().await >= 30.0 }).await?;
+    world.control.call(Method::PATCH, &path, json!({"status": "active"})).await?;
+    world.settle(seconds(90)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(
+        world.control.call(Method::DELETE, "/v1/tenants/acme", Value::Null).await?.status,
+        204
+    );
+    Ok(())
+}
+
+pub(crate) async fn everything_works_over_tls() -> anyhow::Result<()> {
+    let tls = certificates()?;
+    let setup = Setup { tls: Some(tls.clone()), ..Setup::private() };
+    let world = World::with("tls", setup).await?;
+    assert!(
+        world.environment.amqp_url.starts_with("amqps:")
+            && world.environment.redis_url.starts_with("rediss:")
+    );
+    exercise(&world).await?;
+    // A service that does not trust the authority stays away, and says why.
+    let [port] = doorbell_local::ports::free()?;
+    let mut environment = world.environment.clone();
+    environment.extra.retain(|(name, _)| name != "DOORBELL_TLS_CA_FILE");
+    let kind = doorbell_local::services::Kind::RetryScheduler;
+    let process = environment.service(kind, "distrustful", port, None).spec.start()?;
+    engines::note(&process)?;
+    let (client, readyz) =
+        (reqwest::Client::builder().no_proxy().build()?, format!("http://127.0.0.1:{port}/readyz"));
+    let refuses = || async {
+        let Ok(response) = client.get(&readyz).send().await else { return false };
+        let status = response.status();
+        status == 503
+            && response
+                .text()
+                .await
+                .is_ok_and(|text| text.contains("certificate") || text.contains("onnect"))
+    };
+    eventually("it is not ready", seconds(30), refuses).await?;
+    drop(process);
+    world.finish().await
+}
+
+pub(crate) async fn everything_works_on_a_redis_cluster() -> anyhow::Result<()> {
+    let folder = engines::folder().join("redis-cluster");
+    let mut nodes = Vec::new();
+    for n in 0..3 {
+        let mut node =
+            Redis::start(&folder.join(n.to_string()), None, &["cluster-enabled"]).await?;
+        engines::note(node.process())?;
+        nodes.push(node);
+    }
+    let mut create = Command::new("redis-cli");
+    create
+        .args(["--cluster", "create"])
+        .args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)));
+    let output = create.args(["--cluster-yes"]).output().await?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let client = redis::Client::open(nodes[0].url())?;
+    let formed = || async {
+        let Ok(mut connection) = client.get_multiplexed_async_connection().await else {
+            return false;
+        };
+        let info: redis::RedisResult<String> =
+            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await;
+        info.is_ok_and(|info| info.contains("cluster_state:ok"))
+    };
+    eventually("the cluster is formed", seconds(60), formed).await?;
+    let urls: Vec<String> =
+        nodes.iter().map(|node| format!("redis://127.0.0.1:{}", node.port)).collect();
+    let setup = Setup { redis_url: Some(urls.join(",")), ..Setup::default() };
+    let world = World::with("cluster", setup).await?;
+    exercise(&world).await?;
+    // One node emptied: its tenants wait, none of their events is taken for unwanted.
+    world.finish().await?;
+    for node in &mut nodes {
+        node.kill().await;
+    }
+    Ok(())
+}
+
+pub(crate) async fn everything_works_without_the_plugin() -> anyhow::Result<()> {
+    let setup = Setup { private: Some(&["rabbitmq_management"]), ..Setup::default() };
+    let world = World::with("single", setup).await?;
+    exercise(&world).await?;
+    world.finish().await
+}
+
+pub(crate) async fn several_retry_schedulers_share_the_work() -> anyhow::Result<()> {
+    let world = World::with("schedulers", Setup { schedulers: 3, ..Setup::default() }).await?;
+    exercise(&world).await?;
+    world.finish().await
+}
+
+/// An authority and a certificate of it for 127.0.0.1.
+fn certificates() -> anyhow::Result<TlsFiles> {
+    let folder = engines::folder().join("certificates");
+    std::fs::create_dir_all(&folder)?;
+    let mut authority = CertificateParams::new(vec![])?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?
+        .signed_by(&key, &authority)?;
+    let write = |name: &str, text: String| -> anyhow::Result<PathBuf> {
+        let path = folder.join(name);
+        std::fs::write(&path, text)?;
+        Ok(path)
+    };
+    Ok(TlsFiles {
+        ca: write("ca.pem", authority.pem())?,
+        certificate: write("certificate.pem", certificate.pem())?,
+        key: write("key.pem", key.serialize_pem())?,
+    })
+}

@@ -1,0 +1,119 @@
+//! Services killed at any moment, and services that stop as they are asked to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_tests::load::{Load, publish_many};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, World, eventually};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+pub(crate) async fn a_dispatcher_killed_amid_10_000_events_loses_none() -> anyhow::Result<()> {
+    const EVENTS: u64 = 10_000;
+    let world = Arc::new(World::start("kill").await?);
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let publishing = publish_many(&world, "acme", EVENTS);
+    let killing = async {
+        eventually("some have arrived", seconds(60), || async {
+            world.receiver.accepted("all") > 1500
+        })
+        .await?;
+        world.kill_and_restart("dispatcher-1").await?;
+        eventually("half have arrived", seconds(120), || async {
+            world.receiver.accepted("all") > 5000
+        })
+        .await?;
+        world.kill_and_restart("dispatcher-2").await
+    };
+    tokio::try_join!(publishing, killing)?;
+    world.settle(seconds(180)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!("kill -9 of each dispatcher amid {EVENTS} events: 0 lost, {duplicates} duplicates");
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn any_service_killed_under_load_loses_none() -> anyhow::Result<()> {
+    let world = Arc::new(World::start("kills").await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    world.subscribe("acme", "steady", &["#"]).await?;
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(5));
+    for round in 0..2 {
+        for name in
+            ["retry-scheduler-1", "dispatcher-1", "producer", "dispatcher-2", "control-plane"]
+        {
+            let before = world.receiver.accepted("steady");
+            eventually("load flows", seconds(60), || async {
+                world.receiver.accepted("steady") > before + 20
+            })
+            .await?;
+            world.kill_and_restart(name).await?;
+            world.until_readiness(name, true).await?;
+        }
+        eprintln!("round {round}: {} events", world.ledger.count());
+    }
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!("every service killed twice amid {accepted} events: 0 lost, {duplicates} duplicates");
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn a_clean_stop_makes_no_duplicates() -> anyhow::Result<()> {
+    let world = Arc::new(World::start("stop").await?);
+    for n in 0..20 {
+        let endpoint = format!("slow-{n}");
+        world.receiver.behave(&endpoint, Behaviour::Slow(Duration::from_millis(200)));
+        world.subscribe("acme", &endpoint, &["#"]).await?;
+    }
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(10));
+    for name in ["dispatcher-1", "dispatcher-2", "retry-scheduler-1", "dispatcher-1"] {
+        let before = world.receiver.posts().len();
+        eventually("load flows", seconds(60), || async {
+            world.receiver.posts().len() > before + 100
+        })
+        .await?;
+        assert_eq!(world.stop(name).await?, Some(0), "{name} stops cleanly");
+        world.restart(name).await?;
+        world.until_readiness(name, true).await?;
+    }
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    eprintln!("four clean stops amid {accepted} events for 20 slow endpoints");
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn a_fan_out_cut_by_a_stop_goes_on_elsewhere() -> anyhow::Result<()> {
+    let world = World::start("pages").await?;
+    // More endpoints than are served at once, so that some have not begun when the stop comes.
+    for n in 0..300 {
+        let endpoint = format!("e-{n}");
+        world.receiver.behave(&endpoint, Behaviour::Slow(Duration::from_millis(1500)));
+        world.subscribe("acme", &endpoint, &["#"]).await?;
+    }
+    world.in_force().await;
+    world.publish("acme", "a", json!(1)).await?;
+    eventually("a dispatcher works on it", seconds(20), || async {
+        world.metric("doorbell_posts_in_flight").await.unwrap_or(0.0) > 10.0
+    })
+    .await?;
+    for name in ["dispatcher-1", "dispatcher-2"] {
+        world.signal(name, Signal::SIGTERM).await?;
+    }
+    for name in ["dispatcher-1", "dispatcher-2"] {
+        assert_eq!(world.stop(name).await?, Some(0));
+    }
+    let before = world.receiver.posts().len();
+    assert!(before < 300, "the stop came too late to cut anything");
+    world.restart("dispatcher-1").await?;
+    world.restart("dispatcher-2").await?;
+    world.settle(seconds(60)).await?;
+    eprintln!("a fan-out of 300 was cut after {before}, and finished by another dispatcher");
+    assert_eq!(world.receiver.posts().len(), 300, "no endpoint was served twice");
+    world.finish().await
+}

@@ -1,0 +1,128 @@
+//! Redis in trouble: the dispatcher goes on with what it knows where it can, and waits where it
+//! can't. No event is dropped, cancelled or dead-lettered for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_tests::load::Load;
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Setup, World, amqp, eventually};
+use nix::sys::signal::Signal;
+use redis::aio::MultiplexedConnection;
+
+/// How long Redis says nothing.
+const SILENCE: Duration = seconds(60);
+
+pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow::Result<()> {
+    let world = Arc::new(World::with("redis", Setup::private()).await?);
+    world.subscribe("acme", "known", &["#"]).await?;
+    world.subscribe("late", "unknown", &["#"]).await?;
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(20));
+    let flows = |what: &'static str| {
+        let world = &world;
+        async move {
+            let before = world.receiver.accepted("known");
+            eventually(what, seconds(60), || async {
+                world.receiver.accepted("known") > before + 50
+            })
+            .await
+        }
+    };
+    flows("load flows").await?;
+
+    world.engines.redis.lock().await.kill().await;
+    world.until_readiness("dispatcher-1", false).await?;
+    flows("known tenants are served without Redis").await?;
+    world.engines.redis.lock().await.start_again().await?;
+    world.until_all_ready().await?;
+    flows("load flows after a restart").await?;
+
+    world.engines.redis.lock().await.process().signal(Signal::SIGSTOP)?;
+    let silent_since = tokio::time::Instant::now();
+    world.until_readiness("dispatcher-1", false).await?;
+    let producer = world.readiness("producer").await?;
+    assert_eq!(producer["ready"], true, "the producer needs RabbitMQ only: {producer}");
+    flows("known tenants are served while Redis is silent").await?;
+    publish_for_late(&world, "while-silent").await?;
+    tokio::time::sleep_until(silent_since + SILENCE).await;
+    assert_eq!(world.receiver.count("unknown"), 0, "nobody can know this subscription yet");
+    world.engines.redis.lock().await.process().signal(Signal::SIGCONT)?;
+    world.until_all_ready().await?;
+    eventually("the event that waited arrives", seconds(60), || async {
+        world.receiver.accepted("unknown") == 1
+    })
+    .await?;
+
+    let client = redis::Client::open(world.engines.redis_url.as_str())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    let saved = save(&mut redis, &world.vhost).await?;
+    redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await?;
+    world.until_readiness("dispatcher-1", false).await?;
+    let readiness = world.readiness("dispatcher-1").await?.to_string();
+    assert!(readiness.contains("emptied"), "{readiness}");
+    flows("known tenants are served although Redis is empty").await?;
+    // Of this tenant nobody knows anything: with the store empty, that is no reason to drop it.
+    let outsider = world.outsider().await?;
+    outsider.publish("a", amqp::event("stranger", Some("never-seen"), &[]), b"1").await?;
+    restore(&mut redis, saved).await?;
+    world.until_all_ready().await?;
+    publish_for_late(&world, "after-restore").await?;
+    eventually("events arrive after the restore", seconds(60), || async {
+        world.receiver.accepted("unknown") == 2
+    })
+    .await?;
+
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!(
+        "Redis killed, silent for {SILENCE:?} and emptied amid {accepted} events: 0 lost, {duplicates} duplicates"
+    );
+    for spent in [
+        "doorbell_dead_letters_total{reason=\"expired\"}",
+        "doorbell_deliveries_total{state=\"cancelled\"}",
+        "doorbell_deliveries_held_total",
+    ] {
+        assert!(world.metric(spent).await? < 0.5, "{spent}");
+    }
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+async fn publish_for_late(world: &World, id: &str) -> anyhow::Result<()> {
+    world.ledger.accepted("late", "a", id, "1");
+    world.outsider().await?.publish("a", amqp::event("late", Some(id), &[]), b"1").await
+}
+
+/// Every lasting key, as an operator's backup would have it.
+async fn save(
+    redis: &mut MultiplexedConnection,
+    prefix: &str,
+) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg(format!("{prefix}:*{{*")).query_async(redis).await?;
+    let mut saved = Vec::new();
+    for key in keys.into_iter().filter(|key| !key.contains(":event:") && !key.contains(":note:")) {
+        let value: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(redis).await?;
+        saved.extend(value.map(|value| (key, value)));
+    }
+    Ok(saved)
+}
+
+async fn restore(
+    redis: &mut MultiplexedConnection,
+    mut saved: Vec<(String, Vec<u8>)>,
+) -> anyhow::Result<()> {
+    // The epoch last: until then nobody believes what is there.
+    saved.sort_by_key(|(key, _)| key.ends_with(":epoch"));
+    for (key, value) in saved {
+        redis::cmd("RESTORE")
+            .arg(key)
+            .arg(0)
+            .arg(value)
+            .arg("REPLACE")
+            .query_async::<()>(redis)
+            .await?;
+    }
+    Ok(())
+}
