@@ -3,8 +3,10 @@
 use std::process::Command;
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_doorbell-dispatcher")).args(arguments).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_doorbell-dispatcher"))
+        .args(arguments)
+        .output()
+        .expect("the binary runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::retry::RetryPolicy;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::receiver::{Post, Receiver};
 
@@ -117,7 +118,7 @@ impl Ledger {
     /// One is foreign, changed, unverified or early.
     pub fn check(&self, receiver: &Receiver) -> anyhow::Result<()> {
         let inner = self.lock();
-        let mut last: HashMap<(String, String), Post> = HashMap::new();
+        let mut first: HashMap<(String, String, u32), Instant> = HashMap::new();
         for post in receiver.posts() {
             let Some(wanted) = inner.endpoints.get(&post.endpoint) else { continue };
             let event = inner.events.get(&post.id);
@@ -132,9 +133,11 @@ impl Ledger {
             );
             anyhow::ensure!(post.verified, "unverified: {} at {}", post.id, post.endpoint);
             check_body(wanted, event, &post)?;
-            let key = (post.endpoint.clone(), post.id.clone());
-            if let Some(before) = last.insert(key, post.clone()) {
-                check_time(wanted, &before, &post)?;
+            let key = |attempt| (post.endpoint.clone(), post.id.clone(), attempt);
+            first.entry(key(post.attempt)).or_insert(post.at);
+            // Of an attempt that came twice (a crash does that), the first may be what was retried.
+            if let Some(before) = first.get(&key(post.attempt.saturating_sub(1))) {
+                check_time(wanted, *before, &post)?;
             }
         }
         Ok(())
@@ -165,14 +168,10 @@ fn check_body(wanted: &Wanted, event: &Accepted, post: &Post) -> anyhow::Result<
     Ok(())
 }
 
-/// A later attempt never comes before its delay has passed. (A duplicate of the same attempt
-/// follows no schedule.)
-fn check_time(wanted: &Wanted, before: &Post, post: &Post) -> anyhow::Result<()> {
-    if post.attempt <= before.attempt {
-        return Ok(());
-    }
-    let delay = wanted.retry.delay_after(before.attempt).unwrap_or_default();
-    let waited = post.at.duration_since(before.at);
+/// A later attempt never comes before its delay has passed.
+fn check_time(wanted: &Wanted, before: Instant, post: &Post) -> anyhow::Result<()> {
+    let delay = wanted.retry.delay_after(post.attempt.saturating_sub(1)).unwrap_or_default();
+    let waited = post.at.duration_since(before);
     // The ledger's clock starts when the POST arrives, the delay when it ends, a little later.
     anyhow::ensure!(
         waited + Duration::from_millis(5) >= delay,

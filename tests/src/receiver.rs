@@ -226,6 +226,8 @@ pub enum Hostile {
     Hang,
     /// Takes the request and closes.
     Close,
+    /// Takes the request and resets the connection.
+    Reset,
     /// Answers with something else than HTTP.
     Garbage,
     /// 200, and a body that never ends.
@@ -257,6 +259,8 @@ async fn misbehave(mut stream: tokio::net::TcpStream, how: Hostile) {
     let filler = [b'x'; 8192];
     match how {
         Hostile::Close => {}
+        // Closing with unsent data to be thrown away is what sends a reset.
+        Hostile::Reset => drop(stream.set_zero_linger()),
         // An hour is for ever to a sender that waits a second.
         Hostile::Hang => tokio::time::sleep(Duration::from_secs(3600)).await,
         Hostile::Garbage => drop(stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").await),

@@ -85,7 +85,8 @@ pub(crate) async fn failures_are_retried_on_time() -> anyhow::Result<()> {
         assert_eq!(gaps.len(), expected.len());
         for (gap, expected) in gaps.iter().zip(expected) {
             assert!(*gap >= expected - 0.005, "early: {gap} for {expected}");
-            assert!(*gap <= expected * 1.1 + 1.0, "late: {gap} for {expected}");
+            // Printed above to the hundredth; a machine that stalls may be later.
+            assert!(*gap <= expected * 1.1 + 3.0, "late: {gap} for {expected}");
         }
     }
     let attempts: Vec<u32> =
@@ -116,6 +117,7 @@ pub(crate) async fn every_failure_has_its_end() -> anyhow::Result<()> {
         ("refused", "http://127.0.0.1:1/".to_owned()),
         ("hangs", hostile(Hostile::Hang).await?),
         ("closes", hostile(Hostile::Close).await?),
+        ("resets", hostile(Hostile::Reset).await?),
         ("garbage", hostile(Hostile::Garbage).await?),
         ("headers", hostile(Hostile::EndlessHeaders).await?),
         ("tls", world.receiver.url("x").replace("http:", "https:")),
@@ -149,6 +151,7 @@ pub(crate) async fn every_failure_has_its_end() -> anyhow::Result<()> {
         ("exhausted", "redirect", 2),
         ("exhausted", "connect", 2),
         ("exhausted", "timeout", 2),
+        ("exhausted", "connect", 2),
         ("exhausted", "connect", 2),
         ("exhausted", "protocol", 2),
         ("exhausted", "protocol", 2),

@@ -1,18 +1,36 @@
 //! Free ports on the loopback address.
 
+use std::collections::HashSet;
 use std::net::TcpListener;
+use std::sync::{Mutex, PoisonError};
 
-/// So many free ports, all different.
+use doorbell_platform::clock;
+
+/// Below the range from which the system takes the ports of outgoing connections, which would
+/// otherwise snatch one between its choice and its use.
+const FIRST: u16 = 15_000;
+const COUNT: u16 = 17_000;
+
+/// So many free ports, all different, and none that this process was given before.
 ///
 /// # Errors
-/// The system has none left.
+/// There are none left.
 pub fn free<const N: usize>() -> std::io::Result<[u16; N]> {
-    // All are held until all are found.
-    let listeners =
-        (0..N).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<Vec<_>, _>>()?;
+    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let given = given.get_or_insert_default();
     let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
+    for port in &mut ports {
+        *port = (0..1000)
+            .map(|_| random_port())
+            .find(|port| !given.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .ok_or_else(|| std::io::Error::other("no free port was found"))?;
+        given.insert(*port);
     }
     Ok(ports)
+}
+
+fn random_port() -> u16 {
+    let [low, high] = clock::random_bytes();
+    FIRST + u16::from_le_bytes([low, high]) % COUNT
 }

@@ -11,6 +11,10 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::topology;
 
+/// The most bytes of headers that travel on. All properties must fit one frame (128 KiB by
+/// default), and a frame that does not closes the connection, again and again.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+
 /// A message to publish.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -92,6 +96,11 @@ impl Message {
             if !is_the_brokers(name.as_str()) {
                 headers.insert(name.clone(), value.clone());
             }
+        }
+        // What is printed is no shorter than what is sent.
+        if format!("{headers:?}").len() > MAX_HEADER_BYTES {
+            headers = FieldTable::default();
+            headers.insert("doorbell-headers-dropped".into(), AMQPValue::Boolean(true));
         }
         for (name, value) in
             [("doorbell-expiration", came.expiration()), ("doorbell-user-id", came.user_id())]
@@ -212,6 +221,22 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_that_would_burst_a_frame_are_dropped() {
+        let mut headers = FieldTable::default();
+        headers.insert("own".into(), AMQPValue::LongString("x".repeat(100_000).into()));
+        let received = Received {
+            exchange: "doorbell.events".to_owned(),
+            routing_key: "a".to_owned(),
+            redelivered: false,
+            properties: BasicProperties::default().with_headers(headers),
+            body: vec![],
+        };
+        let message = Message::again(received);
+        let headers = message.properties.headers().clone().unwrap();
+        assert!(headers.contains_key("doorbell-headers-dropped") && !headers.contains_key("own"));
+    }
 
     #[test]
     fn what_would_change_a_messages_fate_does_not_travel_on() {
