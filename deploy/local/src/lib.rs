@@ -1,6 +1,7 @@
 //! Runs the whole of Doorbell on one machine: private RabbitMQ and Redis, the four services, a
 //! demo. The integration tests start their engines with the same code.
 
+pub mod bench;
 pub mod demo;
 pub mod down;
 pub mod engines;

@@ -15,7 +15,7 @@ use crate::packages::{self, RABBITMQ, REDIS};
 use crate::process::{Process, lock_file};
 use crate::services::{Environment, Kind, ServiceSpec};
 use crate::state::{StackState, Trace, write_whole};
-use crate::{demo, down, paths, ports};
+use crate::{bench, demo, down, paths, ports};
 
 /// How long a service may take to be ready.
 const READY: Duration = Duration::from_secs(60);
@@ -31,11 +31,23 @@ const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exc
 pub struct Options {
     /// How many dispatchers.
     pub dispatchers: u16,
-    /// Whether to play the demo.
-    pub demo: bool,
+    /// What for.
+    pub purpose: Purpose,
 }
 
-/// Brings everything up, stays until told to stop, and takes everything down.
+/// What a stack is brought up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be used, until Ctrl-C.
+    Bare,
+    /// The same, after a demo.
+    Demo,
+    /// To be measured, with so many events.
+    Bench(u32),
+}
+
+/// Brings everything up, does what it is up for (or stays until told to stop), and takes
+/// everything down.
 ///
 /// # Errors
 /// Something could not be started, or the demo failed; everything is down again.
@@ -94,8 +106,10 @@ async fn run(
     say("starting the services");
     stack.start_services().await?;
     stack.write()?;
-    if options.demo {
-        demo::play(&stack.state, say).await?;
+    match options.purpose {
+        Purpose::Bench(events) => return bench::run(&stack.state, events, say).await,
+        Purpose::Demo => demo::play(&stack.state, say).await?,
+        Purpose::Bare => {}
     }
     say(&stack.describe());
     loop {

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use doorbell_local::up::{Options, Purpose};
 use doorbell_local::{down, paths, up};
 
 /// Runs the whole of Doorbell on one machine: private RabbitMQ and Redis, the four services, and
@@ -29,13 +30,26 @@ enum Command {
     },
     /// End a stack that was left behind.
     Down,
+    /// Measure deliveries a second on a fresh stack, beside a bare loop of POSTs to the same receiver.
+    Bench {
+        /// How many deliveries each scenario makes.
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+        events: u32,
+        /// How many dispatchers to start.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+        dispatchers: u16,
+    },
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Up { bare, dispatchers } => {
-            up::up(up::Options { dispatchers, demo: !bare }, say).await
+            let purpose = if bare { Purpose::Bare } else { Purpose::Demo };
+            up::up(Options { dispatchers, purpose }, say).await
+        }
+        Command::Bench { events, dispatchers } => {
+            up::up(Options { dispatchers, purpose: Purpose::Bench(events) }, say).await
         }
         Command::Down => down::down(&paths::stack()).await.map(|ended| match ended {
             0 => say("no stack is up"),
