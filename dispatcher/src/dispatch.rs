@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use doorbell_common::event::Event;
 use doorbell_common::ids::SubscriptionId;
-use doorbell_common::work::{Page, Work};
+use doorbell_common::work::{Delivery, Page, Work};
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
@@ -31,6 +31,9 @@ use crate::understand::{Destination, Identity, Origin, Task, understand_event, u
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// A message that came so often without an end is worked alone: it may be what ends us.
 const SUSPECT_AFTER: u64 = 3;
+
+/// How long a suspect message is worked alone.
+const DANGEROUS: Duration = Duration::from_secs(1);
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -84,19 +87,36 @@ impl Dispatcher {
         let Incoming { queue, received, settle } = incoming;
         self.metrics.messages_in_hand.inc();
         let suspect = received.delivery_count() >= SUSPECT_AFTER;
-        let _alone = if suspect { Some(self.alone.lock().await) } else { None };
-        let done = if *queue == *TESTS {
-            self.serve_test(&received).await;
-            Done::Finished
-        } else {
-            self.work(&queue, received).await
-        };
+        let working = self.serve(&queue, received);
+        let done = if suspect { self.work_alone(working).await } else { working.await };
         match done {
             Done::Finished => settle.ack(),
             Done::NotBegun => settle.requeue(),
             Done::Stuck => settle.recycle(),
         }
         self.metrics.messages_in_hand.dec();
+    }
+
+    /// Works on a suspect message while no other suspect is worked on: if it ends us, the count of
+    /// the others does not rise with it. One that outlives its first moments is no danger.
+    async fn work_alone(&self, working: impl Future<Output = Done>) -> Done {
+        let mut working = std::pin::pin!(working);
+        let alone = self.alone.lock().await;
+        match tokio::time::timeout(DANGEROUS, &mut working).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(alone);
+                working.await
+            }
+        }
+    }
+
+    async fn serve(&self, queue: &str, received: Received) -> Done {
+        if *queue == *TESTS {
+            self.serve_test(&received).await;
+            return Done::Finished;
+        }
+        self.work(queue, received).await
     }
 
     async fn work(&self, queue: &str, received: Received) -> Done {
@@ -184,7 +204,7 @@ impl Dispatcher {
         to_done(self.fan_out(page.event, targets, page.sequence).await)
     }
 
-    async fn serve_delivery(&self, delivery: doorbell_common::work::Delivery) -> Done {
+    async fn serve_delivery(&self, delivery: Delivery) -> Done {
         let id = delivery.state.subscription.clone();
         let known = match self.patiently(|| self.snapshots.get(&id)).await {
             Ok(known) => known,

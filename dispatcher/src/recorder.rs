@@ -8,14 +8,11 @@ use doorbell_platform::broker::topology::ATTEMPTS;
 use doorbell_platform::broker::{Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
 /// A message is full at this size.
 const BATCH_BYTES: usize = 64 * 1024;
-/// A message that is not full goes out after this time.
-const LINGER: Duration = Duration::from_millis(5);
 /// How long a delivery waits for its record before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait to be written.
@@ -37,7 +34,7 @@ struct Waiting {
 impl Recorder {
     pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
         let (records, waiting) = mpsc::channel(ROOM);
-        shutdown.spawn(write(waiting, publisher, shutdown.clone()));
+        shutdown.spawn(write(waiting, publisher));
         Self { records, metrics }
     }
 
@@ -54,33 +51,29 @@ impl Recorder {
     }
 }
 
-async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher, shutdown: Shutdown) {
+/// Writes one message after the other: what comes while one waits for its confirm fills the next,
+/// so that batches are as large as the load makes them, and an idle dispatcher waits for nothing.
+async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher) {
     while let Some(first) = waiting.recv().await {
         let mut body = first.line;
         let mut confirmed = vec![first.confirmed];
-        let full_at = Instant::now() + LINGER;
-        while body.len() < BATCH_BYTES {
-            let Ok(Some(next)) = tokio::time::timeout_at(full_at, waiting.recv()).await else {
-                break;
-            };
+        while body.len() < BATCH_BYTES
+            && let Ok(next) = waiting.try_recv()
+        {
             body.push(b'\n');
             body.extend_from_slice(&next.line);
             confirmed.push(next.confirmed);
         }
-        let publisher = publisher.clone();
-        // Aside, so that the next batch fills while this one waits for its confirm.
-        shutdown.spawn(async move {
-            match publisher.publish(Message::internal(ATTEMPTS, body)).await {
-                Ok(()) => {
-                    for sender in confirmed {
-                        // Who has lost patience has counted it.
-                        let _gone = sender.send(()).is_err();
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(%error, records = confirmed.len(), "attempts not recorded")
+        match publisher.publish(Message::internal(ATTEMPTS, body)).await {
+            Ok(()) => {
+                for sender in confirmed {
+                    // Who has lost patience has counted it.
+                    let _gone = sender.send(()).is_err();
                 }
             }
-        });
+            Err(error) => {
+                tracing::debug!(%error, records = confirmed.len(), "attempts not recorded")
+            }
+        }
     }
 }

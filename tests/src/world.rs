@@ -38,6 +38,8 @@ pub struct Setup {
     pub tls: Option<TlsFiles>,
     /// Further environment variables for every service.
     pub extra: Vec<(String, String)>,
+    /// Further ones for dispatchers.
+    pub dispatcher_extra: Vec<(String, String)>,
 }
 
 impl Default for Setup {
@@ -49,6 +51,7 @@ impl Default for Setup {
             redis_url: None,
             tls: None,
             extra: vec![],
+            dispatcher_extra: vec![],
         }
     }
 }
@@ -84,6 +87,7 @@ pub struct World {
     pub environment: Environment,
     services: tokio::sync::Mutex<BTreeMap<String, Running>>,
     http: reqwest::Client,
+    dispatcher_extra: Vec<(String, String)>,
 }
 
 /// How long a service may take to be ready, on a slow machine with everything on it.
@@ -99,6 +103,12 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
     if path.ends_with("deps") {
         path.pop();
     }
+    let dispatcher = path.join(Kind::Dispatcher.binary());
+    anyhow::ensure!(
+        dispatcher.exists(),
+        "{} is missing: cargo test --workspace builds it",
+        dispatcher.display()
+    );
     Ok(path)
 }
 
@@ -151,6 +161,7 @@ impl World {
             ledger: Ledger::default(),
             services: tokio::sync::Mutex::default(),
             http: reqwest::Client::builder().no_proxy().timeout(seconds(5)).build()?,
+            dispatcher_extra: setup.dispatcher_extra.clone(),
             engines,
             vhost,
             environment,
@@ -191,7 +202,11 @@ impl World {
         api_port: Option<u16>,
     ) -> anyhow::Result<()> {
         let [admin_port] = ports::free()?;
-        let service = self.environment.service(kind, name, admin_port, api_port);
+        let mut environment = self.environment.clone();
+        if kind == Kind::Dispatcher {
+            environment.extra.extend(self.dispatcher_extra.clone());
+        }
+        let service = environment.service(kind, name, admin_port, api_port);
         let process = service.spec.start()?;
         engines::note(&process)?;
         self.services.lock().await.insert(name.to_owned(), Running { service, process });

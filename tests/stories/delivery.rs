@@ -5,7 +5,7 @@ use doorbell_common::work::Work;
 use doorbell_tests::api::subscription;
 use doorbell_tests::receiver::{Hostile, hostile};
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, World, amqp, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use reqwest::Method;
 use serde_json::json;
 
@@ -177,6 +177,27 @@ pub(crate) async fn every_failure_has_its_end() -> anyhow::Result<()> {
     assert!(
         (world.metric("doorbell_dead_letters_total{reason=\"gone\"}").await? - 1.0).abs() < 0.1
     );
+    world.finish().await
+}
+
+pub(crate) async fn forbidden_addresses_are_refused_at_the_connection() -> anyhow::Result<()> {
+    // The control-plane lets the subscription pass; the dispatcher judges again what it dials.
+    let strict = vec![("DOORBELL_ALLOW_TARGETS".to_owned(), "10.0.0.0/8".to_owned())];
+    let world =
+        World::with("blocked", Setup { dispatcher_extra: strict, ..Setup::default() }).await?;
+    world.subscribe("acme", "private", &["#"]).await?;
+    world.in_force().await;
+    world.publish("acme", "a", json!(1)).await?;
+    let outsider = world.outsider().await?;
+    let letter = outsider.stream("doorbell.dead-letters", 1).await?.remove(0);
+    assert_eq!(amqp::header(&letter, "doorbell-reason").as_deref(), Some("blocked"));
+    let Work::Delivery(delivery) = wire::decode(&letter.data)? else {
+        anyhow::bail!("not a delivery")
+    };
+    let detail = delivery.state.last_failure.unwrap().detail;
+    assert!(detail.contains("127.0.0.1") && detail.contains("may not be called"), "{detail}");
+    assert!(world.receiver.posts().is_empty());
+    assert!((world.metric("doorbell_addresses_blocked_total").await? - 1.0).abs() < 0.1);
     world.finish().await
 }
 

@@ -8,9 +8,10 @@ use std::process::Stdio;
 use anyhow::Context as _;
 use doorbell_local::packages::{self, Package};
 use doorbell_local::paths;
-use doorbell_tests::World;
 use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
+use doorbell_tests::world::binaries;
+use doorbell_tests::{World, eventually};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
@@ -28,6 +29,26 @@ pub(crate) async fn node_publishes_and_verifies() -> anyhow::Result<()> {
     let script = folder.join("interop.mjs");
     std::fs::copy(sources("node").join("interop.mjs"), &script)?;
     exchange("node", "node".into(), &script).await
+}
+
+pub(crate) async fn the_rust_example_publishes() -> anyhow::Result<()> {
+    let example = binaries()?.join("examples/publish");
+    anyhow::ensure!(
+        example.exists(),
+        "{} is missing: cargo test --workspace builds it",
+        example.display()
+    );
+    let world = World::start("rust").await?;
+    world.subscribe("acme", "all", &["payment.*"]).await?;
+    world.in_force().await;
+    let output =
+        Command::new(example).args([world.environment.amqp_url.as_str(), "acme"]).output().await?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("100 events confirmed"), "{said}");
+    eventually("all arrive", seconds(30), || async { world.receiver.accepted("all") == 100 })
+        .await?;
+    assert!(world.receiver.posts().iter().all(|post| post.verified));
+    world.finish().await
 }
 
 async fn exchange(tenant: &str, program: OsString, script: &Path) -> anyhow::Result<()> {

@@ -67,6 +67,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         delivery::each_subscriber_gets_what_it_wants,
         delivery::failures_are_retried_on_time,
         delivery::every_failure_has_its_end,
+        delivery::forbidden_addresses_are_refused_at_the_connection,
         delivery::hostile_endpoints_are_survived,
         delivery::paused_deliveries_are_kept_and_flow_again,
         publishing::messages_that_break_the_rules_are_rejected,
@@ -90,5 +91,6 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         deployments::several_retry_schedulers_share_the_work,
         interop::python_publishes_and_verifies,
         interop::node_publishes_and_verifies,
+        interop::the_rust_example_publishes,
     ]
 }

@@ -146,7 +146,9 @@ impl Supervisor {
                     backoff.reset();
                     self.health.up(Dependency::RabbitmqConsume);
                     let reason = session.run(&self).await;
-                    self.health.down(Dependency::RabbitmqConsume, reason);
+                    if !self.shutdown.is_stopping() {
+                        self.health.down(Dependency::RabbitmqConsume, reason);
+                    }
                     // The connection may be closed already; then there is nothing to close.
                     drop(connection.close(200, "done".into()).await);
                 }
