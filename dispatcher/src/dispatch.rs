@@ -74,12 +74,14 @@ impl Dispatcher {
         Some(())
     }
 
-    /// Takes messages in until there are no more.
-    pub(crate) async fn dispatch(self: Arc<Self>, mut intake: Intake) {
-        while let Some(incoming) = intake.next().await {
-            let dispatcher = Arc::clone(&self);
-            self.shutdown.spawn(async move { dispatcher.settle(incoming).await });
-        }
+    /// Takes messages in until the service is told to stop, and finishes what it has begun.
+    pub(crate) async fn dispatch(self: Arc<Self>, intake: Intake) {
+        intake
+            .for_each(|incoming| {
+                let dispatcher = Arc::clone(&self);
+                async move { dispatcher.settle(incoming).await }
+            })
+            .await;
     }
 
     /// Works on one message and settles it.

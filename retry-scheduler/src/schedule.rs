@@ -65,12 +65,14 @@ impl Scheduler {
         Some(())
     }
 
-    /// Takes messages in until there are no more.
-    pub(crate) async fn schedule(self: Arc<Self>, mut intake: Intake) {
-        while let Some(incoming) = intake.next().await {
-            let scheduler = Arc::clone(&self);
-            self.shutdown.spawn(async move { scheduler.settle(incoming).await });
-        }
+    /// Takes messages in until the service is told to stop, and finishes what it has begun.
+    pub(crate) async fn schedule(self: Arc<Self>, intake: Intake) {
+        intake
+            .for_each(|incoming| {
+                let scheduler = Arc::clone(&self);
+                async move { scheduler.settle(incoming).await }
+            })
+            .await;
     }
 
     async fn settle(&self, incoming: Incoming) {

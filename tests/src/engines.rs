@@ -79,7 +79,7 @@ pub async fn shared() -> anyhow::Result<Arc<Engines>> {
 /// Ends the shared pair, if it was ever started.
 pub async fn end() {
     if let Some(engines) = SHARED.get() {
-        engines.rabbitmq.lock().await.kill().await;
+        engines.rabbitmq.lock().await.end().await;
         engines.redis.lock().await.kill().await;
     }
 }

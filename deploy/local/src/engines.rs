@@ -153,6 +153,12 @@ impl RabbitMq {
         &self.names
     }
 
+    /// Ends it at once, with everything that belongs to it.
+    pub async fn end(&mut self) {
+        self.process.kill().await;
+        self.names.kill().await;
+    }
+
     /// Stops it in an orderly way.
     pub async fn stop(&mut self) {
         self.process.stop(Duration::from_secs(20)).await;

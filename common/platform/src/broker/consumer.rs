@@ -14,6 +14,7 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::connection::Broker;
 use super::message::Received;
@@ -116,9 +117,18 @@ impl Intake {
         Self { messages }
     }
 
-    /// The next message; `None` once the service is told to stop.
-    pub async fn next(&mut self) -> Option<Incoming> {
-        self.messages.recv().await
+    /// Gives each message to `work`, in a task of its own, until the service is told to stop;
+    /// returns once the last of these tasks has ended, so that what they lean on may end after.
+    pub async fn for_each<F>(mut self, work: impl Fn(Incoming) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let tasks = TaskTracker::new();
+        while let Some(incoming) = self.messages.recv().await {
+            tasks.spawn(work(incoming));
+        }
+        tasks.close();
+        tasks.wait().await;
     }
 }
 

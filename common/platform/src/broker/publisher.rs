@@ -21,6 +21,9 @@ use crate::shutdown::Shutdown;
 const WINDOW: usize = 1000;
 /// How long a confirm may take before the publisher says that it does not know.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a message that is published again until it is confirmed. Long, because each copy
+/// only adds to what keeps RabbitMQ busy; a connection that is lost says so at once.
+const PATIENT_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a connection that says nothing is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -92,8 +95,16 @@ impl Publisher {
     /// # Errors
     /// It was not confirmed; the error says what is known of it.
     pub async fn publish(&self, message: Message) -> Result<(), PublishError> {
+        self.publish_within(CONFIRM_TIMEOUT, message).await
+    }
+
+    async fn publish_within(
+        &self,
+        at_most: Duration,
+        message: Message,
+    ) -> Result<(), PublishError> {
         let channel = self.channel()?;
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let deadline = Instant::now() + at_most;
         let window = tokio::time::timeout_at(deadline, Arc::clone(&self.window).acquire_owned());
         let Ok(Ok(permit)) = window.await else {
             return Err(self.channel().err().unwrap_or(PublishError::Unreachable));
@@ -132,7 +143,7 @@ impl Publisher {
     pub async fn publish_surely(&self, message: &Message) -> Result<(), PublishError> {
         let mut backoff = Backoff::default();
         loop {
-            match self.publish(message.clone()).await {
+            match self.publish_within(PATIENT_CONFIRM_TIMEOUT, message.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(error @ PublishError::Invalid(_)) => return Err(error),
                 Err(error) => {
