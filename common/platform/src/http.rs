@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::json::{self, InvalidJson};
+use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -52,6 +53,7 @@ async fn authenticate(State(key): State<AdminKey>, request: Request, next: Next)
     if key.admits(authorization) {
         return next.run(request).await;
     }
+    discard(request.into_body()).await;
     Problem::new(StatusCode::UNAUTHORIZED, "send the admin key as `Authorization: Bearer …`")
         .into_response()
 }
@@ -94,6 +96,19 @@ fn explain(status: StatusCode) -> &'static str {
     }
 }
 
+/// Reads a body that is refused and throws it away, up to a bound: a client that is still sending
+/// when the connection closes would see a reset instead of the answer.
+async fn discard(body: Body) {
+    const MOST: usize = 16 * 1024 * 1024;
+    let mut stream = body.into_data_stream();
+    let mut read = 0;
+    while read < MOST
+        && let Some(Ok(chunk)) = stream.next().await
+    {
+        read += chunk.len();
+    }
+}
+
 /// Reads a request's body, after a look at its content type.
 ///
 /// # Errors
@@ -108,32 +123,23 @@ pub async fn read_body(
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
+        discard(body).await;
         let detail = format!("send the body as {}", media_types.join(" or "));
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let said: Option<usize> = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.parse().ok());
-    let too_large = || {
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body may have at most {max} bytes"),
-        )
-    };
-    if said.is_some_and(|length| length > max) {
-        return Err(too_large());
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk =
+            chunk.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the body broke off"))?;
+        if bytes.len() + chunk.len() > max {
+            discard(Body::from_stream(stream)).await;
+            let detail = format!("the body may have at most {max} bytes");
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        }
+        bytes.extend_from_slice(&chunk);
     }
-    match axum::body::to_bytes(body, max).await {
-        Ok(bytes) => Ok(bytes),
-        Err(error) if is_too_long(&error) => Err(too_large()),
-        Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "the body broke off")),
-    }
-}
-
-fn is_too_long(error: &axum::Error) -> bool {
-    std::error::Error::source(error)
-        .is_some_and(|source| source.to_string().contains("length limit"))
+    Ok(bytes.into())
 }
 
 /// The members of a JSON object, in order, each value exactly as it was written.

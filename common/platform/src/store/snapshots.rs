@@ -16,7 +16,7 @@ use doorbell_common::subscription::{Record, Standing, Subscription};
 use moka::future::Cache;
 use tokio::time::Instant;
 
-use super::changes::{Change, News};
+use super::changes::{self, Change, News};
 use super::{Store, StoreError};
 use crate::health::Dependency;
 use crate::shutdown::Shutdown;
@@ -128,7 +128,8 @@ impl Snapshots {
     pub async fn get(&self, id: &SubscriptionId) -> Result<Known, Arc<StoreError>> {
         let number = id.slot();
         let before = self.changes.load(Ordering::Acquire);
-        let slot = self.slots.try_get_with(number, self.store.load_slot(number)).await?;
+        let slot =
+            self.slots.try_get_with(number, self.store.if_up(self.store.load_slot(number))).await?;
         if self.changes.load(Ordering::Acquire) != before {
             self.slots.invalidate(&number).await;
         }
@@ -141,8 +142,10 @@ impl Snapshots {
 
     async fn index(&self, tenant: &TenantId) -> Result<Arc<Index>, Arc<StoreError>> {
         let before = self.changes.load(Ordering::Acquire);
-        let index =
-            self.tenants.try_get_with(tenant.clone(), self.store.load_index(tenant)).await?;
+        let index = self
+            .tenants
+            .try_get_with(tenant.clone(), self.store.if_up(self.store.load_index(tenant)))
+            .await?;
         if self.changes.load(Ordering::Acquire) != before {
             self.tenants.invalidate(tenant).await;
         }
@@ -160,13 +163,24 @@ impl Snapshots {
         }
     }
 
-    async fn invalidate(&self, change: &Change) {
+    /// Reads again what has changed, if it is known at all. What is known stays until the new is
+    /// there, so that a Redis that goes away in between takes nothing with it.
+    async fn refresh(&self, change: &Change) -> Result<(), StoreError> {
+        // First, so that whoever reads just now does not keep what it finds.
         self.changes.fetch_add(1, Ordering::AcqRel);
         match change {
-            Change::Slot(slot) => self.slots.invalidate(slot).await,
-            Change::Tenant(tenant) => self.tenants.invalidate(tenant).await,
+            Change::Slot(slot) if self.slots.contains_key(slot) => {
+                let fresh = self.store.load_slot(*slot).await?;
+                self.slots.insert(*slot, fresh).await;
+            }
+            Change::Tenant(tenant) if self.tenants.contains_key(tenant) => {
+                let fresh = self.store.load_index(tenant).await?;
+                self.tenants.insert(tenant.clone(), fresh).await;
+            }
+            Change::Slot(_) | Change::Tenant(_) => {}
             Change::Initialised => self.invalidate_all(),
         }
+        Ok(())
     }
 
     fn invalidate_all(&self) {
@@ -191,14 +205,6 @@ impl Follower {
             Ok(()) => store.health.up(Dependency::Redis),
             Err(error) => store.health.down(Dependency::Redis, error.to_string()),
         }
-        while let Some((due, _)) = self.later.front() {
-            if *due > Instant::now() {
-                break;
-            }
-            if let Some((_, change)) = self.later.pop_front() {
-                self.snapshots.invalidate(&change).await;
-            }
-        }
     }
 
     async fn read(&mut self) -> Result<(), StoreError> {
@@ -207,13 +213,15 @@ impl Follower {
         store.check_epoch().await?;
         match store.changes_since(self.position.as_deref()).await? {
             News::Entries(entries, position) => {
-                for entry in entries {
-                    self.snapshots.invalidate(&entry.change).await;
-                    if entry.announced {
-                        self.later.push_back((Instant::now() + LATER, entry.change));
-                    }
+                let changed: HashSet<&Change> = entries.iter().map(|entry| &entry.change).collect();
+                for change in changed {
+                    self.snapshots.refresh(change).await?;
                 }
+                // Only now: after an error the same entries are read again.
                 self.position = Some(position);
+                for entry in entries {
+                    self.note(entry);
+                }
             }
             News::Lost(position) => {
                 if self.position.is_some() {
@@ -224,6 +232,30 @@ impl Follower {
                 self.snapshots.invalidate_all();
                 self.position = Some(position);
             }
+        }
+        self.look_again().await
+    }
+
+    /// Remembers an announcement until the change that it announces is logged.
+    fn note(&mut self, entry: changes::Entry) {
+        if entry.announced {
+            self.later.push_back((Instant::now() + LATER, entry.change));
+        } else if let Some(place) =
+            self.later.iter().position(|(_, change)| *change == entry.change)
+        {
+            self.later.remove(place);
+        }
+    }
+
+    /// Looks again for changes that were announced and never logged: their writer has died, after
+    /// the change or before it.
+    async fn look_again(&mut self) -> Result<(), StoreError> {
+        while let Some((due, change)) = self.later.front() {
+            if *due > Instant::now() {
+                break;
+            }
+            self.snapshots.refresh(change).await?;
+            self.later.pop_front();
         }
         Ok(())
     }
@@ -242,10 +274,16 @@ impl Store {
         }
     }
 
+    /// What the future gives, if the store can be asked just now: a command to a Redis that is away
+    /// would only keep its caller waiting.
+    async fn if_up<T>(
+        &self,
+        loading: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        if self.is_up() { loading.await } else { Err(StoreError::NotReady) }
+    }
+
     async fn load_slot(&self, number: SlotNumber) -> Result<Arc<Slot>, StoreError> {
-        if !self.is_up() {
-            return Err(StoreError::NotReady);
-        }
         let mut link = self.link.clone();
         let key = self.keys.slot(number);
         let records: Vec<(String, String)> =
@@ -270,9 +308,6 @@ impl Store {
     }
 
     async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
-        if !self.is_up() {
-            return Err(StoreError::NotReady);
-        }
         let mut link = self.link.clone();
         let mut pipe = redis::pipe();
         pipe.cmd("EXISTS").arg(self.keys.tenant(tenant));
