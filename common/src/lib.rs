@@ -21,6 +21,7 @@ pub mod retry;
 pub mod rung;
 pub mod signature;
 pub mod subscription;
+mod text;
 pub mod time;
 pub mod wire;
 pub mod work;

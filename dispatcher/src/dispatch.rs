@@ -10,16 +10,15 @@ use std::time::Duration;
 use doorbell_common::event::Event;
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::work::{Delivery, Page, Work};
-use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
+use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::store::snapshots::{Known, Snapshots};
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::Instant;
 
 use crate::fan_out::Served;
 use crate::metrics::Metrics;
@@ -27,8 +26,6 @@ use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::understand::{Destination, Identity, Origin, Task, understand_event, understand_work};
 
-/// How long our own trouble may keep a message in hand.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// A message that came so often without an end is worked alone: it may be what ends us.
 const SUSPECT_AFTER: u64 = 3;
 
@@ -65,15 +62,6 @@ enum Done {
 }
 
 impl Dispatcher {
-    /// Waits until the store is there; `None` if the service is told to stop first.
-    pub(crate) async fn until_store_is_up(&self) -> Option<()> {
-        let mut backoff = Backoff::default();
-        while !self.store.is_up() {
-            self.shutdown.until(backoff.wait()).await?;
-        }
-        Some(())
-    }
-
     /// Takes messages in until the service is told to stop, and finishes what it has begun.
     pub(crate) async fn dispatch(self: Arc<Self>, intake: Intake) {
         intake
@@ -216,28 +204,15 @@ impl Dispatcher {
         to_done(self.deliver(&served, delivery, &known).await)
     }
 
-    /// Asks the store again and again, until it answers, the service stops, or patience ends.
     async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>
     where
         F: Future<Output = Result<T, E>>,
         E: std::fmt::Display,
     {
-        let give_up = Instant::now() + PATIENCE;
-        let mut backoff = Backoff::default();
-        loop {
-            match ask().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::debug!(%error, "the store does not answer; the message waits")
-                }
-            }
-            if self.shutdown.until(backoff.wait()).await.is_none() {
-                return Err(Done::NotBegun);
-            }
-            if Instant::now() > give_up {
-                return Err(Done::Stuck);
-            }
-        }
+        patiently(&self.shutdown, ask).await.map_err(|unanswered| match unanswered {
+            Unanswered::Stopping => Done::NotBegun,
+            Unanswered::Stuck => Done::Stuck,
+        })
     }
 
     /// Publishes work under its next name, until it is confirmed.

@@ -107,7 +107,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         duplicate_window: args.duplicate_window.0,
     });
     // Nothing is taken in before the store was there once: a message could only wait in hand.
-    if dispatcher.until_store_is_up().await.is_some() {
+    if store.until_up(&shutdown).await.is_some() {
         let intake = Intake::start(broker, queues(args.prefetch), health, &shutdown);
         dispatcher.dispatch(intake).await;
     }

@@ -7,27 +7,29 @@ use doorbell_common::subscription::{DisabledReason, Status};
 use doorbell_common::work::{Delivery, Work};
 use doorbell_platform::broker::Message;
 use doorbell_platform::broker::topology::{DEAD_LETTERS, DELIVERIES, HELD, PAGES};
+use doorbell_platform::patience::Unanswered;
 use doorbell_platform::store::StoreError;
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::Instant;
 
-use crate::schedule::{Scheduler, Unfinished};
+use crate::schedule::{Scheduler, unwritable};
 
 /// Half of the time after which the note of a held delivery may be forgotten.
 const NOTE_LASTS: Duration = Duration::from_secs(30);
 
 impl Scheduler {
-    pub(crate) async fn act(&self, next: Move) -> Result<(), Unfinished> {
+    pub(crate) async fn act(&self, next: Move) -> Result<(), Unanswered> {
         match next {
             Move::Release(work) => {
                 let queue = if matches!(work, Work::Page(_)) { PAGES } else { DELIVERIES };
-                self.publish(&Message::work(queue, &work.next())?).await?;
+                self.publish(&Message::work(queue, &work.next()).map_err(unwritable)?).await?;
                 self.metrics.released.inc();
             }
             Move::Park(rung, work) => {
-                self.publish(&Message::work(&rung.queue(), &work.next())?).await?;
+                self.publish(&Message::work(&rung.queue(), &work.next()).map_err(unwritable)?)
+                    .await?;
                 self.metrics.parked.inc();
             }
             Move::Hold(delivery) => {
@@ -42,10 +44,10 @@ impl Scheduler {
 
     /// Notes where to look before the delivery goes to the stream, so that it is never there
     /// without anyone knowing.
-    async fn hold(&self, delivery: Delivery) -> Result<(), Unfinished> {
+    async fn hold(&self, delivery: Delivery) -> Result<(), Unanswered> {
         let subscription = delivery.state.subscription.clone();
         let since = delivery.state.held_since.unwrap_or_else(clock::now);
-        let message = Message::work(HELD, &Work::Delivery(delivery).next())?;
+        let message = Message::work(HELD, &Work::Delivery(delivery).next()).map_err(unwritable)?;
         loop {
             self.patiently(|| self.store.note_held(&subscription, since, clock::now())).await?;
             let noted = Instant::now();
@@ -57,12 +59,13 @@ impl Scheduler {
         }
     }
 
-    async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unfinished> {
+    async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
         if reason == DeadReason::Gone {
             self.patiently(|| self.disable(&delivery)).await?;
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
-        let mut message = Message::work(DEAD_LETTERS, &Work::Delivery(delivery).next())?;
+        let mut message =
+            Message::work(DEAD_LETTERS, &Work::Delivery(delivery).next()).map_err(unwritable)?;
         let mut headers = FieldTable::default();
         headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.as_str().into()));
         message.properties = message.properties.with_headers(headers);

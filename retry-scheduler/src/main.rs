@@ -83,7 +83,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         expire_after: args.expire_after.0,
         unrouted: tokio::sync::Mutex::new(()),
     });
-    if scheduler.until_store_is_up().await.is_some() {
+    if store.until_up(&shutdown).await.is_some() {
         let resumer = Resumer::new(broker.clone(), publisher, store, snapshots);
         shutdown.spawn(resumer.resume(shutdown.clone()));
         shutdown.spawn(waiting::count(broker.clone(), metrics, shutdown.clone()));

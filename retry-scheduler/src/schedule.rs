@@ -8,21 +8,17 @@ use doorbell_common::next_move::next_move;
 use doorbell_common::subscription::Standing;
 use doorbell_common::wire;
 use doorbell_common::work::Work;
-use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::topology::UNROUTED;
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
+use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Taken;
 use doorbell_platform::store::snapshots::{Known, Snapshots};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-
-/// How long our own trouble may keep a message in hand.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -38,33 +34,7 @@ pub(crate) struct Scheduler {
     pub(crate) unrouted: Mutex<()>,
 }
 
-/// How the work on a message ended, when not by being finished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unfinished {
-    /// The service is stopping.
-    Stopping,
-    /// Our own trouble has lasted too long.
-    Stuck,
-}
-
-impl From<anyhow::Error> for Unfinished {
-    /// What is left after every try at publishing: a message that cannot be written at all.
-    fn from(error: anyhow::Error) -> Self {
-        tracing::error!(%error, "a message cannot be settled");
-        Self::Stuck
-    }
-}
-
 impl Scheduler {
-    /// Waits until the store is there; `None` if the service is told to stop first.
-    pub(crate) async fn until_store_is_up(&self) -> Option<()> {
-        let mut backoff = Backoff::default();
-        while !self.store.is_up() {
-            self.shutdown.until(backoff.wait()).await?;
-        }
-        Some(())
-    }
-
     /// Takes messages in until the service is told to stop, and finishes what it has begun.
     pub(crate) async fn schedule(self: Arc<Self>, intake: Intake) {
         intake
@@ -84,12 +54,12 @@ impl Scheduler {
         };
         match worked {
             Ok(()) => settle.ack(),
-            Err(Unfinished::Stopping) => settle.requeue(),
-            Err(Unfinished::Stuck) => settle.recycle(),
+            Err(Unanswered::Stopping) => settle.requeue(),
+            Err(Unanswered::Stuck) => settle.recycle(),
         }
     }
 
-    async fn work(&self, received: Received) -> Result<(), Unfinished> {
+    async fn work(&self, received: Received) -> Result<(), Unanswered> {
         let work = match wire::decode(&received.body) {
             Ok(work) => work,
             Err(error) => return self.reject(received, &error.to_string()).await,
@@ -107,46 +77,34 @@ impl Scheduler {
     }
 
     /// What is known of a delivery's subscription; events and pages have none.
-    async fn known(&self, work: &Work) -> Result<Option<Known>, Unfinished> {
+    async fn known(&self, work: &Work) -> Result<Option<Known>, Unanswered> {
         let Work::Delivery(delivery) = work else { return Ok(None) };
         self.patiently(|| self.snapshots.get(&delivery.state.subscription)).await.map(Some)
     }
 
-    async fn reject(&self, received: Received, reason: &str) -> Result<(), Unfinished> {
+    async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {
         tracing::info!(reason, "message rejected");
         self.metrics.rejected.inc();
         self.publish(&Message::rejected(received, reason)).await
     }
 
     /// Publishes until it is confirmed.
-    pub(crate) async fn publish(&self, message: &Message) -> Result<(), Unfinished> {
-        self.publisher
-            .publish_surely(message)
-            .await
-            .map_err(|error| anyhow::Error::from(error).into())
+    pub(crate) async fn publish(&self, message: &Message) -> Result<(), Unanswered> {
+        self.publisher.publish_surely(message).await.map_err(unwritable)
     }
 
-    /// Asks the store again and again, until it answers, the service stops, or patience ends.
-    pub(crate) async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Unfinished>
+    /// Asks the store until it answers.
+    pub(crate) async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Unanswered>
     where
         F: Future<Output = Result<T, E>>,
         E: std::fmt::Display,
     {
-        let give_up = Instant::now() + PATIENCE;
-        let mut backoff = Backoff::default();
-        loop {
-            match ask().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::debug!(%error, "the store does not answer; the message waits")
-                }
-            }
-            if self.shutdown.until(backoff.wait()).await.is_none() {
-                return Err(Unfinished::Stopping);
-            }
-            if Instant::now() > give_up {
-                return Err(Unfinished::Stuck);
-            }
-        }
+        patiently(&self.shutdown, ask).await
     }
+}
+
+/// What is left after every try at publishing: a message that cannot be written at all.
+pub(crate) fn unwritable(error: impl std::fmt::Display) -> Unanswered {
+    tracing::error!(%error, "a message cannot be settled");
+    Unanswered::Stuck
 }

@@ -5,21 +5,22 @@ use std::time::Duration;
 
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::{Message, Received};
+use doorbell_platform::patience::Unanswered;
 
-use crate::schedule::{Scheduler, Unfinished};
+use crate::schedule::Scheduler;
 
 /// Between two messages: one that still finds no queue must not circulate hot.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Scheduler {
-    pub(crate) async fn bring_back(&self, received: Received) -> Result<(), Unfinished> {
+    pub(crate) async fn bring_back(&self, received: Received) -> Result<(), Unanswered> {
         // One at a time, after one declaration each: this is rare, and a storm helps nobody.
         let _turn = self.unrouted.lock().await;
         let mut backoff = Backoff::default();
         while let Err(error) = self.declare().await {
             tracing::warn!(%error, "queues cannot be declared anew");
             if self.shutdown.until(backoff.wait()).await.is_none() {
-                return Err(Unfinished::Stopping);
+                return Err(Unanswered::Stopping);
             }
         }
         tracing::info!(

@@ -13,6 +13,7 @@ pub mod health;
 pub mod http;
 pub mod ids;
 pub mod metrics;
+pub mod patience;
 pub mod problem;
 pub mod service;
 pub mod shutdown;

@@ -21,7 +21,9 @@ pub mod tenants;
 use keys::Keys;
 use link::Link;
 
+use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
+use crate::shutdown::Shutdown;
 use crate::tls::Trust;
 
 /// Redis as Doorbell uses it. Cheap to clone.
@@ -117,6 +119,15 @@ impl Store {
         } else {
             Err(StoreError::AnotherEpoch)
         }
+    }
+
+    /// Waits until the store is there; `None` if the service is told to stop first.
+    pub async fn until_up(&self, shutdown: &Shutdown) -> Option<()> {
+        let mut backoff = Backoff::default();
+        while !self.is_up() {
+            shutdown.until(backoff.wait()).await?;
+        }
+        Some(())
     }
 
     /// Whether Redis answered when last asked and is the store that this service began with.
