@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::text::serde_as_text;
 
-/// A duration written as one whole number and one unit.
+/// A duration written as one whole number and one unit, and the unit (in milliseconds), so that
+/// `24h` reads back as it was written and not as `1d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DurationText(pub Duration);
+pub struct DurationText(pub Duration, u64);
 
 /// A text that is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,22 +29,30 @@ impl FromStr for DurationText {
         let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidDuration)?;
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| InvalidDuration)?;
-        let (_, millis) = UNITS.iter().find(|(name, _)| *name == unit).ok_or(InvalidDuration)?;
-        let millis = number.checked_mul(*millis).ok_or(InvalidDuration)?;
-        Ok(Self(Duration::from_millis(millis)))
+        let (_, unit) = UNITS.iter().find(|(name, _)| *name == unit).ok_or(InvalidDuration)?;
+        let millis = number.checked_mul(*unit).ok_or(InvalidDuration)?;
+        Ok(Self(Duration::from_millis(millis), *unit))
+    }
+}
+
+impl From<Duration> for DurationText {
+    /// The duration, cut to milliseconds, in the largest unit that says it exactly.
+    fn from(duration: Duration) -> Self {
+        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let unit = UNITS
+            .iter()
+            .map(|(_, unit)| *unit)
+            .find(|unit| millis.is_multiple_of(*unit))
+            .unwrap_or(1);
+        Self(Duration::from_millis(millis), unit)
     }
 }
 
 impl fmt::Display for DurationText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        if millis == 0 {
-            return f.write_str("0s");
-        }
-        match UNITS.iter().find(|(_, unit)| millis.is_multiple_of(*unit)) {
-            Some((name, unit)) => write!(f, "{}{name}", millis / unit),
-            None => write!(f, "{millis}ms"),
-        }
+        let name = UNITS.iter().find(|(_, unit)| *unit == self.1).map_or("ms", |(name, _)| name);
+        write!(f, "{}{name}", millis / self.1.max(1))
     }
 }
 
@@ -56,16 +65,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_one_number_and_one_unit() {
+    fn reads_one_number_and_one_unit_and_writes_them_back() {
         for (text, millis) in [
             ("500ms", 500),
             ("5s", 5000),
             ("10m", 600_000),
             ("2h", 7_200_000),
+            ("24h", 86_400_000),
             ("1d", 86_400_000),
             ("0s", 0),
         ] {
-            assert_eq!(text.parse(), Ok(DurationText(Duration::from_millis(millis))), "{text}");
+            let duration: DurationText = text.parse().unwrap();
+            assert_eq!(
+                (duration.0, duration.to_string().as_str()),
+                (Duration::from_millis(millis), text)
+            );
         }
         for wrong in
             ["", "5", "s", "-5s", "1.5s", "5 s", "5S", "1h30m", "99999999999999999d", "５s"]
@@ -77,7 +91,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_reads_back(millis in 0..=u64::MAX / 2) {
-            let duration = DurationText(Duration::from_millis(millis));
+            let duration = DurationText::from(Duration::from_millis(millis));
+            prop_assert_eq!(duration.0, Duration::from_millis(millis));
             prop_assert_eq!(duration.to_string().parse(), Ok(duration));
         }
     }

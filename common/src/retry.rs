@@ -79,7 +79,7 @@ impl RetryPolicy {
     pub fn schedule(
         delays: impl IntoIterator<Item = Duration>,
     ) -> Result<Self, InvalidRetryPolicy> {
-        Written::Schedule(delays.into_iter().map(DurationText).collect()).try_into()
+        Written::Schedule(delays.into_iter().map(DurationText::from).collect()).try_into()
     }
 
     /// How many POSTs the policy makes at most, the first included.
@@ -142,11 +142,9 @@ fn fibonacci_number(n: u32) -> u32 {
 impl Default for RetryPolicy {
     /// 5 s, 5 m, 30 m, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h: ten attempts over three days.
     fn default() -> Self {
-        let minutes = [5, 30, 120, 300, 600, 840, 1200, 1440]
-            .map(|m| DurationText(Duration::from_secs(m * 60)));
-        let mut delays = vec![DurationText(Duration::from_secs(5))];
-        delays.extend(minutes);
-        Self(Written::Schedule(delays))
+        let delays = ["5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"];
+        // Each of these is a duration; the test below counts them.
+        Self(Written::Schedule(delays.iter().filter_map(|delay| delay.parse().ok()).collect()))
     }
 }
 
@@ -219,6 +217,8 @@ mod tests {
             assert_eq!(delays(json), expected, "{json}");
         }
         assert_eq!(RetryPolicy::default().attempts(), 10);
+        let shown = r#"{"schedule":["5s","5m","30m","2h","5h","10h","14h","20h","24h"]}"#;
+        assert_eq!(serde_json::to_string(&RetryPolicy::default()).unwrap(), shown);
         assert_eq!(
             RetryPolicy::default().nominal_span(),
             Duration::from_secs(75 * 3600 + 35 * 60 + 5)

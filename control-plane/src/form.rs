@@ -48,7 +48,7 @@ impl Default for Form {
             metadata: Map::new(),
             payload: Payload::default(),
             headers: BTreeMap::new(),
-            timeout: DurationText(std::time::Duration::from_secs(15)),
+            timeout: std::time::Duration::from_secs(15).into(),
             retry: RetryPolicy::default(),
             signature: None,
         }
