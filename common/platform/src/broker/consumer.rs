@@ -14,6 +14,7 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Broker;
@@ -26,6 +27,9 @@ use crate::shutdown::Shutdown;
 const LOOK: Duration = Duration::from_secs(1);
 /// Settlements taken in one go.
 const BATCH: usize = 1024;
+/// How long the first settlement of a batch waits for others: one acknowledgement for many costs
+/// RabbitMQ a fifth of what as many single ones do.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// A queue to consume.
 #[derive(Clone, Debug)]
@@ -244,7 +248,9 @@ impl Session {
     async fn run(mut self, supervisor: &Supervisor) -> String {
         let mut look = tokio::time::interval(LOOK);
         let mut batch = Vec::with_capacity(BATCH);
+        let mut tell_at = Instant::now();
         loop {
+            let room = BATCH - batch.len();
             tokio::select! {
                 () = supervisor.shutdown.stopping(), if !self.stopping => {
                     self.stopping = true;
@@ -252,8 +258,13 @@ impl Session {
                         return format!("the channel was lost while stopping: {error}");
                     }
                 }
-                count = self.settlements.recv_many(&mut batch, BATCH) => {
-                    self.outstanding = self.outstanding.saturating_sub(count);
+                count = self.settlements.recv_many(&mut batch, room), if room > 0 => {
+                    if batch.len() == count {
+                        tell_at = Instant::now() + LINGER;
+                    }
+                }
+                () = tokio::time::sleep_until(tell_at), if !batch.is_empty() => {
+                    self.outstanding = self.outstanding.saturating_sub(batch.len());
                     match self.apply(&mut batch).await {
                         Ok(true) => {}
                         Ok(false) => return "the channel was closed: our own trouble kept its messages too long".to_owned(),
