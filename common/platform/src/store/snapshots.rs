@@ -5,6 +5,7 @@
 //! empty answer.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -127,12 +128,7 @@ impl Snapshots {
     /// It is not known, and Redis is away or not what it was.
     pub async fn get(&self, id: &SubscriptionId) -> Result<Known, Arc<StoreError>> {
         let number = id.slot();
-        let before = self.changes.load(Ordering::Acquire);
-        let slot =
-            self.slots.try_get_with(number, self.store.if_up(self.store.load_slot(number))).await?;
-        if self.changes.load(Ordering::Acquire) != before {
-            self.slots.invalidate(&number).await;
-        }
+        let slot = self.known(&self.slots, &number, self.store.load_slot(number)).await?;
         Ok(match slot.get(id) {
             Some(Entry::Live(subscription)) => Known::Live(Arc::clone(subscription)),
             Some(Entry::Deleted) => Known::Deleted,
@@ -141,15 +137,30 @@ impl Snapshots {
     }
 
     async fn index(&self, tenant: &TenantId) -> Result<Arc<Index>, Arc<StoreError>> {
-        let before = self.changes.load(Ordering::Acquire);
-        let index = self
-            .tenants
-            .try_get_with(tenant.clone(), self.store.if_up(self.store.load_index(tenant)))
-            .await?;
-        if self.changes.load(Ordering::Acquire) != before {
-            self.tenants.invalidate(tenant).await;
+        self.known(&self.tenants, tenant, self.store.load_index(tenant)).await
+    }
+
+    /// What a cache holds, or what `load` brings. That is kept only if nothing changed meanwhile:
+    /// it may be from before the change.
+    async fn known<K, V>(
+        &self,
+        cache: &Cache<K, Arc<V>>,
+        key: &K,
+        load: impl Future<Output = Result<Arc<V>, StoreError>>,
+    ) -> Result<Arc<V>, Arc<StoreError>>
+    where
+        K: Clone + Eq + Hash + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
+        if let Some(found) = cache.get(key).await {
+            return Ok(found);
         }
-        Ok(index)
+        let before = self.changes.load(Ordering::Acquire);
+        let found = cache.try_get_with_by_ref(key, self.store.if_up(load)).await?;
+        if self.changes.load(Ordering::Acquire) != before {
+            cache.invalidate(key).await;
+        }
+        Ok(found)
     }
 
     /// Follows the log of changes and watches over the store's health, until nobody needs it any
