@@ -21,13 +21,12 @@ use clap::Parser;
 use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queues};
-use doorbell_platform::broker::{Broker, ConsumerSpec, Intake, Publisher};
-use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::broker::{ConsumerSpec, Intake};
+use doorbell_platform::health::Dependency;
+use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
-use doorbell_platform::store::Store;
 use doorbell_platform::store::snapshots::Snapshots;
 use doorbell_platform::targets::TargetArgs;
-use doorbell_platform::tls::Trust;
 use tokio::sync::Semaphore;
 
 use dispatch::Dispatcher;
@@ -87,12 +86,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         (Dependency::RabbitmqConsume, true),
         (Dependency::Redis, true),
     ];
-    let health = Health::new(&service.registry, &dependencies)?;
-    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
-    let broker = Broker::new(&args.common.amqp_urls()?, trust.clone(), "doorbell-dispatcher")?;
-    let store =
-        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
-    let publisher = Publisher::start(broker.clone(), health.clone(), &service.registry, &shutdown)?;
+    let Plumbing { health, broker, publisher, store } = Plumbing::lay(
+        "doorbell-dispatcher",
+        &args.common,
+        &dependencies,
+        (&service.registry, &service.shutdown),
+    )?;
     let metrics = Metrics::new(&service.registry)?;
     let snapshots = Snapshots::new(store.clone());
     shutdown.spawn(snapshots.clone().follow(shutdown.clone()));

@@ -7,12 +7,10 @@ use clap::Parser;
 use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::AdminKeyArgs;
-use doorbell_platform::broker::{Broker, Publisher};
-use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
+use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs};
-use doorbell_platform::store::Store;
-use doorbell_platform::tls::Trust;
 
 mod accept;
 mod api;
@@ -57,12 +55,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let key =
         args.admin_key.read().map_err(|error| service::WrongArguments(format!("{error:#}")))?;
     let dependencies = [(Dependency::RabbitmqPublish, true), (Dependency::Redis, false)];
-    let health = Health::new(&service.registry, &dependencies)?;
-    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
-    let broker = Broker::new(&args.common.amqp_urls()?, trust.clone(), "doorbell-producer")?;
-    let store =
-        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
-    let publisher = Publisher::start(broker, health.clone(), &service.registry, &service.shutdown)?;
+    let Plumbing { health, publisher, store, .. } = Plumbing::lay(
+        "doorbell-producer",
+        &args.common,
+        &dependencies,
+        (&service.registry, &service.shutdown),
+    )?;
     let acceptor = Acceptor {
         publisher,
         store: store.clone(),

@@ -1,6 +1,8 @@
 //! A whole Doorbell for one story: the services as processes, in a virtual host and under a key
 //! prefix of their own.
 
+mod finish;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -420,80 +422,4 @@ impl World {
         })?;
         self.ledger.check(&self.receiver)
     }
-
-    /// Ends the story: every service stops cleanly, and no message is left in any queue.
-    ///
-    /// # Errors
-    /// A service did not stop with 0, or something was left behind.
-    pub async fn finish(self) -> anyhow::Result<()> {
-        self.finish_with(&[]).await
-    }
-
-    /// The same, with messages in these queues expected.
-    ///
-    /// # Errors
-    /// A service did not stop with 0, or something was left behind.
-    pub async fn finish_with(self, expected: &[(&str, u32)]) -> anyhow::Result<()> {
-        let outsider = self.outsider().await?;
-        let waiting = || async {
-            self.depths(&outsider).await.is_ok_and(|depths| depths == sorted(expected))
-        };
-        let drained = eventually("queues drain", seconds(60), waiting).await;
-        let depths = self.depths(&outsider).await?;
-        drained.with_context(|| format!("left behind: {depths:?}"))?;
-        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
-        for name in names {
-            let code = self.stop(&name).await?;
-            anyhow::ensure!(code == Some(0), "{name} ended with {code:?}, not 0");
-        }
-        // What was with a service unsettled is in its queue again by now.
-        let depths = self.depths(&outsider).await?;
-        anyhow::ensure!(depths == sorted(expected), "unsettled at the end: {depths:?}");
-        self.check_keys().await?;
-        drop(outsider);
-        self.engines.manage(Method::DELETE, &format!("vhosts/{}", self.vhost)).await?;
-        Ok(())
-    }
-
-    async fn depths(&self, outsider: &Outsider) -> anyhow::Result<BTreeMap<String, u32>> {
-        use doorbell_platform::broker::topology;
-        let mut queues = topology::ingress_queues();
-        queues.extend(doorbell_common::rung::Rung::all().map(doorbell_common::rung::Rung::queue));
-        let others = [
-            topology::PAGES,
-            topology::DELIVERIES,
-            topology::RETRIES,
-            topology::REJECTED,
-            topology::QUARANTINE,
-            topology::UNROUTED,
-        ];
-        queues.extend(others.map(str::to_owned));
-        let mut depths = BTreeMap::new();
-        for queue in queues {
-            let depth = outsider.depth(&queue).await?;
-            if depth > 0 {
-                depths.insert(queue, depth);
-            }
-        }
-        Ok(depths)
-    }
-
-    /// Redis has no key that would stay for ever but those of tenants and subscriptions.
-    async fn check_keys(&self) -> anyhow::Result<()> {
-        let mut redis = redis::Client::open(self.engines.redis_url.as_str())?
-            .get_multiplexed_async_connection()
-            .await?;
-        let keys: Vec<String> =
-            redis::cmd("KEYS").arg(format!("{}:*", self.vhost)).query_async(&mut redis).await?;
-        for key in keys {
-            let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut redis).await?;
-            let lasting = ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
-            anyhow::ensure!(ttl > 0 || lasting, "the key {key} has no time to live");
-        }
-        Ok(())
-    }
-}
-
-fn sorted(expected: &[(&str, u32)]) -> BTreeMap<String, u32> {
-    expected.iter().map(|(queue, depth)| ((*queue).to_owned(), *depth)).collect()
 }

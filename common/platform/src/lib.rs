@@ -14,6 +14,7 @@ pub mod http;
 pub mod ids;
 pub mod metrics;
 pub mod patience;
+pub mod plumbing;
 pub mod problem;
 pub mod service;
 pub mod shutdown;
