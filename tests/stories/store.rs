@@ -37,6 +37,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
     world.engines.redis.lock().await.start_again().await?;
     world.until_all_ready().await?;
     flows("load flows after a restart").await?;
+    change_is_in_force(&world, "after-restart").await?;
 
     world.engines.redis.lock().await.process().signal(Signal::SIGSTOP)?;
     let silent_since = tokio::time::Instant::now();
@@ -53,6 +54,8 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
         world.receiver.accepted("unknown") == 1
     })
     .await?;
+
+    change_is_in_force(&world, "after-silence").await?;
 
     let client = redis::Client::open(world.engines.redis_url.as_str())?;
     let mut redis = client.get_multiplexed_async_connection().await?;
@@ -87,6 +90,19 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
         assert!(world.metric(spent).await? < 0.5, "{spent}");
     }
     Arc::into_inner(world).unwrap().finish().await
+}
+
+/// A subscription created now gets, two seconds later, what it asks for from every dispatcher.
+async fn change_is_in_force(world: &World, endpoint: &str) -> anyhow::Result<()> {
+    world.subscribe("acme", endpoint, &[&format!("{endpoint}.#")]).await?;
+    world.in_force().await;
+    for n in 0..10 {
+        world.publish("acme", &format!("{endpoint}.made"), n.into()).await?;
+    }
+    eventually("all of its events arrive", seconds(20), || async {
+        world.receiver.accepted(endpoint) == 10
+    })
+    .await
 }
 
 async fn publish_for_late(world: &World, id: &str) -> anyhow::Result<()> {
