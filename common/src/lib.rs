@@ -10,6 +10,7 @@ pub mod address;
 pub mod attempt;
 pub mod duration;
 pub mod event;
+pub mod held;
 pub mod ids;
 pub mod intake;
 pub mod json;

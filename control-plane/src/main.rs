@@ -18,13 +18,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::AdminKeyArgs;
-use doorbell_platform::broker::{Broker, Publisher};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::http;
+use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
-use doorbell_platform::store::Store;
 use doorbell_platform::targets::TargetArgs;
-use doorbell_platform::tls::Trust;
 
 use routes::Api;
 use test_call::TestCaller;
@@ -67,21 +65,16 @@ fn main() -> ExitCode {
 
 async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let dependencies = [(Dependency::RabbitmqPublish, false), (Dependency::Redis, true)];
-    let health = Health::new(&service.registry, &dependencies)?;
-    let trust = Trust::read(args.common.tls_ca_file.as_ref())?;
-    let store =
-        Store::new(&args.common.redis_urls()?, &trust, &args.common.redis_prefix, health.clone())?;
     if matches!(args.command, Some(Command::Init)) {
-        let created = store.init().await?;
+        let health = Health::new(&service.registry, &dependencies)?;
+        let created = plumbing::store(&args.common, health)?.init().await?;
         tracing::info!(created, "Redis is initialised");
         return Ok(());
     }
     let key = args.admin_key.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
-    let broker = Broker::new(&args.common.amqp_urls()?, trust, "doorbell-control-plane")?;
-    let publisher =
-        Publisher::start(broker.clone(), health.clone(), &service.registry, &service.shutdown)?;
-    service.serve_admin(&args.common, health).await?;
-    service.shutdown.spawn(store.clone().watch(service.shutdown.clone()));
+    let Plumbing { broker, publisher, store, .. } =
+        Plumbing::lay(&service, &args.common, &dependencies).await?;
+    store.watch(&service.shutdown);
     let tester = TestCaller::start(broker, publisher, &service.shutdown);
     let listener = service::listen(args.listen, "--listen").await?;
     let api = Api { store, policy: args.targets.policy().into(), tester };

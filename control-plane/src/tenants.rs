@@ -10,6 +10,7 @@ use doorbell_common::ids::TenantId;
 use doorbell_platform::clock;
 use doorbell_platform::http::{Members, pointer};
 use doorbell_platform::problem::{FieldError, Problem};
+use doorbell_platform::store::StoreError;
 use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::store::tenants::Tenant;
 use serde_json::{Value, json};
@@ -68,24 +69,37 @@ pub(crate) async fn delete(
     Path(tenant): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let tenant = existing(&api, &tenant).await?;
+    delete_subscriptions(&api, &tenant.id).await.map_err(trouble)?;
     loop {
-        let (subscriptions, _) =
-            api.store.list_subscriptions(&tenant.id, None, BATCH).await.map_err(trouble)?;
-        if subscriptions.is_empty() {
-            break;
+        api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
+        // One that someone has created just now must not be left behind without its tenant.
+        if delete_subscriptions(&api, &tenant.id).await.map_err(trouble)? == 0 {
+            return Ok(StatusCode::NO_CONTENT);
         }
+    }
+}
+
+/// Deletes a tenant's subscriptions; answers how many there were.
+async fn delete_subscriptions(api: &Api, tenant: &TenantId) -> Result<usize, StoreError> {
+    let (mut count, mut after) = (0, None);
+    loop {
+        let (subscriptions, next) =
+            api.store.list_subscriptions(tenant, after.as_ref(), BATCH).await?;
+        count += subscriptions.len();
         let deleting = subscriptions.iter().map(|subscription| async {
             // One that changes just now is met again in the next round.
             if let Lookup::Live(stored) = api.store.subscription(&subscription.id).await? {
                 let stored: &Stored = &stored;
                 api.store.delete_subscription(stored, clock::now()).await?;
             }
-            Ok(())
+            Ok::<(), StoreError>(())
         });
-        futures_util::future::try_join_all(deleting).await.map_err(trouble)?;
+        futures_util::future::try_join_all(deleting).await?;
+        match next {
+            Some(next) => after = Some(next),
+            None => return Ok(count),
+        }
     }
-    api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 /// The id in a path.

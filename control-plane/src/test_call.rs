@@ -38,7 +38,9 @@ impl TestCaller {
         let waiting = Waiting::default();
         let receiving = receive(broker, Arc::clone(&waiting), sender);
         let until = shutdown.clone();
-        shutdown.spawn(async move { until.until_finished(receiving).await });
+        shutdown.spawn_vital("receiver of test calls' answers", async move {
+            until.until_finished(receiving).await;
+        });
         Self { publisher, waiting, replies }
     }
 

@@ -75,7 +75,6 @@ impl Dispatcher {
     /// Works on one message and settles it.
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
-        self.metrics.messages_in_hand.inc();
         let suspect = received.delivery_count() >= SUSPECT_AFTER;
         let working = self.serve(&queue, received);
         let done = if suspect { self.work_alone(working).await } else { working.await };
@@ -84,7 +83,6 @@ impl Dispatcher {
             Done::NotBegun => settle.requeue(),
             Done::Stuck => settle.recycle(),
         }
-        self.metrics.messages_in_hand.dec();
     }
 
     /// Works on a suspect message while no other suspect is worked on: if it ends us, the count of

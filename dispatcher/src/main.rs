@@ -22,7 +22,6 @@ use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queues};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
-use doorbell_platform::health::Dependency;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::Snapshots;
@@ -81,28 +80,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         return Err(WrongArguments(sentence.to_owned()).into());
     }
     let shutdown = service.shutdown.clone();
-    let dependencies = [
-        (Dependency::RabbitmqPublish, true),
-        (Dependency::RabbitmqConsume, true),
-        (Dependency::Redis, true),
-    ];
-    let Plumbing { health, broker, publisher, store } = Plumbing::lay(
-        "doorbell-dispatcher",
-        &args.common,
-        &dependencies,
-        (&service.registry, &service.shutdown),
-    )?;
+    let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
+    let (publisher, store) = (plumbing.publisher.clone(), plumbing.store.clone());
     let metrics = Metrics::new(&service.registry)?;
-    let snapshots = Snapshots::new(store.clone());
-    shutdown.spawn(snapshots.clone().follow(shutdown.clone()));
-    service.serve_admin(&args.common, health.clone()).await?;
-
     let dispatcher = Arc::new(Dispatcher {
         sender: Sender::new(args.targets.policy())?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
         publisher,
         store: store.clone(),
-        snapshots,
+        snapshots: Snapshots::start(store.clone(), &shutdown),
         metrics,
         shutdown: shutdown.clone(),
         posts: Semaphore::new(usize::try_from(args.max_in_flight)?),
@@ -112,7 +98,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     });
     // Nothing is taken in before the store was there once: a message could only wait in hand.
     if store.until_up(&shutdown).await.is_some() {
-        let intake = Intake::start(broker, queues(args.prefetch), health, &shutdown);
+        let intake = Intake::start(&plumbing, queues(args.prefetch), &service)?;
         dispatcher.dispatch(intake).await;
     }
     Ok(())

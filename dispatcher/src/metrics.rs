@@ -18,7 +18,6 @@ pub(crate) struct Metrics {
     pub(crate) attempt_seconds: Histogram,
     pub(crate) first_attempt_lag: Histogram,
     pub(crate) posts_in_flight: IntGauge,
-    pub(crate) messages_in_hand: IntGauge,
     pub(crate) blocked_addresses: IntCounter,
     pub(crate) unconfirmed_records: IntCounter,
     deliveries: IntCounterVec,
@@ -76,11 +75,6 @@ impl Metrics {
                 &LAG_BUCKETS,
             )?,
             posts_in_flight: gauge(registry, "doorbell_posts_in_flight", "POSTs in flight.")?,
-            messages_in_hand: gauge(
-                registry,
-                "doorbell_messages_in_hand",
-                "Messages taken in and not settled.",
-            )?,
             blocked_addresses: count(
                 "doorbell_addresses_blocked_total",
                 "Attempts refused because the address may not be called.",

@@ -34,7 +34,7 @@ struct Waiting {
 impl Recorder {
     pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
         let (records, waiting) = mpsc::channel(ROOM);
-        shutdown.spawn(write(waiting, publisher));
+        shutdown.spawn_vital("recorder", write(waiting, publisher));
         Self { records, metrics }
     }
 

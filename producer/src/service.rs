@@ -55,21 +55,16 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let key =
         args.admin_key.read().map_err(|error| service::WrongArguments(format!("{error:#}")))?;
     let dependencies = [(Dependency::RabbitmqPublish, true), (Dependency::Redis, false)];
-    let Plumbing { health, publisher, store, .. } = Plumbing::lay(
-        "doorbell-producer",
-        &args.common,
-        &dependencies,
-        (&service.registry, &service.shutdown),
-    )?;
+    let Plumbing { publisher, store, .. } =
+        Plumbing::lay(&service, &args.common, &dependencies).await?;
+    store.watch(&service.shutdown);
     let acceptor = Acceptor {
         publisher,
-        store: store.clone(),
+        store,
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
     };
-    service.serve_admin(&args.common, health).await?;
-    service.shutdown.spawn(store.watch(service.shutdown.clone()));
     let listener = service::listen(args.listen, "--listen").await?;
     let routes =
         platform_http::api(api::routes(acceptor), key, api::MAX_BATCH_BYTES + args.max_event_bytes);

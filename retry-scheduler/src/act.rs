@@ -1,7 +1,5 @@
 //! Carries out a move. When this returns well, what follows from the message is confirmed.
 
-use std::time::Duration;
-
 use doorbell_common::next_move::{DeadReason, Move};
 use doorbell_common::subscription::{DisabledReason, Status};
 use doorbell_common::work::{Delivery, Work};
@@ -12,12 +10,8 @@ use doorbell_platform::store::StoreError;
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
 use lapin::types::{AMQPValue, FieldTable};
-use tokio::time::Instant;
 
 use crate::schedule::{Scheduler, unwritable};
-
-/// Half of the time after which the note of a held delivery may be forgotten.
-const NOTE_LASTS: Duration = Duration::from_secs(30);
 
 impl Scheduler {
     pub(crate) async fn act(&self, next: Move) -> Result<(), Unanswered> {
@@ -33,30 +27,14 @@ impl Scheduler {
                 self.metrics.parked.inc();
             }
             Move::Hold(delivery) => {
-                self.hold(delivery).await?;
+                let held = Work::Delivery(delivery).next();
+                self.publish(&Message::work(HELD, &held).map_err(unwritable)?).await?;
                 self.metrics.held.inc();
             }
             Move::GiveUp(reason, delivery) => self.give_up(reason, delivery).await?,
             Move::Cancel => self.metrics.cancelled(),
         }
         Ok(())
-    }
-
-    /// Notes where to look before the delivery goes to the stream, so that it is never there
-    /// without anyone knowing.
-    async fn hold(&self, delivery: Delivery) -> Result<(), Unanswered> {
-        let subscription = delivery.state.subscription.clone();
-        let since = delivery.state.held_since.unwrap_or_else(clock::now);
-        let message = Message::work(HELD, &Work::Delivery(delivery).next()).map_err(unwritable)?;
-        loop {
-            self.patiently(|| self.store.note_held(&subscription, since, clock::now())).await?;
-            let noted = Instant::now();
-            self.publish(&message).await?;
-            // A confirm that took long may have outlasted the note.
-            if noted.elapsed() < NOTE_LASTS {
-                return Ok(());
-            }
-        }
     }
 
     async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {

@@ -2,10 +2,12 @@
 //! held for its subscription's return, or to be given up. It owns later.
 //!
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
-//! `doorbell_common::next_move` decides, [`resume`] lets held deliveries flow again, [`unrouted`]
-//! brings back what no queue took, [`waiting`] counts what waits.
+//! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
+//! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
+//! [`waiting`] counts what waits.
 
 mod act;
+mod held;
 mod metrics;
 mod resume;
 mod schedule;
@@ -20,7 +22,6 @@ use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
-use doorbell_platform::health::Dependency;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs};
 use doorbell_platform::store::snapshots::Snapshots;
@@ -28,6 +29,7 @@ use doorbell_platform::store::snapshots::Snapshots;
 use metrics::Metrics;
 use resume::Resumer;
 use schedule::Scheduler;
+use unrouted::Redeclaration;
 
 /// Decides what happens to deliveries that could not be finished: when they are tried again,
 /// and when they are given up.
@@ -56,22 +58,10 @@ fn main() -> ExitCode {
 
 async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let shutdown = service.shutdown.clone();
-    let dependencies = [
-        (Dependency::RabbitmqPublish, true),
-        (Dependency::RabbitmqConsume, true),
-        (Dependency::Redis, true),
-    ];
-    let Plumbing { health, broker, publisher, store } = Plumbing::lay(
-        "doorbell-retry-scheduler",
-        &args.common,
-        &dependencies,
-        (&service.registry, &service.shutdown),
-    )?;
+    let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
+    let Plumbing { broker, publisher, store, .. } = plumbing.clone();
     let metrics = Metrics::new(&service.registry)?;
-    let snapshots = Snapshots::new(store.clone());
-    shutdown.spawn(snapshots.clone().follow(shutdown.clone()));
-    service.serve_admin(&args.common, health.clone()).await?;
-
+    let snapshots = Snapshots::start(store.clone(), &shutdown);
     let scheduler = Arc::new(Scheduler {
         broker: broker.clone(),
         publisher: publisher.clone(),
@@ -80,15 +70,16 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
         expire_after: args.expire_after.0,
-        unrouted: tokio::sync::Mutex::new(()),
+        unrouted: Redeclaration::default(),
     });
     if store.until_up(&shutdown).await.is_some() {
-        let resumer = Resumer::new(broker.clone(), publisher, store, snapshots);
-        shutdown.spawn(resumer.resume(shutdown.clone()));
-        shutdown.spawn(waiting::count(broker.clone(), metrics, shutdown.clone()));
+        let resumer = Resumer::new(broker.clone(), publisher, (store, snapshots), metrics.clone());
+        shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
+        let counting = waiting::count(broker.clone(), metrics, shutdown.clone());
+        shutdown.spawn_vital("counter of waiting messages", counting);
         let queues = [RETRIES, UNROUTED]
             .map(|queue| ConsumerSpec { queue: queue.to_owned(), prefetch: args.prefetch });
-        let intake = Intake::start(broker, queues.to_vec(), health, &shutdown);
+        let intake = Intake::start(&plumbing, queues.to_vec(), &service)?;
         scheduler.schedule(intake).await;
     }
     Ok(())

@@ -10,6 +10,7 @@ pub(crate) struct Metrics {
     pub(crate) parked: IntCounter,
     pub(crate) released: IntCounter,
     pub(crate) held: IntCounter,
+    pub(crate) resumed: IntCounter,
     pub(crate) rejected: IntCounter,
     pub(crate) copies: IntCounter,
     pub(crate) unrouted: IntCounter,
@@ -35,6 +36,10 @@ impl Metrics {
             held: count(
                 "doorbell_deliveries_held_total",
                 "Deliveries put aside until their subscription returns.",
+            )?,
+            resumed: count(
+                "doorbell_deliveries_resumed_total",
+                "Held deliveries that flow again, or end, because their subscription is no longer suspended.",
             )?,
             rejected: count(
                 "doorbell_events_rejected_total",

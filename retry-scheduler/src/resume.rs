@@ -1,38 +1,45 @@
 //! Lets held deliveries flow again once their subscription is back.
 //!
-//! Redis says which subscriptions have deliveries in the stream and since when. For those that
-//! are no longer suspended the stream is read from there up to a mark that we publish ourselves,
-//! and each of their deliveries is handed to `doorbell.retries`, where the usual decision is made
-//! about it. Each hand-off has its deterministic name, so reading twice does no harm.
+//! The [index](crate::held) says which subscriptions have deliveries in the stream, and where. For
+//! those that are no longer suspended the stream is read from there, and each of their deliveries
+//! is handed to `doorbell.retries`, where the usual decision is made about it. How far that has
+//! come is saved after each batch, and noted in the stream itself, from which the index can be
+//! made anew. Each hand-off has its deterministic name, so reading twice does no harm.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
+use doorbell_common::held::Resumed;
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::subscription::Standing;
-use doorbell_common::time::Timestamp;
-use doorbell_common::wire;
 use doorbell_common::work::Work;
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::{HELD, RETRIES};
-use doorbell_platform::broker::{Broker, Message, Publisher, Received};
+use doorbell_platform::broker::{Broker, Message, Publisher};
+use doorbell_platform::ids;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
-use doorbell_platform::store::held::HeldEntry;
 use doorbell_platform::store::snapshots::Snapshots;
-use doorbell_platform::{clock, ids};
-use lapin::types::ShortString;
+use tokio::time::Instant;
 
-/// How often to look.
+use crate::held::{Entry, Held};
+use crate::metrics::Metrics;
+
+/// How often to look who is back.
 const EVERY: Duration = Duration::from_secs(5);
-/// How long a reading may take before another replica may begin one.
-const LEASE: Duration = Duration::from_secs(60);
-/// A delivery noted so recently may not be in the stream yet.
-const SETTLED_AFTER: Duration = Duration::from_secs(60);
-/// Streams keep the times of chunks, in seconds.
-const MARGIN: Duration = Duration::from_secs(2);
+/// After so long without a sign another replica takes over.
+const LEASE: Duration = Duration::from_secs(15);
+/// How long a silent stream is believed; then it is opened again, and the mark put there shows
+/// whether it is still the same.
+const BELIEVED: Duration = Duration::from_secs(60);
+/// How long to read before looking again who is back.
+const PASS: Duration = Duration::from_secs(10);
 /// Hand-offs in flight at once.
 const AT_ONCE: usize = 100;
+/// How long the stream may say nothing although there is more to read.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Subscriptions named in one note.
+const NAMED_AT_ONCE: usize = 1000;
 
 /// The job that lets held deliveries flow again.
 #[derive(Debug)]
@@ -41,137 +48,136 @@ pub(crate) struct Resumer {
     publisher: Publisher,
     store: Store,
     snapshots: Snapshots,
+    metrics: Metrics,
     /// Who we are, for the lease.
     owner: String,
-    /// How far each subscription's deliveries were handed on, while its entry is still there.
-    done: HashMap<SubscriptionId, u64>,
 }
 
 impl Resumer {
     pub(crate) fn new(
         broker: Broker,
         publisher: Publisher,
-        store: Store,
-        snapshots: Snapshots,
+        (store, snapshots): (Store, Snapshots),
+        metrics: Metrics,
     ) -> Self {
-        Self { broker, publisher, store, snapshots, owner: ids::token(), done: HashMap::new() }
+        Self { broker, publisher, store, snapshots, metrics, owner: ids::token() }
     }
 
-    /// Looks every few seconds, until the service is told to stop.
-    pub(crate) async fn resume(mut self, shutdown: Shutdown) {
+    /// Takes its turn among the replicas, again and again, until the service is told to stop.
+    pub(crate) async fn resume(self, shutdown: Shutdown) {
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.until(tick.tick()).await.is_some() {
             if !self.store.is_up() {
                 continue;
             }
-            if let Some(Err(error)) = shutdown.until(self.look()).await {
+            if let Some(Err(error)) = shutdown.until(self.take_turn()).await {
                 let error = format!("{error:#}");
-                tracing::warn!(error, "held deliveries could not be resumed; trying again");
+                tracing::warn!(error, "held deliveries are not watched over; trying again");
             }
         }
     }
 
-    async fn look(&mut self) -> anyhow::Result<()> {
-        let mut back = HashMap::new();
-        for entry in self.store.held().await? {
-            let known = self.snapshots.get(&entry.subscription).await?;
+    /// Watches over the held deliveries for as long as the lease is ours.
+    async fn take_turn(&self) -> anyhow::Result<()> {
+        if !self.lease().await? {
+            return Ok(());
+        }
+        let mut held = Held::open(&self.broker, &self.publisher, self.store.clone()).await?;
+        let (mut look_at, mut last_came) = (Instant::now() + EVERY, Instant::now());
+        while last_came.elapsed() < BELIEVED {
+            if held.follow(look_at.saturating_duration_since(Instant::now())).await? {
+                last_came = Instant::now();
+            }
+            if Instant::now() < look_at {
+                continue;
+            }
+            if !self.lease().await? {
+                break;
+            }
+            self.look(&mut held).await?;
+            look_at = Instant::now() + EVERY;
+        }
+        held.close().await;
+        Ok(())
+    }
+
+    async fn lease(&self) -> anyhow::Result<bool> {
+        Ok(self.store.lease_held(&self.owner, LEASE).await?)
+    }
+
+    /// Looks who is back, and hands their deliveries on.
+    async fn look(&self, held: &mut Held) -> anyhow::Result<()> {
+        let mut back = HashSet::new();
+        for id in held.index.subscriptions() {
+            let known = self.snapshots.get(id).await?;
             match known.standing() {
                 Standing::Suspended(_) | Standing::Missing => {}
                 Standing::Active(_) | Standing::Cancelled => {
-                    back.insert(entry.subscription.clone(), entry);
+                    back.insert(id.clone());
                 }
             }
         }
-        self.done.retain(|id, _| back.contains_key(id));
-        if back.is_empty() || !self.store.lease_held(&self.owner, LEASE).await? {
-            return Ok(());
-        }
-        let begun = clock::now();
-        self.read(&back).await?;
-        for entry in back.values() {
-            if entry.last.plus(SETTLED_AFTER) < begun {
-                self.store.forget_held(entry).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the stream up to what is there now and hands on what belongs to these.
-    async fn read(&mut self, back: &HashMap<SubscriptionId, HeldEntry>) -> anyhow::Result<()> {
-        let Some(from) = self.start(back) else { return Ok(()) };
-        let mark = format!("mark-{}", ids::token());
-        let mut message = Message::internal(HELD, Vec::new());
-        message.properties =
-            message.properties.with_message_id(ShortString::try_new(mark.as_str())?);
-        self.publisher.publish(message).await?;
-        let mut reader = StreamReader::open(&self.broker, HELD, from).await?;
-        let (mut batch, mut count) = (Vec::new(), 0_u64);
-        loop {
-            let received = reader.next().await?;
-            let offset = received.stream_offset();
-            let at_mark =
-                received.properties.message_id().as_ref().is_some_and(|id| id.as_str() == mark);
-            if let Some(next) = self.wanted(back, &received, offset)? {
-                batch.push(next);
-            }
-            if batch.len() >= AT_ONCE || at_mark {
-                count += u64::try_from(batch.len())?;
-                self.hand_on(std::mem::take(&mut batch)).await?;
-                // Only now is everything up to here confirmed.
-                for id in back.keys() {
-                    self.done.insert(id.clone(), offset);
-                }
-                self.store.lease_held(&self.owner, LEASE).await?;
-            }
-            if at_mark {
-                break;
-            }
-        }
+        let first = back.iter().filter_map(|id| held.index.span(id)).map(|span| span.first).min();
+        let (Some(first), Some(end)) = (first, held.through()) else { return Ok(()) };
+        // Before anything follows from the index: it may not be what Redis has any more.
+        held.save().await?;
+        let mut reader = StreamReader::open(&self.broker, HELD, From::Offset(first)).await?;
+        let through = self.pass(held, &back, &mut reader, end).await?;
         reader.close().await;
-        if count > 0 {
-            tracing::info!(
-                deliveries = count,
-                subscriptions = back.len(),
-                "held deliveries flow again"
-            );
-        }
-        Ok(())
+        self.note(back, through).await
     }
 
-    /// Where to begin: behind what was handed on, or at the first time that is noted.
-    fn start(&self, back: &HashMap<SubscriptionId, HeldEntry>) -> Option<From> {
-        let offsets: Option<Vec<u64>> = back.keys().map(|id| self.done.get(id).copied()).collect();
-        if let Some(first) = offsets.and_then(|offsets| offsets.into_iter().min()) {
-            return Some(From::Offset(first.saturating_add(1)));
-        }
-        let first: Option<Timestamp> = back.values().map(|entry| entry.since).min();
-        first.map(|time| From::Time(time.minus(MARGIN)))
-    }
-
-    /// The hand-off that a message of the stream calls for, if any.
-    fn wanted(
+    /// Reads on, at most up to `end`, and hands on what belongs to these; answers how far it came.
+    async fn pass(
         &self,
-        back: &HashMap<SubscriptionId, HeldEntry>,
-        received: &Received,
-        offset: u64,
-    ) -> anyhow::Result<Option<Message>> {
-        // Marks, and whatever else is not ours to understand.
-        let Ok(Work::Delivery(delivery)) = wire::decode(&received.body) else { return Ok(None) };
-        let id = &delivery.state.subscription;
-        let Some(entry) = back.get(id) else { return Ok(None) };
-        let done = self.done.get(id).is_some_and(|done| offset <= *done);
-        // What was held before the entry began has flowed in an earlier round.
-        let earlier = delivery.state.held_since.is_none_or(|since| since < entry.since);
-        if done || earlier {
-            return Ok(None);
+        held: &mut Held,
+        back: &HashSet<SubscriptionId>,
+        reader: &mut StreamReader,
+        end: u64,
+    ) -> anyhow::Result<u64> {
+        let stop_at = Instant::now() + PASS;
+        loop {
+            let batch = reader.batch(AT_ONCE, SILENCE).await?;
+            let Some(last) = batch.last() else { anyhow::bail!("the stream is silent") };
+            let through = last.stream_offset().min(end);
+            let mut messages = Vec::new();
+            let mut touched = HashSet::new();
+            for received in &batch {
+                let offset = received.stream_offset();
+                let Entry::Delivery(delivery) = Entry::read(received) else { continue };
+                let id = delivery.state.subscription.clone();
+                let waits = held.index.span(&id).is_some_and(|span| span.first <= offset);
+                if offset <= through && waits && back.contains(&id) {
+                    messages.push(Message::work(RETRIES, &Work::Delivery(*delivery).next())?);
+                    touched.insert(id);
+                }
+            }
+            let handing_on = messages.iter().map(|message| self.publisher.publish_surely(message));
+            futures_util::future::try_join_all(handing_on).await?;
+            self.metrics.resumed.inc_by(u64::try_from(messages.len())?);
+            // Only now is everything up to here confirmed. Whoever has nothing in this batch needs
+            // no note of it, unless this is the end: what an index names may have aged out.
+            let passed = if through >= end { back } else { &touched };
+            for id in passed {
+                held.index.resumed(id, through);
+            }
+            held.save().await?;
+            anyhow::ensure!(self.lease().await?, "another replica has taken over");
+            if through >= end || Instant::now() >= stop_at {
+                tracing::info!(subscriptions = back.len(), "held deliveries flow again");
+                return Ok(through);
+            }
         }
-        Ok(Some(Message::work(RETRIES, &Work::Delivery(delivery).next())?))
     }
 
-    async fn hand_on(&self, batch: Vec<Message>) -> anyhow::Result<()> {
-        let publishing = batch.iter().map(|message| self.publisher.publish_surely(message));
-        futures_util::future::try_join_all(publishing).await?;
+    /// Notes in the stream how far these were handed on, for whoever makes the index anew.
+    async fn note(&self, back: HashSet<SubscriptionId>, through: u64) -> anyhow::Result<()> {
+        let back: Vec<SubscriptionId> = back.into_iter().collect();
+        for named in back.chunks(NAMED_AT_ONCE) {
+            let resumed = Resumed { subscriptions: named.to_vec(), through };
+            self.publisher.publish_surely(&Message::resumed(&resumed)?).await?;
+        }
         Ok(())
     }
 }

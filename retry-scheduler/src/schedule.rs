@@ -16,9 +16,9 @@ use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Taken;
 use doorbell_platform::store::snapshots::{Known, Snapshots};
-use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
+use crate::unrouted::Redeclaration;
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -30,8 +30,7 @@ pub(crate) struct Scheduler {
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     pub(crate) expire_after: Duration,
-    /// Held while a message that no queue took is published again.
-    pub(crate) unrouted: Mutex<()>,
+    pub(crate) unrouted: Redeclaration,
 }
 
 impl Scheduler {

@@ -6,39 +6,81 @@ use std::time::Duration;
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::{Message, Received};
 use doorbell_platform::patience::Unanswered;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::schedule::Scheduler;
 
-/// Between two messages: one that still finds no queue must not circulate hot.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long a message waits that comes for the second time; twice as long each time after.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// When the topology was last declared anew; locked while that is being done.
+#[derive(Debug, Default)]
+pub(crate) struct Redeclaration {
+    begun_at: Mutex<Option<Instant>>,
+}
 
 impl Scheduler {
     pub(crate) async fn bring_back(&self, received: Received) -> Result<(), Unanswered> {
-        // One at a time, after one declaration each: this is rare, and a storm helps nobody.
-        let _turn = self.unrouted.lock().await;
-        let mut backoff = Backoff::default();
-        while let Err(error) = self.declare().await {
-            tracing::warn!(%error, "queues cannot be declared anew");
-            if self.shutdown.until(backoff.wait()).await.is_none() {
-                return Err(Unanswered::Stopping);
-            }
+        // One that still finds no queue must not circulate hot.
+        if self.shutdown.until(tokio::time::sleep(pause(received.returns()))).await.is_none() {
+            return Err(Unanswered::Stopping);
         }
-        tracing::info!(
+        self.redeclare(Instant::now()).await?;
+        tracing::debug!(
             exchange = received.exchange,
             routing_key = received.routing_key,
             "a message that no queue took is published again"
         );
-        self.publish(&Message::again(received)).await?;
+        self.publish(&Message::returned(received)).await?;
         self.metrics.unrouted.inc();
-        tokio::time::sleep(PAUSE).await;
         Ok(())
     }
 
-    async fn declare(&self) -> anyhow::Result<()> {
-        let connection = self.broker.connect("declare").await?;
-        let declared = self.broker.declare_topology(&connection).await;
-        // It may be closed already; then there is nothing to close.
-        drop(connection.close(200, "declared".into()).await);
-        declared
+    /// Declares the topology, unless that was begun since `wanted_at`: one declaration does for
+    /// all messages that came before it.
+    async fn redeclare(&self, wanted_at: Instant) -> Result<(), Unanswered> {
+        let mut begun_at = self.unrouted.begun_at.lock().await;
+        let mut backoff = Backoff::default();
+        while begun_at.is_none_or(|begun_at| begun_at < wanted_at) {
+            let now = Instant::now();
+            match self.broker.redeclare().await {
+                Ok(()) => {
+                    tracing::info!("messages found no queue: queues are declared anew");
+                    *begun_at = Some(now);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "queues cannot be declared anew");
+                    if self.shutdown.until(backoff.wait()).await.is_none() {
+                        return Err(Unanswered::Stopping);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How long a message waits that was brought back so often before.
+fn pause(returns: u32) -> Duration {
+    match returns.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(16)).min(LONGEST_PAUSE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_finds_no_queue_slows_down() {
+        let pauses: Vec<Duration> = (0..40).map(pause).collect();
+        assert_eq!(pauses[0], Duration::ZERO);
+        assert_eq!(pauses[1], FIRST_PAUSE);
+        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(pauses[39], LONGEST_PAUSE);
     }
 }

@@ -44,9 +44,9 @@ impl Outsider {
         &self,
         event_type: &str,
         properties: BasicProperties,
-        body: &[u8],
+        body: impl AsRef<[u8]>,
     ) -> anyhow::Result<()> {
-        let options = BasicPublishOptions::default();
+        let (options, body) = (BasicPublishOptions::default(), body.as_ref());
         let confirm = self
             .channel
             .basic_publish("doorbell.events".into(), event_type.into(), options, body, properties)

@@ -370,6 +370,17 @@ impl World {
         Ok(id)
     }
 
+    /// Pauses a subscription, or lets it go on.
+    ///
+    /// # Errors
+    /// The control-plane refused.
+    pub async fn set_status(&self, tenant: &str, id: &str, status: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/tenants/{tenant}/subscriptions/{id}");
+        let answer = self.control.call(Method::PATCH, &path, json!({ "status": status })).await?;
+        anyhow::ensure!(answer.body["status"] == status, "{}", answer.body);
+        Ok(())
+    }
+
     /// Waits as long as a change may take to be in force everywhere.
     pub async fn in_force(&self) {
         tokio::time::sleep(seconds(2)).await;

@@ -6,6 +6,43 @@ use doorbell_tests::{Behaviour, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+pub(crate) async fn a_tenant_deleted_while_it_is_used_is_there_or_gone() -> anyhow::Result<()> {
+    let world = World::start("race").await?;
+    let (control, list) = (&world.control, "/v1/tenants/acme/subscriptions");
+    let body = || subscription(&world.receiver.url("hook"), &["a.#"]);
+    for _ in 0..15 {
+        let creating = (0..6).map(|_| control.call(Method::POST, list, body()));
+        let deleting =
+            (0..3).map(|_| control.call(Method::DELETE, "/v1/tenants/acme", Value::Null));
+        let (created, deleted) = tokio::join!(
+            futures_util::future::try_join_all(creating),
+            futures_util::future::try_join_all(deleting)
+        );
+        assert!(created?.iter().all(|answer| answer.status == 201));
+        assert!(deleted?.iter().all(|answer| [204, 404].contains(&answer.status.as_u16())));
+        let tenant = control.call(Method::GET, "/v1/tenants/acme", Value::Null).await?;
+        let mut left = 0;
+        if tenant.status == 200 {
+            let answer = control.call(Method::GET, list, Value::Null).await?;
+            left = answer.body["data"].as_array().unwrap().len();
+        }
+        let mut redis = redis::Client::open(world.engines.redis_url.as_str())?
+            .get_multiplexed_async_connection()
+            .await?;
+        let names: usize = redis::cmd("ZCARD")
+            .arg(format!("{}:{{tenant-acme}}:subscriptions", world.vhost))
+            .query_async(&mut redis)
+            .await?;
+        assert_eq!(names, left, "subscriptions without their tenant");
+    }
+    // Whatever came of it, the tenant can be used: it does not count as lost.
+    world.subscribe("acme", "hook", &["b.#"]).await?;
+    world.in_force().await;
+    world.publish("acme", "b.made", json!(1)).await?;
+    world.settle(seconds(30)).await?;
+    world.finish().await
+}
+
 pub(crate) async fn subscriptions_live_and_die() -> anyhow::Result<()> {
     let world = World::start("api").await?;
     let control = &world.control;

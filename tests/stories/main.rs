@@ -18,6 +18,7 @@ mod api;
 mod broker;
 mod delivery;
 mod deployments;
+mod held;
 mod interop;
 mod kills;
 mod patterns;
@@ -69,12 +70,17 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         delivery::every_failure_has_its_end,
         delivery::forbidden_addresses_are_refused_at_the_connection,
         delivery::hostile_endpoints_are_survived,
-        delivery::paused_deliveries_are_kept_and_flow_again,
+        held::deliveries_are_kept_and_flow_again,
+        held::what_redis_forgets_is_read_again,
+        held::schedulers_killed_while_deliveries_flow_again_lose_none,
+        held::a_stream_deleted_under_us_begins_anew,
         publishing::messages_that_break_the_rules_are_rejected,
         publishing::ids_and_times_are_given_and_kept,
         publishing::the_http_api_accepts_what_is_confirmed,
+        publishing::copies_that_come_at_once_are_delivered_once,
         api::subscriptions_live_and_die,
         api::bad_requests_are_named,
+        api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,
         kills::any_service_killed_under_load_loses_none,

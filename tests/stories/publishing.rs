@@ -7,6 +7,33 @@ use lapin::types::{AMQPValue, FieldTable};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+pub(crate) async fn copies_that_come_at_once_are_delivered_once() -> anyhow::Result<()> {
+    let world = World::start("copies").await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    for n in 0..30 {
+        let id = format!("same-{n}");
+        // Accepted over HTTP, and so noted; then many copies, that reach two dispatchers at once.
+        let body = json!({"tenant": "acme", "type": "a", "id": id, "data": n});
+        world.ledger.accepted("acme", "a", &id, &n.to_string());
+        let copies = (0..20).map(|_| {
+            outsider.publish("a", amqp::event("acme", Some(&id), &[]), n.to_string().into_bytes())
+        });
+        let (accepted, copies) = tokio::join!(
+            world.producer.call(Method::POST, "/v1/events", body),
+            futures_util::future::join_all(copies)
+        );
+        assert_eq!(accepted?.status, 202);
+        copies.into_iter().collect::<anyhow::Result<()>>()?;
+    }
+    world.settle(seconds(30)).await?;
+    let dropped = || async { world.metric("doorbell_events_duplicate_total").await.unwrap_or(0.0) };
+    eventually("the copies are dropped", seconds(30), || async { dropped().await > 599.5 }).await?;
+    assert_eq!(world.receiver.count("all"), 30);
+    world.finish().await
+}
+
 pub(crate) async fn messages_that_break_the_rules_are_rejected() -> anyhow::Result<()> {
     let world = World::start("rejected").await?;
     world.subscribe("acme", "all", &["#"]).await?;

@@ -1,11 +1,9 @@
-//! What a service that works on messages stands on, set up in one step.
-
-use prometheus::Registry;
+//! What a service stands on, set up in one step.
 
 use crate::args::CommonArgs;
 use crate::broker::{Broker, Publisher};
 use crate::health::{Dependency, Health};
-use crate::shutdown::Shutdown;
+use crate::service::Service;
 use crate::store::Store;
 use crate::tls::Trust;
 
@@ -23,21 +21,40 @@ pub struct Plumbing {
 }
 
 impl Plumbing {
-    /// Sets everything up. Waits for nothing: each part connects by itself, again and again.
+    /// What a service needs that works on messages.
+    pub const FOR_MESSAGES: [(Dependency, bool); 3] = [
+        (Dependency::RabbitmqPublish, true),
+        (Dependency::RabbitmqConsume, true),
+        (Dependency::Redis, true),
+    ];
+
+    /// Sets everything up, and serves what is known of it on the admin address. Waits for no
+    /// engine: each part connects by itself, again and again. The flags say on which engines
+    /// readiness depends.
     ///
     /// # Errors
-    /// A flag is wrong, or a file can't be read.
-    pub fn lay(
-        service: &'static str,
+    /// A flag is wrong, a file can't be read, or the admin address can't be had.
+    pub async fn lay(
+        service: &Service,
         args: &CommonArgs,
         dependencies: &[(Dependency, bool)],
-        (registry, shutdown): (&Registry, &Shutdown),
     ) -> anyhow::Result<Self> {
-        let health = Health::new(registry, dependencies)?;
+        let health = Health::new(&service.registry, dependencies)?;
+        let store = store(args, health.clone())?;
         let trust = Trust::read(args.tls_ca_file.as_ref())?;
-        let broker = Broker::new(&args.amqp_urls()?, trust.clone(), service)?;
-        let store = Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, health.clone())?;
-        let publisher = Publisher::start(broker.clone(), health.clone(), registry, shutdown)?;
+        let broker = Broker::new(&args.amqp_urls()?, trust, service.name)?;
+        let publisher =
+            Publisher::start(broker.clone(), health.clone(), &service.registry, &service.shutdown)?;
+        service.serve_admin(args, health.clone()).await?;
         Ok(Self { health, broker, publisher, store })
     }
+}
+
+/// Redis alone.
+///
+/// # Errors
+/// A flag is wrong, or a file can't be read.
+pub fn store(args: &CommonArgs, health: Health) -> anyhow::Result<Store> {
+    let trust = Trust::read(args.tls_ca_file.as_ref())?;
+    Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, health)
 }

@@ -20,6 +20,8 @@ use crate::tls;
 /// What a running service is given.
 #[derive(Clone, Debug)]
 pub struct Service {
+    /// Its name.
+    pub name: &'static str,
     /// The signal to stop and the tasks to wait for.
     pub shutdown: Shutdown,
     /// The registry of its metrics.
@@ -49,6 +51,7 @@ where
     if let Err(error) = init_logs(args.common()) {
         return fatal(name, &error, 2);
     }
+    log_panics();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fatal(name, &error.into(), 1),
@@ -72,7 +75,7 @@ where
     B: Future<Output = anyhow::Result<()>>,
 {
     let grace = args.common().grace();
-    let service = Service { shutdown: Shutdown::default(), registry: Registry::new(), grace };
+    let service = Service { name, shutdown: Shutdown::default(), registry: Registry::new(), grace };
     register_build_info(name, &service.registry)?;
     let shutdown = service.shutdown.clone();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -90,6 +93,7 @@ where
             tokio::time::sleep(grace).await;
         }
     };
+    let failing = shutdown.clone();
     let work = async {
         body(args, service).await?;
         shutdown.finish();
@@ -101,6 +105,8 @@ where
     tokio::select! {
         result = work => result?,
         () = watch => anyhow::bail!("the grace of {grace:?} ran out before everything was finished"),
+        // What is in hand comes again: nothing of it was acknowledged.
+        task = failing.failed() => anyhow::bail!("the {task} has ended unexpectedly"),
     }
     tracing::info!("stopped");
     Ok(())
@@ -114,7 +120,8 @@ impl Service {
     pub async fn serve_admin(&self, args: &CommonArgs, health: Health) -> anyhow::Result<()> {
         let listener = listen(args.admin_listen, "--admin-listen").await?;
         let (registry, shutdown) = (self.registry.clone(), self.shutdown.clone());
-        self.shutdown.spawn(crate::admin::serve(listener, health, registry, shutdown));
+        let serving = crate::admin::serve(listener, health, registry, shutdown);
+        self.shutdown.spawn_vital("admin server", serving);
         Ok(())
     }
 
@@ -153,6 +160,15 @@ fn init_logs(args: &CommonArgs) -> anyhow::Result<()> {
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// A panic is a bug: it is logged like everything else, with its place.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        tracing::error!(place, message, "panic");
+    }));
 }
 
 /// Help and versions go to stdout and are no failure; wrong arguments are one sentence.

@@ -26,12 +26,17 @@ impl World {
     /// A service did not stop with 0, or something was left behind.
     pub async fn finish_with(self, expected: &[(&str, u32)]) -> anyhow::Result<()> {
         let outsider = self.outsider().await?;
-        let waiting = || async {
-            self.depths(&outsider).await.is_ok_and(|depths| depths == sorted(expected))
+        let in_hand = || async { self.metric("doorbell_messages_in_hand").await.unwrap_or(1.0) };
+        // In hand, then in queues, then in hand again: a message on its way from one to the other
+        // is seen by one of these.
+        let quiet = || async {
+            in_hand().await < 0.5
+                && self.depths(&outsider).await.is_ok_and(|depths| depths == sorted(expected))
+                && in_hand().await < 0.5
         };
-        let drained = eventually("queues drain", seconds(60), waiting).await;
-        let depths = self.depths(&outsider).await?;
-        drained.with_context(|| format!("left behind: {depths:?}"))?;
+        let drained = eventually("nothing is left in queues or in hand", seconds(60), quiet).await;
+        let (depths, in_hand) = (self.depths(&outsider).await?, in_hand().await);
+        drained.with_context(|| format!("left behind: {depths:?}, and {in_hand} in hand"))?;
         let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
         for name in names {
             let code = self.stop(&name).await?;

@@ -97,6 +97,19 @@ impl Broker {
         topology::declare(connection, sharding).await
     }
 
+    /// Declares everything anew, after something was deleted. On a connection of its own: a
+    /// declaration that fails closes its channel, or worse.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn redeclare(&self) -> anyhow::Result<()> {
+        let connection = self.connect("declare").await?;
+        let declared = self.declare_topology(&connection).await;
+        // It may be closed already; then there is nothing to close.
+        drop(connection.close(200, "declared".into()).await);
+        declared
+    }
+
     /// Whether the broker has the consistent-hash exchange. Asked on a connection of its own,
     /// because the answer "no" closes it.
     async fn find_sharding(&self) -> anyhow::Result<Sharding> {

@@ -1,6 +1,7 @@
 //! Messages as we publish and receive them. Headers are always built afresh: `x-death` copied
 //! into a republish can make RabbitMQ 3.x drop the message after a positive confirm.
 
+use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
     DELIVER_AT_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
 };
@@ -14,6 +15,12 @@ use super::topology;
 /// The most bytes of headers that travel on. All properties must fit one frame (128 KiB by
 /// default), and a frame that does not closes the connection, again and again.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// The content type of a note in the stream of held deliveries.
+const RESUMED_TYPE: &str = "application/vnd.doorbell.resumed";
+
+/// How often a message was published again because no queue took it.
+const RETURNS_HEADER: &str = "doorbell-returns";
 
 /// A message to publish.
 #[derive(Clone, Debug)]
@@ -68,6 +75,19 @@ impl Message {
         Ok(message)
     }
 
+    /// A note for the stream of held deliveries.
+    ///
+    /// # Errors
+    /// Never: its plain fields can be written.
+    pub fn resumed(resumed: &Resumed) -> anyhow::Result<Self> {
+        let mut message = Self::internal(topology::HELD, serde_json::to_vec(resumed)?);
+        message.properties = message
+            .properties
+            .with_message_id(ShortString::try_new(crate::ids::token())?)
+            .with_content_type(RESUMED_TYPE.into());
+        Ok(message)
+    }
+
     /// The same message for `doorbell.rejected`, body and properties as they came, with the
     /// reason.
     #[must_use]
@@ -79,6 +99,18 @@ impl Message {
         let mut headers = message.properties.headers().clone().unwrap_or_default();
         headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.into()));
         headers.insert("doorbell-routing-key".into(), routing_key);
+        message.properties = message.properties.with_headers(headers);
+        message
+    }
+
+    /// The same message once more, after no queue took it, to where it was first published; it
+    /// says how often that was done.
+    #[must_use]
+    pub fn returned(received: Received) -> Self {
+        let returns = i64::from(received.returns()) + 1;
+        let mut message = Self::again(received);
+        let mut headers = message.properties.headers().clone().unwrap_or_default();
+        headers.insert(RETURNS_HEADER.into(), AMQPValue::LongLongInt(returns));
         message.properties = message.properties.with_headers(headers);
         message
     }
@@ -177,6 +209,16 @@ impl Received {
         }
     }
 
+    /// The note that this message of the stream of held deliveries is, if it is one.
+    #[must_use]
+    pub fn resumed(&self) -> Option<Resumed> {
+        let content_type = self.properties.content_type().as_ref()?;
+        if content_type.as_str() != RESUMED_TYPE {
+            return None;
+        }
+        serde_json::from_slice(&self.body).ok()
+    }
+
     /// A header's text, if it is there and a string of UTF-8.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -202,6 +244,12 @@ impl Received {
     #[must_use]
     pub fn stream_offset(&self) -> u64 {
         self.integer("x-stream-offset")
+    }
+
+    /// How often no queue took it and it was published again.
+    #[must_use]
+    pub fn returns(&self) -> u32 {
+        u32::try_from(self.integer(RETURNS_HEADER)).unwrap_or(u32::MAX)
     }
 
     fn integer(&self, name: &str) -> u64 {

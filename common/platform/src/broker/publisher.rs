@@ -85,7 +85,7 @@ impl Publisher {
             &LATENCY_BUCKETS,
         )?;
         let supervisor = Supervisor { broker, health, link: sender, suspect: Arc::clone(&suspect) };
-        shutdown.spawn(supervisor.run(shutdown.clone()));
+        shutdown.spawn_vital("publisher", supervisor.run(shutdown.clone()));
         let window = Arc::new(Semaphore::new(WINDOW));
         Ok(Self { link, window, suspect, shutdown: shutdown.clone(), confirm_seconds })
     }

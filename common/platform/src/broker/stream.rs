@@ -1,13 +1,13 @@
-//! Reading a stream from a point in time or an offset.
+//! Reading a stream from its start or an offset.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use doorbell_common::time::Timestamp;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer};
+use tokio::time::Instant;
 
 use super::connection::Broker;
 use super::consumer::received;
@@ -15,17 +15,14 @@ use super::message::Received;
 
 /// Messages fetched ahead.
 const PREFETCH: u16 = 200;
-/// How long the next message may take. A reader knows where to stop (it has put a mark there), so
-/// silence is trouble, not the end.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// With what was published at this time (or a little before: streams keep times by chunk and
-    /// in seconds).
-    Time(Timestamp),
-    /// With this offset.
+    /// With the first message that is still there.
+    First,
+    /// With this offset, or with the first after it that is still there. Beyond the end nothing
+    /// comes until the stream has grown so far.
     Offset(u64),
 }
 
@@ -41,14 +38,16 @@ impl StreamReader {
     /// Begins to read.
     ///
     /// # Errors
-    /// RabbitMQ is not reachable, or there is no such stream.
+    /// RabbitMQ is not reachable.
     pub async fn open(broker: &Broker, stream: &str, from: From) -> anyhow::Result<Self> {
         let connection = broker.connect("read-stream").await?;
+        // Someone may have deleted it.
+        broker.declare_topology(&connection).await?;
         let channel = connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let mut arguments = FieldTable::default();
         let offset = match from {
-            From::Time(time) => AMQPValue::Timestamp(u64::try_from(time.as_seconds()).unwrap_or(0)),
+            From::First => AMQPValue::LongString("first".into()),
             From::Offset(offset) => {
                 AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX))
             }
@@ -61,18 +60,33 @@ impl StreamReader {
         Ok(Self { connection, channel, consumer })
     }
 
-    /// The next message.
+    /// The next messages: those that are there, at most so many, or the first that comes within
+    /// that time. None, if none comes.
     ///
     /// # Errors
-    /// The connection was lost, or nothing came for 30 s.
-    pub async fn next(&mut self) -> anyhow::Result<Received> {
-        let item = tokio::time::timeout(PATIENCE, self.consumer.next())
-            .await
-            .context("the stream is silent")?;
-        let delivery = item.context("the stream's consumer was cancelled")??;
-        // A stream keeps its messages; this only lets the broker send more.
-        self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
-        Ok(received(delivery))
+    /// The connection was lost, or the stream deleted.
+    pub async fn batch(
+        &mut self,
+        most: usize,
+        patience: Duration,
+    ) -> anyhow::Result<Vec<Received>> {
+        let mut batch = Vec::new();
+        let mut until = Instant::now() + patience;
+        let mut last_tag = None;
+        while batch.len() < most
+            && let Ok(item) = tokio::time::timeout_at(until, self.consumer.next()).await
+        {
+            let delivery = item.context("the stream's consumer was cancelled")??;
+            last_tag = Some(delivery.delivery_tag);
+            batch.push(received(delivery));
+            // From now on only what is there already.
+            until = Instant::now();
+        }
+        if let Some(tag) = last_tag {
+            // A stream keeps its messages; this only lets the broker send more.
+            self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+        }
+        Ok(batch)
     }
 
     /// Ends the reading.

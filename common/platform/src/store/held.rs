@@ -1,81 +1,103 @@
-//! Which subscriptions have deliveries in the stream of held ones: a hint where to read, written
-//! before each message goes there. The stream is the truth.
+//! What is remembered of the stream of held deliveries: who has some there, and up to where it was
+//! read. The stream is the truth; what is lost here is read there again.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use doorbell_common::held::{HeldIndex, Span};
 use doorbell_common::ids::SubscriptionId;
-use doorbell_common::time::Timestamp;
-use redis::Value;
 
 use super::{Store, StoreError};
 
-/// A subscription with held deliveries.
+/// Up to where the stream was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldEntry {
-    /// Which one.
-    pub subscription: SubscriptionId,
-    /// The first of them went to the stream at or after this time.
-    pub since: Timestamp,
-    /// The last of them, as far as is known, was about to go there at this time.
-    pub last: Timestamp,
+pub struct Place {
+    /// The last offset that was read.
+    pub offset: u64,
+    /// The id of the message there. Another one at the same offset is another stream.
+    pub message_id: String,
 }
 
-/// Keeps the earliest time of a hold, renews the last time that one was noted. ARGV: the
-/// subscription, since when the delivery is held, now.
-const NOTE: &str = "local v = redis.call('HGET', KEYS[1], ARGV[1]) local since, last = ARGV[2], ARGV[3] if v then local s, l = string.match(v, '^(%d+):(%d+)$') if s and tonumber(s) < tonumber(since) then since = s end if l and tonumber(l) > tonumber(last) then last = l end end redis.call('HSET', KEYS[1], ARGV[1], since .. ':' .. last) return 1";
+/// What was read from Redis.
+#[derive(Debug, Default)]
+pub struct SavedHeld {
+    /// Who has held deliveries, and where.
+    pub index: HeldIndex,
+    /// Up to where the stream was read; `None` if it never was.
+    pub place: Option<Place>,
+    /// Which state this is: whoever changes it names the one that it knows.
+    pub version: String,
+}
 
-/// Removes an entry that is still as it was read.
-const REMOVE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0";
+/// The fields beside the subscriptions.
+const VERSION: &str = "version";
+const PLACE: &str = "place";
+
+/// Changes the hash, if it is in the state that is known to us. ARGV: that state's version, the
+/// next version, the number of values that follow as pairs, those pairs, fields to remove.
+///
+/// All in one key, so that a Redis that comes back with an older state comes back with one in
+/// which subscriptions and place belong together; and by version, so that whoever knows a newer
+/// state than that finds out.
+const SAVE: &str = "local known = redis.call('HGET', KEYS[1], 'version') or '' if known ~= ARGV[1] then return 0 end redis.call('HSET', KEYS[1], 'version', ARGV[2]) local pairs_end = 3 + 2 * tonumber(ARGV[3]) for i = 4, pairs_end, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end for i = pairs_end + 1, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end return 1";
 
 /// Takes or renews a lease.
 const LEASE: &str = "local v = redis.call('GET', KEYS[1]) if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1 end return 0";
 
 impl Store {
-    /// Notes that a delivery, held since that time, is about to go to the stream.
+    /// What is remembered of the stream of held deliveries; nothing, if that was lost.
     ///
     /// # Errors
     /// Redis did not answer or is not the store that it was.
-    pub async fn note_held(
-        &self,
-        subscription: &SubscriptionId,
-        held_since: Timestamp,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
-        self.check_epoch().await?;
+    pub async fn held(&self) -> Result<SavedHeld, StoreError> {
         let mut link = self.link.clone();
-        let mut eval = redis::cmd("EVAL");
-        eval.arg(NOTE).arg(1).arg(self.keys.held()).arg(subscription.as_str());
-        eval.arg(held_since.as_millis()).arg(now.as_millis());
-        eval.query_async::<Value>(&mut link).await?;
-        Ok(())
-    }
-
-    /// Every subscription with held deliveries.
-    ///
-    /// # Errors
-    /// Redis did not answer.
-    pub async fn held(&self) -> Result<Vec<HeldEntry>, StoreError> {
-        let mut link = self.link.clone();
-        let pairs: Vec<(String, String)> =
+        let mut fields: HashMap<String, String> =
             redis::cmd("HGETALL").arg(self.keys.held()).query_async(&mut link).await?;
-        Ok(pairs.iter().filter_map(|(id, times)| entry(id, times)).collect())
+        self.check_epoch().await?;
+        let version = fields.remove(VERSION).unwrap_or_default();
+        let place = fields.remove(PLACE).as_deref().and_then(read_place);
+        // Without its place an index says nothing: all is read again.
+        if place.is_none() {
+            return Ok(SavedHeld { version, ..SavedHeld::default() });
+        }
+        let spans =
+            fields.iter().filter_map(|(id, span)| Some((id.parse().ok()?, read_span(span)?)));
+        Ok(SavedHeld { index: HeldIndex::saved(spans), place, version })
     }
 
-    /// Forgets an entry, unless another delivery was noted since it was read.
+    /// Saves changes to a state of that version; answers the new version, or `None` if the state
+    /// is another one, because someone else has changed it or Redis came back with an older one.
     ///
     /// # Errors
-    /// Redis did not answer.
-    pub async fn forget_held(&self, entry: &HeldEntry) -> Result<(), StoreError> {
+    /// Redis did not answer: the changes may be saved or not.
+    pub async fn save_held(
+        &self,
+        version: &str,
+        place: &Place,
+        changes: &[(SubscriptionId, Option<Span>)],
+    ) -> Result<Option<String>, StoreError> {
         let mut link = self.link.clone();
-        let times = format!("{}:{}", entry.since.as_millis(), entry.last.as_millis());
+        let next = crate::ids::token();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(REMOVE).arg(1).arg(self.keys.held()).arg(entry.subscription.as_str()).arg(times);
-        eval.query_async::<Value>(&mut link).await?;
-        Ok(())
+        let kept = changes.iter().filter(|(_, span)| span.is_some()).count();
+        eval.arg(SAVE).arg(1).arg(self.keys.held()).arg(version).arg(&next).arg(kept + 1);
+        eval.arg(PLACE).arg(format!("{} {}", place.offset, place.message_id));
+        for (id, span) in changes {
+            if let Some(Span { first, last }) = span {
+                eval.arg(id.as_str()).arg(format!("{first}:{last}"));
+            }
+        }
+        for (id, span) in changes {
+            if span.is_none() {
+                eval.arg(id.as_str());
+            }
+        }
+        let saved: u8 = eval.query_async(&mut link).await?;
+        Ok((saved == 1).then_some(next))
     }
 
     /// Takes or renews the lease to read held deliveries, so that replicas do not all read the
-    /// same; answers whether it is ours. Two that read at once do no harm.
+    /// same; answers whether it is ours. Two that read at once do no harm: only one can save.
     ///
     /// # Errors
     /// Redis did not answer.
@@ -91,11 +113,12 @@ impl Store {
     }
 }
 
-fn entry(id: &str, times: &str) -> Option<HeldEntry> {
-    let (since, last) = times.split_once(':')?;
-    Some(HeldEntry {
-        subscription: id.parse().ok()?,
-        since: Timestamp::from_millis(since.parse().ok()?),
-        last: Timestamp::from_millis(last.parse().ok()?),
-    })
+fn read_place(text: &str) -> Option<Place> {
+    let (offset, message_id) = text.split_once(' ')?;
+    Some(Place { offset: offset.parse().ok()?, message_id: message_id.to_owned() })
+}
+
+fn read_span(text: &str) -> Option<Span> {
+    let (first, last) = text.split_once(':')?;
+    Some(Span { first: first.parse().ok()?, last: last.parse().ok()? })
 }

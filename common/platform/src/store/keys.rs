@@ -35,7 +35,7 @@ impl Keys {
         format!("{}:{{main}}:tenants", self.prefix)
     }
 
-    /// Hash, subscription to times: which subscriptions have held deliveries in the stream.
+    /// Hash: which subscriptions have held deliveries where in the stream, and how far it was read.
     pub(super) fn held(&self) -> String {
         format!("{}:{{main}}:held", self.prefix)
     }

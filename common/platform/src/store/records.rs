@@ -70,6 +70,8 @@ impl Store {
         set.arg(self.keys.slot(slot)).arg(subscription.id.as_str()).arg(raw);
         set.query_async::<Value>(&mut link).await?;
         self.link_patterns(subscription, &subscription.events).await?;
+        // Someone may have deleted the tenant in the meantime, without this subscription.
+        self.ensure_tenant(&subscription.tenant).await?;
         self.log(subscription, true).await
     }
 

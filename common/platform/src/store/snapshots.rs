@@ -83,15 +83,18 @@ pub struct Matches {
 }
 
 impl Snapshots {
-    /// Knows nothing yet. [`Snapshots::follow`] must run for it to stay true.
+    /// Knows nothing yet; from now on it follows the changes and watches over the store's health.
     #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self {
+    pub fn start(store: Store, shutdown: &Shutdown) -> Self {
+        let snapshots = Self {
             store,
             slots: Cache::new(SLOTS),
             tenants: Cache::new(TENANTS),
             changes: Arc::default(),
-        }
+        };
+        let following = snapshots.clone().follow(shutdown.clone());
+        shutdown.spawn_vital("follower of changes", following);
+        snapshots
     }
 
     /// The subscriptions of a tenant that want events of this type.
@@ -163,9 +166,7 @@ impl Snapshots {
         Ok(found)
     }
 
-    /// Follows the log of changes and watches over the store's health, until nobody needs it any
-    /// more.
-    pub async fn follow(self, shutdown: Shutdown) {
+    async fn follow(self, shutdown: Shutdown) {
         let mut follower = Follower { snapshots: self, position: None, later: VecDeque::new() };
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -274,7 +275,12 @@ impl Follower {
 
 impl Store {
     /// Watches over the store's health alone, for services that keep no snapshots.
-    pub async fn watch(self, shutdown: Shutdown) {
+    pub fn watch(&self, shutdown: &Shutdown) {
+        let watching = self.clone().keep_watch(shutdown.clone());
+        shutdown.spawn_vital("watch over Redis", watching);
+    }
+
+    async fn keep_watch(self, shutdown: Shutdown) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.until_finished(look.tick()).await.is_some() {

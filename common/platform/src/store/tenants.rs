@@ -1,5 +1,7 @@
 //! The records of tenants. A tenant's own record is written before it is listed and removed after
 //! it is taken off the list, so "listed without a record" always means that Redis lost something.
+//! Record and list may live on different nodes; so that this holds for someone who creates a
+//! tenant while someone else removes it, either does its first step once more at the end.
 
 use doorbell_common::ids::TenantId;
 use doorbell_common::time::Timestamp;
@@ -30,11 +32,13 @@ impl Store {
         let tenant = Tenant { id: id.clone(), created_at: clock::now() };
         let raw = serde_json::to_string(&tenant)
             .map_err(|error| StoreError::Corrupt { key: id.to_string(), error })?;
-        let created: bool =
-            redis::cmd("SETNX").arg(self.keys.tenant(id)).arg(raw).query_async(&mut link).await?;
+        let mut write = redis::cmd("SETNX");
+        write.arg(self.keys.tenant(id)).arg(raw);
+        let created: bool = write.query_async(&mut link).await?;
         let mut list = redis::cmd("ZADD");
         list.arg(self.keys.tenants()).arg(0).arg(id.as_str());
         list.query_async::<Value>(&mut link).await?;
+        write.query_async::<Value>(&mut link).await?;
         Ok(created)
     }
 
@@ -61,13 +65,12 @@ impl Store {
         let mut link = self.link.clone();
         let change = Change::Tenant(id.clone());
         self.announce_change(&change).await?;
-        redis::cmd("ZREM")
-            .arg(self.keys.tenants())
-            .arg(id.as_str())
-            .query_async::<Value>(&mut link)
-            .await?;
+        let mut unlist = redis::cmd("ZREM");
+        unlist.arg(self.keys.tenants()).arg(id.as_str());
+        unlist.query_async::<Value>(&mut link).await?;
         let removed: bool =
             redis::cmd("DEL").arg(self.keys.tenant(id)).query_async(&mut link).await?;
+        unlist.query_async::<Value>(&mut link).await?;
         self.log_change(&change).await?;
         Ok(removed)
     }

@@ -1,0 +1,317 @@
+//! One channel with its consumers, from its opening until it is no use any more.
+//!
+//! RabbitMQ may leave a consumer that looks alive and gets nothing. When a queue is deleted, and
+//! declared anew by someone before RabbitMQ has told the consumers of the old one, it moves them to
+//! the new one without a word; the channel then takes the new queue's messages for ones that it
+//! has seen, and drops them (seen with quorum queues of 3.10). For the queue they are delivered.
+//! No question that a client may ask tells this from silence. So a channel is believed for a
+//! minute of silence only: then another one takes its place, and what was stuck comes again.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_common::ack::AckLedger;
+use futures_util::stream::{SelectAll, Stream, StreamExt as _};
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{ConsumerSpec, Incoming, Settle, Supervisor, received};
+
+/// How often a channel that says nothing is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a queue may be silent before the channel is replaced.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Settlements taken in one go.
+const BATCH: usize = 1024;
+/// How long the first settlement of a batch waits for others: one acknowledgement for many costs
+/// RabbitMQ a fifth of what as many single ones do.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// What is to become of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Ack,
+    Requeue,
+    Recycle,
+}
+
+/// A message that was settled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    pub(super) tag: u64,
+    /// Which of the session's queues it came from.
+    pub(super) queue: usize,
+    pub(super) settlement: Settlement,
+}
+
+/// What a consumer's stream yields, with the number of its queue; `None` when it ended, which a
+/// deleted queue brings about on a healthy channel.
+type Item = (usize, Option<lapin::Result<Delivery>>);
+type Items = Pin<Box<dyn Stream<Item = Item> + Send>>;
+
+/// A queue that is consumed.
+struct Consumed {
+    name: Arc<str>,
+    /// Messages that came from it and are not settled.
+    outstanding: usize,
+    /// When the last one came, or the channel was opened.
+    last_came: Instant,
+}
+
+/// How a session came to its end.
+pub(super) enum Ended {
+    /// It is no use any more, for this reason.
+    Lost(String),
+    /// Everything is settled after the signal to stop.
+    Stopped,
+    /// Another one is to take its place; this one has messages to settle yet.
+    Silent(Box<Session>),
+}
+
+/// One channel and everything that hangs on it.
+pub(super) struct Session {
+    supervisor: Arc<Supervisor>,
+    channel: Channel,
+    /// The consumers' tags.
+    tags: Vec<ShortString>,
+    streams: SelectAll<Items>,
+    settle: mpsc::UnboundedSender<Settled>,
+    settlements: mpsc::UnboundedReceiver<Settled>,
+    ledger: AckLedger,
+    queues: Vec<Consumed>,
+    /// Whether nothing is taken in any more.
+    stopping: bool,
+}
+
+impl Session {
+    /// Begins to consume every queue.
+    pub(super) async fn open(
+        supervisor: Arc<Supervisor>,
+        connection: &Connection,
+    ) -> lapin::Result<Self> {
+        let (settle, settlements) = mpsc::unbounded_channel();
+        let consumed = |spec: &ConsumerSpec| Consumed {
+            name: spec.queue.as_str().into(),
+            outstanding: 0,
+            last_came: Instant::now(),
+        };
+        let queues = supervisor.specs.iter().map(consumed).collect();
+        let mut session = Self {
+            supervisor,
+            channel: connection.create_channel().await?,
+            tags: Vec::new(),
+            streams: SelectAll::new(),
+            settle,
+            settlements,
+            ledger: AckLedger::default(),
+            queues,
+            stopping: false,
+        };
+        for queue in 0..session.queues.len() {
+            session.consume(queue).await?;
+        }
+        Ok(session)
+    }
+
+    async fn consume(&mut self, queue: usize) -> lapin::Result<()> {
+        let spec = self.supervisor.specs[queue].clone();
+        self.channel.basic_qos(spec.prefetch, BasicQosOptions::default()).await?;
+        let tag = format!("doorbell-{}", crate::ids::token());
+        let options = BasicConsumeOptions::default();
+        let consumer = self
+            .channel
+            .basic_consume(spec.queue.as_str().into(), tag.into(), options, FieldTable::default())
+            .await?;
+        tracing::debug!(queue = spec.queue, consumer = consumer.tag().as_str(), "consuming");
+        self.tags.push(consumer.tag());
+        let ended = futures_util::stream::once(std::future::ready(None));
+        let items = consumer.map(Some).chain(ended).map(move |item| (queue, item));
+        self.streams.push(items.boxed());
+        Ok(())
+    }
+
+    /// Serves until the end.
+    pub(super) async fn run(mut self) -> Ended {
+        match self.serve().await {
+            Err(reason) => Ended::Lost(reason),
+            Ok(()) if self.supervisor.shutdown.is_stopping() => Ended::Stopped,
+            Ok(()) => Ended::Silent(Box::new(self)),
+        }
+    }
+
+    /// Takes nothing in any more, and goes on until everything is settled.
+    pub(super) async fn drain(mut self) {
+        let drained = match self.cancel_consumers().await {
+            Ok(()) => self.serve().await,
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = drained {
+            tracing::debug!(reason, "the channel was lost that another one had replaced");
+        }
+        // It may be closed already; then there is nothing to close.
+        drop(self.channel.close(200, "replaced".into()).await);
+    }
+
+    /// Returns once everything is settled after the end of intake, or a queue has been silent for
+    /// too long.
+    ///
+    /// # Errors
+    /// The channel is no use any more; says why.
+    async fn serve(&mut self) -> Result<(), String> {
+        let mut look = tokio::time::interval(LOOK);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut tell_at = Instant::now();
+        let shutdown = self.supervisor.shutdown.clone();
+        loop {
+            let room = BATCH - batch.len();
+            tokio::select! {
+                () = shutdown.stopping(), if !self.stopping => {
+                    self.cancel_consumers()
+                        .await
+                        .map_err(|error| format!("the channel was lost while stopping: {error}"))?;
+                }
+                count = self.settlements.recv_many(&mut batch, room), if room > 0 => {
+                    if batch.len() == count {
+                        tell_at = Instant::now() + LINGER;
+                    }
+                }
+                () = tokio::time::sleep_until(tell_at), if !batch.is_empty() => {
+                    if !self.apply(&mut batch).await.map_err(|error| lost(&error))? {
+                        return Err("the channel was closed: our own trouble kept its messages too long".to_owned());
+                    }
+                }
+                Some((queue, item)) = self.streams.next() => self.take(queue, item).await?,
+                _ = look.tick() => {
+                    if !self.channel.status().connected() {
+                        return Err("the channel was lost".to_owned());
+                    }
+                    if !self.stopping && batch.is_empty() && self.is_silent() {
+                        return Ok(());
+                    }
+                }
+            }
+            if self.stopping && self.outstanding() == 0 && self.streams.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        queue: usize,
+        item: Option<lapin::Result<Delivery>>,
+    ) -> Result<(), String> {
+        match item {
+            Some(Ok(delivery)) if self.stopping => {
+                self.ledger.forget(delivery.delivery_tag);
+                hand_back(&self.channel, delivery.delivery_tag).await.map_err(|error| lost(&error))
+            }
+            Some(Ok(delivery)) => {
+                let consumed = &mut self.queues[queue];
+                consumed.outstanding += 1;
+                consumed.last_came = Instant::now();
+                self.supervisor.in_hand.inc();
+                let incoming = self.incoming(queue, delivery);
+                // Nobody listens any more when the service is stopping: the message is dropped,
+                // and so handed back.
+                drop(self.supervisor.sender.try_send(incoming));
+                Ok(())
+            }
+            Some(Err(error)) => {
+                Err(format!("consumer of {} failed: {error}", self.queues[queue].name))
+            }
+            None if self.stopping => Ok(()),
+            None => {
+                let name = Arc::clone(&self.queues[queue].name);
+                tracing::warn!(
+                    queue = &*name,
+                    "consumer was cancelled by RabbitMQ: was the queue deleted?"
+                );
+                let shutdown = self.supervisor.shutdown.clone();
+                match shutdown.until(self.reopen(queue)).await {
+                    Some(Err(error)) => Err(format!("queue {name} can't be consumed: {error:#}")),
+                    Some(Ok(())) | None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Brings back the consumer of a queue that was deleted: the queue is declared anew.
+    async fn reopen(&mut self, queue: usize) -> anyhow::Result<()> {
+        self.supervisor.broker.redeclare().await?;
+        Ok(self.consume(queue).await?)
+    }
+
+    fn outstanding(&self) -> usize {
+        self.queues.iter().map(|queue| queue.outstanding).sum()
+    }
+
+    fn is_silent(&self) -> bool {
+        let silent =
+            |queue: &Consumed| queue.outstanding == 0 && queue.last_came.elapsed() > SILENCE;
+        self.queues.iter().any(silent)
+    }
+
+    fn incoming(&self, queue: usize, delivery: Delivery) -> Incoming {
+        let (tag, session) = (delivery.delivery_tag, Some(self.settle.clone()));
+        Incoming {
+            queue: Arc::clone(&self.queues[queue].name),
+            settle: Settle { tag, queue, session },
+            received: received(delivery),
+        }
+    }
+
+    /// Tells the broker what was settled; answers whether the channel may go on.
+    async fn apply(&mut self, batch: &mut Vec<Settled>) -> lapin::Result<bool> {
+        let mut go_on = true;
+        let mut settled = Vec::with_capacity(batch.len());
+        for Settled { tag, queue, settlement } in batch.drain(..) {
+            let outstanding = &mut self.queues[queue].outstanding;
+            *outstanding = outstanding.saturating_sub(1);
+            self.supervisor.in_hand.dec();
+            match settlement {
+                Settlement::Ack => settled.push(tag),
+                Settlement::Recycle => go_on = false,
+                Settlement::Requeue => {
+                    self.ledger.forget(tag);
+                    hand_back(&self.channel, tag).await?;
+                }
+            }
+        }
+        for ack in self.ledger.settle(&settled) {
+            self.channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;
+        }
+        Ok(go_on)
+    }
+
+    async fn cancel_consumers(&mut self) -> lapin::Result<()> {
+        self.stopping = true;
+        for tag in std::mem::take(&mut self.tags) {
+            self.channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What is not settled goes back to its queue.
+        let left = i64::try_from(self.outstanding()).unwrap_or(i64::MAX);
+        self.supervisor.in_hand.sub(left);
+    }
+}
+
+fn lost(error: &lapin::Error) -> String {
+    format!("the channel was lost: {error}")
+}
+
+async fn hand_back(channel: &Channel, tag: u64) -> lapin::Result<()> {
+    channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+}

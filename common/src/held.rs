@@ -1,0 +1,166 @@
+//! Which subscriptions have deliveries in the stream of held ones, and where: what reading that
+//! stream from its start comes to.
+//!
+//! The stream holds deliveries, and notes of how far some were handed on ([`Resumed`]). Folding
+//! both in their order gives the same index whether it was done all along or is done afresh, so
+//! the index may be lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SubscriptionId;
+
+/// Where a subscription's held deliveries stand in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// None that still waits stands before this offset.
+    pub first: u64,
+    /// The last one stands here.
+    pub last: u64,
+}
+
+/// A note in the stream: the deliveries of these subscriptions, up to an offset, were handed on.
+/// With no subscription it says nothing, and only marks its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// Whose deliveries.
+    pub subscriptions: Vec<SubscriptionId>,
+    /// Up to this offset, which is included.
+    pub through: u64,
+}
+
+/// Which subscriptions have held deliveries, and where; keeps account of what has changed since
+/// it was last saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldIndex {
+    spans: BTreeMap<SubscriptionId, Span>,
+    changed: BTreeSet<SubscriptionId>,
+}
+
+impl HeldIndex {
+    /// The index as it was saved.
+    #[must_use]
+    pub fn saved(spans: impl IntoIterator<Item = (SubscriptionId, Span)>) -> Self {
+        Self { spans: spans.into_iter().collect(), changed: BTreeSet::new() }
+    }
+
+    /// A delivery of this subscription stands at this offset.
+    pub fn held(&mut self, subscription: &SubscriptionId, offset: u64) {
+        let span =
+            self.spans.entry(subscription.clone()).or_insert(Span { first: offset, last: offset });
+        span.last = span.last.max(offset);
+        self.changed.insert(subscription.clone());
+    }
+
+    /// The deliveries of this subscription, up to an offset, were handed on.
+    pub fn resumed(&mut self, subscription: &SubscriptionId, through: u64) {
+        let Some(span) = self.spans.get_mut(subscription) else { return };
+        if span.last <= through {
+            self.spans.remove(subscription);
+        } else if span.first <= through {
+            span.first = through.saturating_add(1);
+        } else {
+            return;
+        }
+        self.changed.insert(subscription.clone());
+    }
+
+    /// Where a subscription's held deliveries stand, if it has any.
+    #[must_use]
+    pub fn span(&self, subscription: &SubscriptionId) -> Option<Span> {
+        self.spans.get(subscription).copied()
+    }
+
+    /// The subscriptions that have held deliveries.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &SubscriptionId> {
+        self.spans.keys()
+    }
+
+    /// What has changed since this was last asked: new places, or `None` where nothing waits.
+    pub fn take_changes(&mut self) -> Vec<(SubscriptionId, Option<Span>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|id| (id.clone(), self.span(&id))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::SlotNumber;
+
+    fn id(number: u8) -> SubscriptionId {
+        SubscriptionId::new(SlotNumber(1), u128::from(number))
+    }
+
+    #[test]
+    fn what_was_handed_on_is_not_looked_for_again() {
+        let mut index = HeldIndex::default();
+        index.held(&id(1), 3);
+        index.held(&id(2), 4);
+        index.held(&id(1), 7);
+        assert_eq!(index.span(&id(1)), Some(Span { first: 3, last: 7 }));
+        index.resumed(&id(1), 4);
+        assert_eq!(index.span(&id(1)), Some(Span { first: 5, last: 7 }));
+        index.resumed(&id(1), 3);
+        assert_eq!(index.span(&id(1)), Some(Span { first: 5, last: 7 }), "an older note");
+        index.resumed(&id(1), 7);
+        assert_eq!(index.span(&id(1)), None);
+        let changes = index.take_changes();
+        assert_eq!(changes, [(id(1), None), (id(2), Some(Span { first: 4, last: 4 }))]);
+        assert_eq!(index.take_changes(), []);
+    }
+
+    /// What stands in a stream: deliveries, and notes about offsets before their own.
+    #[derive(Clone, Debug)]
+    enum Entry {
+        Held(u8),
+        Resumed(u8, u64),
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<Entry>> {
+        let entry = prop_oneof![
+            3 => (0_u8..4).prop_map(Entry::Held),
+            1 => (0_u8..4, 0_u64..40).prop_map(|(id, through)| Entry::Resumed(id, through)),
+        ];
+        prop::collection::vec(entry, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn every_delivery_that_was_not_handed_on_is_inside_its_span(entries in stream()) {
+            let mut index = HeldIndex::default();
+            let mut waiting = BTreeSet::new();
+            let mut stored = BTreeMap::new();
+            for (offset, entry) in (0_u64..).zip(entries) {
+                match entry {
+                    Entry::Held(n) => {
+                        index.held(&id(n), offset);
+                        waiting.insert((n, offset));
+                    }
+                    Entry::Resumed(n, through) => {
+                        let through = through.min(offset);
+                        index.resumed(&id(n), through);
+                        waiting.retain(|(m, at)| *m != n || *at > through);
+                    }
+                }
+                for (id, span) in index.take_changes() {
+                    match span {
+                        Some(span) => stored.insert(id, span),
+                        None => stored.remove(&id),
+                    };
+                }
+                for n in 0..4 {
+                    let mine = || waiting.iter().filter(|(m, _)| *m == n).map(|(_, at)| *at);
+                    let span = index.span(&id(n));
+                    prop_assert_eq!(span.map(|span| span.last), mine().max());
+                    prop_assert!(span.is_none_or(|span| Some(span.first) <= mine().min()));
+                }
+                // What was saved piece by piece is the whole.
+                prop_assert_eq!(&HeldIndex::saved(stored.clone()), &index);
+            }
+        }
+    }
+}

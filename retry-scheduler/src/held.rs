@@ -1,0 +1,146 @@
+//! Follows the stream of held deliveries and keeps the index of it: who has deliveries there, and
+//! where. One replica at a time does, by a lease; should two, only one can save.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use doorbell_common::held::{HeldIndex, Resumed};
+use doorbell_common::ids::SubscriptionId;
+use doorbell_common::wire;
+use doorbell_common::work::{Delivery, Work};
+use doorbell_platform::broker::stream::{From, StreamReader};
+use doorbell_platform::broker::topology::HELD;
+use doorbell_platform::broker::{Broker, Message, Publisher, Received};
+use doorbell_platform::store::Store;
+use doorbell_platform::store::held::{Place, SavedHeld};
+
+/// Messages folded in one go.
+const BATCH: usize = 200;
+/// How long a stream may take to show the message that was just put there.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What stands in the stream.
+pub(crate) enum Entry {
+    Delivery(Box<Delivery>),
+    Resumed(Resumed),
+    /// Not ours to understand.
+    Foreign,
+}
+
+impl Entry {
+    pub(crate) fn read(received: &Received) -> Self {
+        if let Some(resumed) = received.resumed() {
+            return Self::Resumed(resumed);
+        }
+        match wire::decode(&received.body) {
+            Ok(Work::Delivery(delivery)) => Self::Delivery(Box::new(delivery)),
+            Ok(Work::Event(_) | Work::Page(_)) | Err(_) => Self::Foreign,
+        }
+    }
+}
+
+/// The index, as far as the stream was read.
+#[derive(Debug)]
+pub(crate) struct Held {
+    store: Store,
+    tail: StreamReader,
+    pub(crate) index: HeldIndex,
+    place: Option<Place>,
+    version: String,
+}
+
+impl Held {
+    /// Goes on where the last one stopped reading, or begins at the stream's start.
+    pub(crate) async fn open(
+        broker: &Broker,
+        publisher: &Publisher,
+        store: Store,
+    ) -> anyhow::Result<Self> {
+        let SavedHeld { index, place, version } = store.held().await?;
+        // A mark, so that something comes in any case.
+        publisher.publish_surely(&Message::resumed(&Resumed::default())?).await?;
+        let Some(known) = place else {
+            let tail = StreamReader::open(broker, HELD, From::First).await?;
+            return Ok(Self { store, tail, index, place: None, version });
+        };
+        let mut tail = StreamReader::open(broker, HELD, From::Offset(known.offset)).await?;
+        let first = tail.batch(1, SILENCE).await?;
+        let found = first.first().map(place_of);
+        // An offset beyond the known one: what stood there has aged out.
+        let same = |found: &Place| *found == known || found.offset > known.offset;
+        if found.is_some_and(|found| same(&found)) {
+            let mut held = Self { store, tail, index, place: Some(known), version };
+            held.fold(&first);
+            return Ok(held);
+        }
+        tail.close().await;
+        tracing::warn!(
+            "the stream of held deliveries is not the one that it was: reading it from its start"
+        );
+        let tail = StreamReader::open(broker, HELD, From::First).await?;
+        let mut held = Self { store, tail, index, place: None, version };
+        let gone: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
+        for id in gone {
+            held.index.resumed(&id, u64::MAX);
+        }
+        Ok(held)
+    }
+
+    /// Up to where the stream was read.
+    pub(crate) fn through(&self) -> Option<u64> {
+        self.place.as_ref().map(|place| place.offset)
+    }
+
+    /// Reads what is new, waits so long for something, and saves what that changes; answers
+    /// whether anything was new.
+    pub(crate) async fn follow(&mut self, patience: Duration) -> anyhow::Result<bool> {
+        let batch = self.tail.batch(BATCH, patience).await?;
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.fold(&batch);
+        self.save().await?;
+        Ok(true)
+    }
+
+    fn fold(&mut self, batch: &[Received]) {
+        for received in batch {
+            let place = place_of(received);
+            // The message where we stopped comes once more.
+            if self.place.as_ref() == Some(&place) {
+                continue;
+            }
+            match Entry::read(received) {
+                Entry::Delivery(delivery) => {
+                    self.index.held(&delivery.state.subscription, place.offset);
+                }
+                Entry::Resumed(resumed) => {
+                    for id in &resumed.subscriptions {
+                        self.index.resumed(id, resumed.through);
+                    }
+                }
+                Entry::Foreign => {}
+            }
+            self.place = Some(place);
+        }
+    }
+
+    /// Saves what has changed since the last time.
+    pub(crate) async fn save(&mut self) -> anyhow::Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let changes = self.index.take_changes();
+        let saved = self.store.save_held(&self.version, place, &changes).await?;
+        self.version = saved.context("the index of held deliveries is not as we left it")?;
+        Ok(())
+    }
+
+    pub(crate) async fn close(self) {
+        self.tail.close().await;
+    }
+}
+
+fn place_of(received: &Received) -> Place {
+    let message_id = received.properties.message_id().as_ref();
+    let message_id = message_id.map(|id| id.as_str().to_owned()).unwrap_or_default();
+    Place { offset: received.stream_offset(), message_id }
+}

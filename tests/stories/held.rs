@@ -1,0 +1,168 @@
+//! Deliveries of paused subscriptions are kept in a stream, and flow again.
+
+use std::sync::Arc;
+
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Setup, World, eventually};
+use redis::aio::MultiplexedConnection;
+use reqwest::Method;
+use serde_json::json;
+
+pub(crate) async fn deliveries_are_kept_and_flow_again() -> anyhow::Result<()> {
+    let world = World::start("paused").await?;
+    let id = world.subscribe("acme", "pausing", &["#"]).await?;
+    let deleted = world.subscribe("acme", "deleted", &["#"]).await?;
+    world.ledger.expect_no_full_set("deleted");
+    for id in [&id, &deleted] {
+        world.set_status("acme", id, "paused").await?;
+    }
+    world.in_force().await;
+    hold(&world, 50, 100).await?;
+    assert!(world.receiver.posts().is_empty());
+    world.kill_and_restart("retry-scheduler-1").await?;
+    world.set_status("acme", &id, "active").await?;
+    let path = format!("/v1/tenants/acme/subscriptions/{deleted}");
+    world.control.call(Method::DELETE, &path, json!(null)).await?;
+    let begun = || async { world.receiver.count("pausing") > 0 };
+    eventually("held deliveries begin to flow within 30 s", seconds(30), begun).await?;
+    world.settle(seconds(60)).await?;
+    // What was held for the deleted one is cancelled, on its tombstone.
+    let cancelled = || async {
+        world.metric("doorbell_deliveries_total{state=\"cancelled\"}").await.unwrap_or(0.0)
+    };
+    eventually("the deleted one's are cancelled", seconds(60), || async {
+        cancelled().await >= 50.0
+    })
+    .await?;
+    assert!(world.receiver.posts_to("deleted").is_empty());
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
+pub(crate) async fn what_redis_forgets_is_read_again() -> anyhow::Result<()> {
+    let world = World::start("forgotten").await?;
+    let first = world.subscribe("acme", "first", &["#"]).await?;
+    let second = world.subscribe("acme", "second", &["#"]).await?;
+    world.set_status("acme", &first, "paused").await?;
+    world.set_status("acme", &second, "paused").await?;
+    world.in_force().await;
+    hold(&world, 30, 60).await?;
+    world.set_status("acme", &first, "active").await?;
+    eventually("the first one's flow", seconds(60), || async {
+        world.receiver.accepted("first") == 30
+    })
+    .await?;
+    let mut redis = redis(&world).await?;
+    eventually("no one looks for them any more", seconds(30), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named == [second.clone()])
+    })
+    .await?;
+    world.set_status("acme", &first, "paused").await?;
+    world.in_force().await;
+    // All that Redis knows of what is held and what was handed on is gone. (The names of hand-offs
+    // are forgotten after an hour in any case.)
+    let patterns = ["{main}:held", "note:*", "event:*"];
+    for pattern in patterns.map(|pattern| format!("{}:{pattern}", world.vhost)) {
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await?;
+        for key in keys {
+            redis::cmd("DEL").arg(key).query_async::<()>(&mut redis).await?;
+        }
+    }
+    world.set_status("acme", &first, "active").await?;
+    world.set_status("acme", &second, "active").await?;
+    world.settle(seconds(90)).await?;
+    eventually("no one looks for any", seconds(60), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
+    })
+    .await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0, "handed on before, and again");
+    world.finish().await
+}
+
+pub(crate) async fn schedulers_killed_while_deliveries_flow_again_lose_none() -> anyhow::Result<()>
+{
+    const EVENTS: u32 = 4000;
+    let world = World::with("resuming", Setup { schedulers: 2, ..Setup::default() }).await?;
+    let world = Arc::new(world);
+    let id = world.subscribe("acme", "pausing", &["#"]).await?;
+    world.set_status("acme", &id, "paused").await?;
+    world.in_force().await;
+    hold(&world, EVENTS, EVENTS).await?;
+    world.set_status("acme", &id, "active").await?;
+    for _ in 0..3 {
+        let before = world.receiver.count("pausing");
+        eventually("some more flow", seconds(60), || async {
+            let count = world.receiver.count("pausing");
+            count > before || count >= EVENTS as usize
+        })
+        .await?;
+        for scheduler in ["retry-scheduler-1", "retry-scheduler-2"] {
+            world.kill_and_restart(scheduler).await?;
+        }
+    }
+    world.settle(seconds(90)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!(
+        "both schedulers killed three times while {EVENTS} flow again: 0 lost, {duplicates} duplicates"
+    );
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn a_stream_deleted_under_us_begins_anew() -> anyhow::Result<()> {
+    let world = World::start("restream").await?;
+    let id = world.subscribe("acme", "pausing", &["#"]).await?;
+    let lost = world.subscribe("other", "lost", &["#"]).await?;
+    world.ledger.expect_no_full_set("lost");
+    for (tenant, id) in [("acme", &id), ("other", &lost)] {
+        world.set_status(tenant, id, "paused").await?;
+    }
+    world.in_force().await;
+    for n in 0..20 {
+        world.publish("other", "a", json!(n)).await?;
+    }
+    held(&world, 20).await?;
+    let redis = redis(&world).await?;
+    eventually("they are known", seconds(30), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named == [lost.clone()])
+    })
+    .await?;
+    let outsider = world.outsider().await?;
+    outsider.channel.queue_delete("doorbell.held".into(), Default::default()).await?;
+    // Fewer than were there: their offsets were seen before.
+    hold(&world, 5, 25).await?;
+    world.set_status("acme", &id, "active").await?;
+    world.settle(seconds(90)).await?;
+    eventually("no one looks for what is gone", seconds(30), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
+    })
+    .await?;
+    world.finish().await
+}
+
+/// Publishes so many events, and waits until so many deliveries are held in all.
+async fn hold(world: &World, events: u32, in_all: u32) -> anyhow::Result<()> {
+    let numbers: Vec<u32> = (0..events).collect();
+    for some in numbers.chunks(50) {
+        let publishing = some.iter().map(|n| world.publish("acme", "a", json!(n)));
+        futures_util::future::try_join_all(publishing).await?;
+    }
+    held(world, in_all).await
+}
+
+async fn held(world: &World, in_all: u32) -> anyhow::Result<()> {
+    let held = || async { world.metric("doorbell_deliveries_held_total").await.unwrap_or(0.0) };
+    eventually("all are held", seconds(60), || async { held().await >= f64::from(in_all) }).await
+}
+
+async fn redis(world: &World) -> anyhow::Result<MultiplexedConnection> {
+    let client = redis::Client::open(world.engines.redis_url.as_str())?;
+    Ok(client.get_multiplexed_async_connection().await?)
+}
+
+/// The subscriptions that Redis names as having held deliveries.
+async fn named(world: &World, redis: &mut MultiplexedConnection) -> anyhow::Result<Vec<String>> {
+    let key = format!("{}:{{main}}:held", world.vhost);
+    let fields: Vec<String> = redis::cmd("HKEYS").arg(key).query_async(redis).await?;
+    anyhow::ensure!(!fields.is_empty(), "nothing is known yet");
+    Ok(fields.into_iter().filter(|field| field.starts_with("sub_")).collect())
+}
