@@ -8,8 +8,10 @@
 pub mod ack;
 pub mod address;
 pub mod attempt;
+pub mod breaker;
 pub mod duration;
 pub mod event;
+pub mod gate;
 pub mod held;
 pub mod ids;
 pub mod intake;

@@ -173,6 +173,7 @@ mod tests {
                     sequence,
                     attempts,
                     created_at: at,
+                    holds: generation % 7,
                     held_ms: u64::from(attempts),
                     held_since: (generation % 3 == 0).then_some(at),
                     stage: if attempts % 2 == 0 { Stage::Failed } else { Stage::Due(at) },

@@ -75,6 +75,9 @@ pub struct DeliveryState {
     /// When the delivery began.
     #[serde(rename = "created_at_ms", with = "millis")]
     pub created_at: Timestamp,
+    /// How often it was held at the gate since its last attempt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub holds: u32,
     /// How long it has waited through no fault of its own, in milliseconds. Does not count
     /// towards its expiry.
     #[serde(default)]
@@ -139,6 +142,7 @@ impl Delivery {
             sequence: 0,
             attempts: 0,
             created_at: now,
+            holds: 0,
             held_ms: 0,
             held_since: None,
             stage: Stage::Due(now),
@@ -151,8 +155,19 @@ impl Delivery {
     #[must_use]
     pub fn after_failure(mut self, failure: Failure) -> Self {
         self.state.attempts = self.state.attempts.saturating_add(1);
+        self.state.holds = 0;
         self.state.stage = Stage::Failed;
         self.state.last_failure = Some(failure);
+        self
+    }
+
+    /// The same delivery, held at the gate at `now`, until then. Waiting there is no fault of its
+    /// own.
+    #[must_use]
+    pub fn hold_at_gate(mut self, until: Timestamp, now: Timestamp) -> Self {
+        self.state.holds = self.state.holds.saturating_add(1);
+        self.state.stage = Stage::Due(until);
+        self.add_held(until.since(now));
         self
     }
 
@@ -233,6 +248,11 @@ pub fn chance(name: &str) -> f64 {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(digest.get(..4).unwrap_or(&[0; 4]));
     f64::from(u32::from_be_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Timestamps as plain milliseconds, for messages between services.

@@ -21,6 +21,7 @@ use doorbell_platform::store::snapshots::{Known, Snapshots};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::fan_out::Served;
+use crate::gates::Gates;
 use crate::metrics::Metrics;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
@@ -42,6 +43,7 @@ pub(crate) struct Dispatcher {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
+    pub(crate) gates: Gates,
     /// One permit for each POST that may be in flight.
     pub(crate) posts: Semaphore,
     /// Held while a suspect message is worked.

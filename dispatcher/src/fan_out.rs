@@ -5,12 +5,15 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use doorbell_common::attempt::AttemptRecord;
+use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
+use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::payload::Payload;
 use doorbell_common::subscription::{Standing, Subscription};
-use doorbell_common::work::{Delivery, Failure, Work};
+use doorbell_common::time::Timestamp;
+use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
@@ -111,9 +114,14 @@ impl Dispatcher {
         delivery: Delivery,
         subscription: &Subscription,
     ) -> anyhow::Result<()> {
+        let admitted = match self.gates.enter(&subscription.id).await {
+            Ok(admitted) => admitted,
+            Err((reason, opens_at)) => return self.hold(delivery, reason, opens_at).await,
+        };
         let attempt = delivery.state.attempts.saturating_add(1);
         let answer = {
             let _permit = self.posts.acquire().await?;
+            admitted.begin();
             let body = served.body(subscription.payload);
             if attempt == 1 {
                 let lag = clock::now().since(served.event.timestamp);
@@ -125,6 +133,7 @@ impl Dispatcher {
             self.metrics.posts_in_flight.dec();
             answer
         };
+        admitted.end(Sign::of(answer.outcome, answer.retry_after.is_some()), answer.retry_after);
         self.metrics.attempted(answer.outcome);
         self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());
         tracing::debug!(
@@ -141,6 +150,22 @@ impl Dispatcher {
         let (handed_on, ()) =
             tokio::join!(self.hand_on(failed, Destination::Retries), self.recorder.record(&record));
         handed_on
+    }
+
+    /// Hands a delivery on without an attempt, to come back later.
+    async fn hold(
+        &self,
+        delivery: Delivery,
+        reason: HoldReason,
+        opens_at: Timestamp,
+    ) -> anyhow::Result<()> {
+        let now = clock::now();
+        let work = Work::Delivery(delivery.clone());
+        let until = hold_until(opens_at, delivery.state.holds, now, chance(&work.name()));
+        let held = Work::Delivery(delivery.hold_at_gate(until, now));
+        self.hand_on(held, Destination::Retries).await?;
+        self.metrics.held.with_label_values(&[reason.as_str()]).inc();
+        Ok(())
     }
 }
 

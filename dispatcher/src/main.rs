@@ -2,11 +2,13 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`fan_out`] serves the subscriptions of an event, [`sender`] makes one POST, [`recorder`]
-//! writes down what came of it, [`test_call`] serves the test call of the control-plane.
+//! [`fan_out`] serves the subscriptions of an event, [`gates`] say whether an endpoint may be called
+//! now, [`sender`] makes one POST, [`recorder`] writes down what came of it, [`test_call`] serves
+//! the test call of the control-plane.
 
 mod dispatch;
 mod fan_out;
+mod gates;
 mod metrics;
 mod recorder;
 mod sender;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use doorbell_common::duration::DurationText;
+use doorbell_common::gate::Bounds;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queues};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
@@ -29,6 +32,7 @@ use doorbell_platform::targets::TargetArgs;
 use tokio::sync::Semaphore;
 
 use dispatch::Dispatcher;
+use gates::Gates;
 use metrics::Metrics;
 use recorder::Recorder;
 use sender::Sender;
@@ -52,6 +56,15 @@ struct Args {
     /// How many POSTs may be in flight at once.
     #[arg(long, env = "DOORBELL_MAX_IN_FLIGHT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_in_flight: u32,
+    /// How many POSTs may be in flight at once to one endpoint, unless its subscription says otherwise.
+    #[arg(long, env = "DOORBELL_ENDPOINT_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    endpoint_concurrency: u32,
+    /// How many deliveries may wait in memory for one endpoint; the others are held through RabbitMQ.
+    #[arg(long, env = "DOORBELL_ENDPOINT_WAITING", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    endpoint_waiting: u32,
+    /// After how many failures in a row an endpoint is left alone, but for single probes.
+    #[arg(long, env = "DOORBELL_BREAKER_FAILURES", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    breaker_failures: u32,
     /// The most bytes that an event's data may have.
     #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
     max_event_bytes: usize,
@@ -89,8 +102,16 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         publisher,
         store: store.clone(),
         snapshots: Snapshots::start(store.clone(), &shutdown),
-        metrics,
         shutdown: shutdown.clone(),
+        gates: Gates::new(
+            Bounds {
+                concurrency: args.endpoint_concurrency,
+                waiting: args.endpoint_waiting,
+                failures: args.breaker_failures,
+            },
+            metrics.breakers_open.clone(),
+        ),
+        metrics,
         posts: Semaphore::new(usize::try_from(args.max_in_flight)?),
         alone: tokio::sync::Mutex::new(()),
         max_event_bytes: args.max_event_bytes,

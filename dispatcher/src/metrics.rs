@@ -1,5 +1,6 @@
 //! What a dispatcher counts.
 
+use doorbell_common::gate::HoldReason;
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_platform::metrics::{
     LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, histogram,
@@ -18,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) attempt_seconds: Histogram,
     pub(crate) first_attempt_lag: Histogram,
     pub(crate) posts_in_flight: IntGauge,
+    pub(crate) breakers_open: IntGauge,
+    pub(crate) held: IntCounterVec,
     pub(crate) blocked_addresses: IntCounter,
     pub(crate) unconfirmed_records: IntCounter,
     deliveries: IntCounterVec,
@@ -75,6 +78,20 @@ impl Metrics {
                 &LAG_BUCKETS,
             )?,
             posts_in_flight: gauge(registry, "doorbell_posts_in_flight", "POSTs in flight.")?,
+            breakers_open: gauge(
+                registry,
+                "doorbell_breakers_open",
+                "Endpoints left alone after failures in a row, but for single probes.",
+            )?,
+            held: counters(
+                registry,
+                (
+                    "doorbell_deliveries_held_total",
+                    "Deliveries put aside without an attempt, by reason; one may be several times.",
+                ),
+                "reason",
+                HoldReason::ALL.map(HoldReason::as_str),
+            )?,
             blocked_addresses: count(
                 "doorbell_addresses_blocked_total",
                 "Attempts refused because the address may not be called.",

@@ -33,10 +33,16 @@ impl Metrics {
                 "doorbell_retries_released_total",
                 "Messages whose time had come, released to the dispatchers.",
             )?,
-            held: count(
-                "doorbell_deliveries_held_total",
-                "Deliveries put aside until their subscription returns.",
-            )?,
+            held: counters(
+                registry,
+                (
+                    "doorbell_deliveries_held_total",
+                    "Deliveries put aside without an attempt, by reason; one may be several times.",
+                ),
+                "reason",
+                ["suspended"],
+            )?
+            .with_label_values(&["suspended"]),
             resumed: count(
                 "doorbell_deliveries_resumed_total",
                 "Held deliveries that flow again, or end, because their subscription is no longer suspended.",

@@ -25,7 +25,9 @@ async fn exercise(world: &World) -> anyhow::Result<()> {
     for n in 0..30 {
         world.publish("acme", "order.made", json!(n)).await?;
     }
-    let held = || async { world.metric("doorbell_deliveries_held_total").await.unwrap_or(0.0) };
+    let held = || async {
+        world.metric("doorbell_deliveries_held_total{reason=\"suspended\"}").await.unwrap_or(0.0)
+    };
     eventually("deliveries are held", seconds(30), || async { held().await >= 30.0 }).await?;
     world.control.call(Method::PATCH, &path, json!({"status": "active"})).await?;
     world.settle(seconds(90)).await?;

@@ -150,7 +150,9 @@ async fn hold(world: &World, events: u32, in_all: u32) -> anyhow::Result<()> {
 }
 
 async fn held(world: &World, in_all: u32) -> anyhow::Result<()> {
-    let held = || async { world.metric("doorbell_deliveries_held_total").await.unwrap_or(0.0) };
+    let held = || async {
+        world.metric("doorbell_deliveries_held_total{reason=\"suspended\"}").await.unwrap_or(0.0)
+    };
     eventually("all are held", seconds(60), || async { held().await >= f64::from(in_all) }).await
 }
 

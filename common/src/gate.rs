@@ -1,0 +1,247 @@
+//! The gate before a POST, one for each subscription in each dispatcher: whether a delivery may be
+//! attempted now, waits a moment, or is held for later without an attempt.
+//!
+//! It asks, in this order: is the breaker open, did the endpoint ask to be left alone, does it
+//! not answer, are enough POSTs in flight. Time and chance are arguments.
+
+use std::time::Duration;
+
+use crate::breaker::{Breaker, Sign};
+use crate::rung::fewest_rungs;
+use crate::time::Timestamp;
+
+/// The bounds of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// POSTs in flight at once.
+    pub concurrency: u32,
+    /// Deliveries that may wait for one of these to end.
+    pub waiting: u32,
+    /// After so many failures in a row the breaker opens.
+    pub failures: u32,
+}
+
+/// An endpoint whose oldest POST has been in flight for so long, and that has answered nothing
+/// since that began, is slow.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+/// POSTs in flight at once to a slow endpoint: enough to see whether it answers again.
+const SLOW_CONCURRENCY: usize = 2;
+
+/// A delivery waits only if its turn is likely to come within this time: it keeps its message in
+/// hand meanwhile, and so a place from others.
+const LIKELY_WITHIN: Duration = Duration::from_millis(100);
+
+/// May a delivery be attempted?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Now, with this pass.
+    Go(Pass),
+    /// As soon as another attempt ends.
+    Wait,
+    /// Not before this time.
+    Hold(HoldReason, Timestamp),
+}
+
+/// Why a delivery is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldReason {
+    /// The endpoint has failed many times in a row.
+    Breaker,
+    /// The endpoint asked to be left alone for a while.
+    Throttled,
+    /// Enough POSTs to it are in flight, and enough wait.
+    Busy,
+}
+
+impl HoldReason {
+    /// Every reason, for metrics that show each one from the start.
+    pub const ALL: [Self; 3] = [Self::Breaker, Self::Throttled, Self::Busy];
+
+    /// The reason as it stands in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Breaker => "breaker",
+            Self::Throttled => "throttled",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// The right to make one POST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    number: u64,
+    is_probe: bool,
+}
+
+/// The gate of one subscription.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    /// Those who have a pass, and when their POST began.
+    passes: Vec<(u64, Option<Timestamp>)>,
+    next_number: u64,
+    waiting: u32,
+    breaker: Breaker,
+    throttled_until: Option<Timestamp>,
+    last_answer: Option<Timestamp>,
+    /// How long a POST takes, the last ones counting most.
+    usual: Duration,
+}
+
+impl Gate {
+    /// A delivery comes to the gate.
+    pub fn arrive(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+        let admission = self.admit(bounds, now);
+        let must_wait = match admission {
+            Admission::Wait => true,
+            // Those who came before go first.
+            Admission::Go(pass) if self.waiting > 0 && !pass.is_probe => {
+                self.give_back(pass);
+                true
+            }
+            Admission::Go(_) | Admission::Hold(..) => false,
+        };
+        if must_wait { self.queue_up(bounds, now) } else { admission }
+    }
+
+    /// One that waits asks again; whatever it is told but to wait, it does not wait any more.
+    pub fn ask_again(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+        let admission = self.admit(bounds, now);
+        if admission != Admission::Wait {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+        admission
+    }
+
+    /// One that waits has waited long enough: it is held.
+    pub fn give_up_waiting(&mut self, now: Timestamp) -> Admission {
+        self.waiting = self.waiting.saturating_sub(1);
+        Admission::Hold(HoldReason::Busy, now)
+    }
+
+    /// A POST begins.
+    pub fn begin(&mut self, pass: Pass, now: Timestamp) {
+        for (number, began) in &mut self.passes {
+            if *number == pass.number {
+                *began = Some(now);
+            }
+        }
+    }
+
+    /// A POST has ended, and this is what it says about its endpoint. `leave_alone` is for how
+    /// long the endpoint asked to be left alone.
+    pub fn end(
+        &mut self,
+        pass: Pass,
+        (sign, leave_alone): (Sign, Option<Duration>),
+        bounds: Bounds,
+        (now, chance): (Timestamp, f64),
+    ) {
+        let began = self.passes.iter().find(|(number, _)| *number == pass.number);
+        if let Some((_, Some(began))) = began {
+            self.usual = (self.usual * 7 + now.since(*began)) / 8;
+        }
+        self.give_back(pass);
+        self.breaker = self.breaker.after(sign, pass.is_probe, bounds.failures, (now, chance));
+        if sign == Sign::Answers {
+            self.throttled_until = None;
+        }
+        if sign != Sign::Fails {
+            self.last_answer = Some(now);
+        }
+        if let Some(wait) = leave_alone {
+            let until = now.plus(wait);
+            self.throttled_until = self.throttled_until.max(Some(until));
+        }
+    }
+
+    /// A pass that was not used, or whose use said nothing.
+    pub fn give_back(&mut self, pass: Pass) {
+        self.passes.retain(|(number, _)| *number != pass.number);
+    }
+
+    /// Whether a fresh gate would do as well.
+    #[must_use]
+    pub fn is_idle(&self, now: Timestamp) -> bool {
+        self.passes.is_empty()
+            && self.waiting == 0
+            && self.breaker == Breaker::default()
+            && self.throttled_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether nobody is at it, so that it may be forgotten where there are too many.
+    #[must_use]
+    pub fn is_deserted(&self) -> bool {
+        self.passes.is_empty() && self.waiting == 0
+    }
+
+    /// Whether its breaker is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    fn admit(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+        if let Breaker::Open { probe_at, .. } = self.breaker {
+            // One probe at a time, and nothing of what is in flight from before beside it.
+            return if now < probe_at || !self.passes.is_empty() {
+                Admission::Hold(HoldReason::Breaker, probe_at.max(now))
+            } else {
+                self.pass(true)
+            };
+        }
+        if let Some(until) = self.throttled_until.filter(|until| now < *until) {
+            return Admission::Hold(HoldReason::Throttled, until);
+        }
+        if self.is_slow(now) && self.passes.len() >= SLOW_CONCURRENCY {
+            return Admission::Hold(HoldReason::Busy, now);
+        }
+        if self.passes.len() < usize::try_from(bounds.concurrency).unwrap_or(usize::MAX) {
+            return self.pass(false);
+        }
+        Admission::Wait
+    }
+
+    fn queue_up(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+        let likely_in = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
+        if self.waiting >= bounds.waiting || likely_in > LIKELY_WITHIN {
+            return Admission::Hold(HoldReason::Busy, now);
+        }
+        self.waiting += 1;
+        Admission::Wait
+    }
+
+    fn pass(&mut self, is_probe: bool) -> Admission {
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1);
+        self.passes.push((number, None));
+        Admission::Go(Pass { number, is_probe })
+    }
+
+    fn is_slow(&self, now: Timestamp) -> bool {
+        let oldest = self.passes.iter().filter_map(|(_, began)| *began).min();
+        oldest.is_some_and(|began| {
+            now.since(began) > SLOW_AFTER && self.last_answer.is_none_or(|last| last < began)
+        })
+    }
+}
+
+/// The shortest hold; each next one of the same delivery is twice as long.
+const FIRST_HOLD: Duration = Duration::from_secs(1);
+/// The longest hold, but for what an endpoint or a breaker asks for.
+const LONGEST_HOLD: Duration = Duration::from_secs(300);
+
+/// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`,
+/// longer each time, and up to half as long again by `chance` in `[0, 1)`, so that those who were
+/// held together do not come back together. A number of seconds that takes few rungs.
+#[must_use]
+pub fn hold_until(opens_at: Timestamp, holds: u32, now: Timestamp, chance: f64) -> Timestamp {
+    let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16)).min(LONGEST_HOLD);
+    let wait = opens_at.since(now) + growing.mul_f64(1.0 + chance / 2.0);
+    let least = wait.as_secs() + u64::from(wait.subsec_millis() > 0);
+    now.plus(Duration::from_secs(fewest_rungs(least, least + least / 8)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! The laws of the gate.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BOUNDS: Bounds = Bounds { concurrency: 4, waiting: 2, failures: 3 };
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(1_000_000 + millis)
+}
+
+fn go(gate: &mut Gate, now: Timestamp) -> Pass {
+    let Admission::Go(pass) = gate.arrive(BOUNDS, now) else { panic!("not let through") };
+    gate.begin(pass, now);
+    pass
+}
+
+fn end(gate: &mut Gate, pass: Pass, sign: Sign, now: Timestamp) {
+    gate.end(pass, (sign, None), BOUNDS, (now, 0.0));
+}
+
+#[test]
+fn so_many_go_so_many_wait_and_the_rest_is_held() {
+    let mut gate = Gate::default();
+    let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Busy, at(1)));
+    end(&mut gate, passes[0], Sign::Answers, at(2));
+    // Who waits goes before who comes.
+    assert_eq!(gate.arrive(BOUNDS, at(3)), Admission::Hold(HoldReason::Busy, at(3)));
+    assert!(matches!(gate.ask_again(BOUNDS, at(3)), Admission::Go(_)));
+    assert_eq!(gate.ask_again(BOUNDS, at(3)), Admission::Wait);
+    assert!(matches!(gate.give_up_waiting(at(4)), Admission::Hold(HoldReason::Busy, _)));
+    assert!(!gate.is_idle(at(4)));
+    for pass in passes {
+        end(&mut gate, pass, Sign::Answers, at(5));
+    }
+    assert!(!gate.is_deserted(), "one is in flight");
+}
+
+#[test]
+fn nobody_waits_where_it_would_take_long() {
+    let mut gate = Gate::default();
+    for _ in 0..20 {
+        let pass = go(&mut gate, at(0));
+        end(&mut gate, pass, Sign::Answers, at(900));
+    }
+    for _ in 0..4 {
+        go(&mut gate, at(1000));
+    }
+    // Each takes 900 ms, four at once: the next turn comes after some 225 ms.
+    assert_eq!(gate.arrive(BOUNDS, at(1000)), Admission::Hold(HoldReason::Busy, at(1000)));
+}
+
+#[test]
+fn an_endpoint_that_says_nothing_gets_little_more() {
+    let mut gate = Gate::default();
+    let first = go(&mut gate, at(0));
+    let _second = go(&mut gate, at(900));
+    let _third = go(&mut gate, at(1000));
+    assert_eq!(gate.arrive(BOUNDS, at(1001)), Admission::Hold(HoldReason::Busy, at(1001)));
+    end(&mut gate, first, Sign::Fails, at(1500));
+    // The oldest is young again.
+    assert!(matches!(gate.arrive(BOUNDS, at(1501)), Admission::Go(_)));
+    assert_eq!(gate.arrive(BOUNDS, at(1901)), Admission::Hold(HoldReason::Busy, at(1901)));
+}
+
+#[test]
+fn an_endpoint_that_takes_its_time_but_answers_is_not_slow() {
+    let mut gate = Gate::default();
+    let first = go(&mut gate, at(0));
+    let second = go(&mut gate, at(1000));
+    end(&mut gate, first, Sign::Answers, at(2000));
+    let _third = go(&mut gate, at(2000));
+    // The second is older than a second, but something was answered since it began.
+    assert!(matches!(gate.arrive(BOUNDS, at(2500)), Admission::Go(_)));
+    end(&mut gate, second, Sign::Answers, at(3000));
+    assert!(matches!(gate.arrive(BOUNDS, at(3000)), Admission::Go(_)));
+}
+
+#[test]
+fn an_open_breaker_lets_one_probe_through() {
+    let mut gate = Gate::default();
+    for _ in 0..3 {
+        let pass = go(&mut gate, at(0));
+        end(&mut gate, pass, Sign::Fails, at(0));
+    }
+    assert!(gate.is_open());
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
+    let probe = go(&mut gate, at(5000));
+    assert_eq!(gate.arrive(BOUNDS, at(5001)), Admission::Hold(HoldReason::Breaker, at(5001)));
+    end(&mut gate, probe, Sign::Fails, at(6000));
+    assert_eq!(gate.arrive(BOUNDS, at(6001)), Admission::Hold(HoldReason::Breaker, at(16_000)));
+    let probe = go(&mut gate, at(16_000));
+    end(&mut gate, probe, Sign::Answers, at(16_100));
+    assert!(gate.is_idle(at(16_100)));
+}
+
+#[test]
+fn an_endpoint_that_asks_for_it_is_left_alone_by_all() {
+    let mut gate = Gate::default();
+    let pass = go(&mut gate, at(0));
+    let wait = Some(Duration::from_secs(7));
+    gate.end(pass, (Sign::Throttles, wait), BOUNDS, (at(0), 0.0));
+    assert_eq!(gate.arrive(BOUNDS, at(6999)), Admission::Hold(HoldReason::Throttled, at(7000)));
+    assert!(!gate.is_idle(at(6999)) && gate.is_idle(at(7000)));
+    go(&mut gate, at(7000));
+}
+
+proptest! {
+    #[test]
+    fn a_hold_is_never_too_short_and_grows_to_a_bound(
+        opens_in in 0_u64..1000,
+        holds in 0_u32..40,
+        chance in 0.0..1.0_f64,
+    ) {
+        let now = at(0);
+        let opens_at = now.plus(Duration::from_secs(opens_in));
+        let until = hold_until(opens_at, holds, now, chance);
+        prop_assert!(until >= opens_at.plus(FIRST_HOLD));
+        let most = (opens_in + 450 + 1) * 9 / 8 + 1;
+        prop_assert!(until <= now.plus(Duration::from_secs(most)));
+        let next = hold_until(now, holds + 1, now, 0.0);
+        prop_assert!(next >= hold_until(now, holds, now, 0.0));
+    }
+
+    /// Whatever comes and ends in whatever order, no more are in flight than may be.
+    #[test]
+    fn bounds_are_kept(steps in prop::collection::vec((0_u8..4, any::<bool>()), 0..200)) {
+        let (mut gate, mut passes, mut waiting) = (Gate::default(), Vec::new(), 0_u32);
+        for (millis, (step, answers)) in (0_i64..).step_by(100).zip(steps) {
+            let now = at(millis);
+            match step {
+                0 | 1 => match gate.arrive(BOUNDS, now) {
+                    Admission::Go(pass) => { gate.begin(pass, now); passes.push(pass); }
+                    Admission::Wait => waiting += 1,
+                    Admission::Hold(..) => {}
+                },
+                2 if waiting > 0 => match gate.ask_again(BOUNDS, now) {
+                    Admission::Go(pass) => { gate.begin(pass, now); passes.push(pass); waiting -= 1; }
+                    Admission::Wait => {}
+                    Admission::Hold(..) => waiting -= 1,
+                },
+                _ => if let Some(pass) = passes.pop() {
+                    let sign = if answers { Sign::Answers } else { Sign::Fails };
+                    end(&mut gate, pass, sign, now);
+                },
+            }
+            prop_assert!(passes.len() <= 4 && waiting <= 2);
+            prop_assert_eq!(gate.is_deserted(), passes.is_empty() && waiting == 0);
+        }
+    }
+}
