@@ -1,137 +1,192 @@
-//! The benchmark: how many deliveries a second, as a ratio to a bare loop of POSTs to the same
-//! receiver in the same run. Everything is on one machine, so only the ratios mean something.
+//! The benchmark: how many deliveries a second, how long each takes and what it costs, beside bare
+//! loops against the same receiver and the same broker in the same run. Everything is on one
+//! machine, so only what is compared within one run means something.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod costs;
+mod raw;
+mod receiver;
+mod report;
+mod scenarios;
+
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::post;
+use clap::ValueEnum;
 use doorbell_producer::{NewEvent, Publisher};
 use futures_util::StreamExt as _;
-use serde_json::json;
-use tokio::net::TcpListener;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::state::StackState;
+use crate::paths;
+use crate::state::{StackState, write_whole};
+use costs::{Costs, peaks};
+use receiver::Receiver;
+use report::{Percentiles, Row};
 
 /// Bytes of data in each event.
 const DATA_BYTES: usize = 1000;
-/// POSTs of the bare loop that are in flight at once.
-const AT_ONCE: usize = 256;
 /// Publishes in flight at once.
 const PUBLISHES: usize = 500;
 /// How long a scenario may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A change is in force everywhere within two seconds.
+const IN_FORCE: Duration = Duration::from_secs(2);
 
-/// Measures a running stack; `say` hears each line.
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Each event for one endpoint, published over AMQP.
+    OneToOne,
+    /// The same, published over HTTP.
+    OneToOneHttp,
+    /// Each event for ten endpoints.
+    FanOut10,
+    /// Each event for a hundred endpoints.
+    FanOut100,
+    /// Each event for a thousand endpoints.
+    FanOut1000,
+    /// 20 events a second: how long each takes.
+    Latency,
+    /// Every attempt fails and is made again: what the way through the retry-scheduler costs.
+    Failing,
+    /// Healthy tenants, alone and beside one whose endpoint hangs.
+    HangingNeighbour,
+    /// 180 healthy tenants, alone and beside 20 whose endpoints hang.
+    HangingTenth,
+    /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
+    FloodingNeighbour,
+}
+
+/// What to measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How many deliveries each scenario makes that has no other measure.
+    pub deliveries: u32,
+    /// Which scenarios; none means all.
+    pub scenarios: Vec<Scenario>,
+}
+
+/// Measures a running stack; `say` hears each line. Writes `target/bench.json` at the end.
 ///
 /// # Errors
 /// Something could not be set up, or deliveries did not all arrive.
-pub async fn run(stack: &StackState, events: u32, say: impl Fn(&str)) -> anyhow::Result<()> {
-    let counter = Arc::new(AtomicU64::new(0));
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let base = format!("http://{}", listener.local_addr()?);
-    let router = Router::new().route("/{endpoint}", post(count)).with_state(Arc::clone(&counter));
-    #[expect(clippy::disallowed_methods, reason = "the receiver lives as long as its process")]
-    tokio::spawn(std::future::IntoFuture::into_future(axum::serve(listener, router)));
-    let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(AT_ONCE).build()?;
-    let deliveries = u64::from(events);
+pub async fn run(stack: &StackState, plan: &Plan, say: impl Fn(&str)) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    say(&format!(
-        "bench: {deliveries} deliveries of {DATA_BYTES} bytes each scenario, {cores} cores for everything"
-    ));
-
-    let raw = raw_loop(&http, &format!("{base}/raw"), deliveries).await?;
-    say(&format!("  bare loop of POSTs   {raw:>9.0} a second"));
-    let publisher = Publisher::connect(&stack.amqp_url).await?;
-    for (name, endpoints) in [("one to one", 1), ("one to ten", 10), ("one to a hundred", 100)] {
-        let tenant = format!("bench-{endpoints}");
-        for n in 0..endpoints {
-            subscribe(&http, stack, &tenant, &format!("{base}/{n}")).await?;
+    say(&format!("bench: events of {DATA_BYTES} bytes, {cores} cores for everything"));
+    let bench = Bench {
+        stack,
+        receiver: Receiver::start().await?,
+        http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(PUBLISHES).build()?,
+        publisher: Publisher::connect(&stack.amqp_url).await?,
+        deliveries: u64::from(plan.deliveries),
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    let mut tell = |row: Row| {
+        for line in row.lines() {
+            say(&line);
         }
-        // A change is in force everywhere within two seconds.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let events = (deliveries / endpoints).max(1);
-        counter.store(0, Ordering::Release);
-        let start = Instant::now();
-        publish(&publisher, &tenant, events).await?;
-        let confirmed = start.elapsed();
-        arrived(&counter, events * endpoints).await.with_context(|| format!("scenario {name}"))?;
-        let rate = per_second(events * endpoints, start.elapsed());
-        let published = per_second(events, confirmed);
-        say(&format!(
-            "  {name:<19}  {rate:>9.0} a second, {:.2} of the bare loop ({published:.0} published a second)",
-            rate / raw
-        ));
+        rows.push(row);
+    };
+    let bare = bench.raw_reqwest().await?;
+    let reqwest = bare.per_second;
+    tell(bare);
+    tell(bench.raw_hyper().await?);
+    tell(bench.raw_broker().await?);
+    let scenarios = match plan.scenarios.as_slice() {
+        [] => Scenario::value_variants(),
+        some => some,
+    };
+    for scenario in scenarios {
+        let measured = bench.measure(*scenario).await;
+        for mut row in measured.with_context(|| format!("scenario {scenario:?}"))? {
+            if row.of_reqwest.is_some() {
+                row.of_reqwest = Some(row.per_second / reqwest);
+            }
+            tell(row);
+        }
     }
-    publisher.close().await;
+    bench.publisher.close().await;
+    let file = paths::workspace().join("target/bench.json");
+    write_whole(&file, &json!({ "cores": cores, "data_bytes": DATA_BYTES, "rows": rows }))?;
+    say(&format!("  all of this: {}", file.display()));
     Ok(())
 }
 
-async fn count(State(counter): State<Arc<AtomicU64>>, _body: Bytes) -> StatusCode {
-    counter.fetch_add(1, Ordering::AcqRel);
-    StatusCode::NO_CONTENT
+/// What every scenario works with.
+struct Bench<'a> {
+    stack: &'a StackState,
+    receiver: Receiver,
+    http: reqwest::Client,
+    publisher: Publisher,
+    deliveries: u64,
 }
 
-fn data() -> Vec<u8> {
-    format!("\"{}\"", "x".repeat(DATA_BYTES - 2)).into_bytes()
-}
-
-async fn raw_loop(http: &reqwest::Client, url: &str, count: u64) -> anyhow::Result<f64> {
-    let body = Bytes::from(data());
-    let start = Instant::now();
-    let posts = futures_util::stream::iter(0..count)
-        .map(|_| async {
-            http.post(url).body(body.clone()).send().await?.error_for_status()?.bytes().await
-        })
-        .buffer_unordered(AT_ONCE);
-    let failed = posts.filter(|result| std::future::ready(result.is_err())).count().await;
-    anyhow::ensure!(failed == 0, "{failed} POSTs of the bare loop failed");
-    Ok(per_second(count, start.elapsed()))
-}
-
-async fn subscribe(
-    http: &reqwest::Client,
-    stack: &StackState,
-    tenant: &str,
-    url: &str,
-) -> anyhow::Result<()> {
-    let path = format!("{}/v1/tenants/{tenant}/subscriptions", stack.control_plane_url);
-    let body = json!({ "url": url, "events": ["#"] });
-    http.post(path).bearer_auth(&stack.admin_key).json(&body).send().await?.error_for_status()?;
-    Ok(())
-}
-
-async fn publish(publisher: &Publisher, tenant: &str, count: u64) -> anyhow::Result<()> {
-    let event = NewEvent::new(tenant, "bench.event", data());
-    let publishing = futures_util::stream::iter(0..count)
-        .map(|_| publisher.publish(&event))
-        .buffer_unordered(PUBLISHES);
-    let results: Vec<_> =
-        publishing.filter(|result| std::future::ready(result.is_err())).collect().await;
-    anyhow::ensure!(results.is_empty(), "{} events were not confirmed", results.len());
-    Ok(())
-}
-
-async fn arrived(counter: &AtomicU64, expected: u64) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while counter.load(Ordering::Acquire) < expected {
-        let seen = counter.load(Ordering::Acquire);
-        anyhow::ensure!(
-            Instant::now() < deadline,
-            "{seen} of {expected} arrived within {PATIENCE:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(2)).await;
+impl Bench<'_> {
+    /// Subscribes an endpoint that behaves so to everything of a tenant.
+    async fn subscribe(&self, tenant: &str, url: &str, more: Value) -> anyhow::Result<()> {
+        let path = format!("{}/v1/tenants/{tenant}/subscriptions", self.stack.control_plane_url);
+        let mut body = json!({ "url": url, "events": ["#"] });
+        if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
+            body.extend(more);
+        }
+        let request = self.http.post(path).bearer_auth(&self.stack.admin_key).json(&body);
+        request.send().await?.error_for_status()?;
+        Ok(())
     }
-    Ok(())
-}
 
-#[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
-fn per_second(count: u64, time: Duration) -> f64 {
-    count as f64 / time.as_secs_f64()
+    /// Publishes so many events of a tenant over AMQP, as fast as confirms allow.
+    async fn publish(&self, tenant: &str, count: u64) -> anyhow::Result<()> {
+        let publishing = futures_util::stream::iter(0..count)
+            .map(|_| self.publish_one(tenant))
+            .buffer_unordered(PUBLISHES);
+        let failed = publishing.filter(|result| std::future::ready(result.is_err())).count().await;
+        anyhow::ensure!(failed == 0, "{failed} events were not confirmed");
+        Ok(())
+    }
+
+    async fn publish_one(&self, tenant: &str) -> anyhow::Result<()> {
+        let event = NewEvent::new(tenant, "bench.event", self.receiver.data(DATA_BYTES));
+        self.publisher.publish(&event).await?;
+        Ok(())
+    }
+
+    /// The same over HTTP.
+    async fn publish_over_http(&self, tenant: &str, count: u64) -> anyhow::Result<()> {
+        let url = format!("{}/v1/events", self.stack.producer_url);
+        let publishing = futures_util::stream::iter(0..count)
+            .map(|_| async {
+                let data = String::from_utf8(self.receiver.data(DATA_BYTES))?;
+                let body = format!(r#"{{"tenant":"{tenant}","type":"bench.event","data":{data}}}"#);
+                let request = self.http.post(&url).bearer_auth(&self.stack.admin_key);
+                let request = request.header("content-type", "application/json").body(body);
+                request.send().await?.error_for_status()?.bytes().await?;
+                anyhow::Ok(())
+            })
+            .buffer_unordered(PUBLISHES);
+        let failed = publishing.filter(|result| std::future::ready(result.is_err())).count().await;
+        anyhow::ensure!(failed == 0, "{failed} events were not accepted");
+        Ok(())
+    }
+
+    /// Waits until so many have arrived under a name.
+    async fn arrived(&self, tally: &str, expected: u64) -> anyhow::Result<()> {
+        let (tally, deadline) = (self.receiver.tally(tally), Instant::now() + PATIENCE);
+        while tally.count() < expected {
+            let seen = tally.count();
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "{seen} of {expected} arrived within {PATIENCE:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// A row of deliveries that began then, with their times and costs.
+    fn row(&self, name: &str, tally: &str, start: Instant, costs: &Costs) -> Row {
+        let (time, tally) = (start.elapsed(), self.receiver.tally(tally));
+        let mut row = Row::new(name, tally.count(), time);
+        row.times_ms = Percentiles::of(tally.take_times());
+        row.costing(&costs.since(self.stack), peaks(self.stack))
+    }
 }

@@ -10,12 +10,13 @@ use doorbell_platform::ids;
 use fs4::fs_std::FileExt as _;
 use tokio::process::Command;
 
+use crate::bench::{self, Plan};
 use crate::engines::{RabbitMq, Redis};
 use crate::packages::{self, RABBITMQ, REDIS};
 use crate::process::{Process, lock_file};
 use crate::services::{Environment, Kind, ServiceSpec};
 use crate::state::{StackState, Trace, write_whole};
-use crate::{bench, demo, down, paths, ports};
+use crate::{demo, down, paths, ports};
 
 /// How long a service may take to be ready.
 const READY: Duration = Duration::from_secs(60);
@@ -27,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exchange"];
 
 /// What to bring up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How many dispatchers.
     pub dispatchers: u16,
@@ -36,14 +37,14 @@ pub struct Options {
 }
 
 /// What a stack is brought up for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// To be used, until Ctrl-C.
     Bare,
     /// The same, after a demo.
     Demo,
-    /// To be measured, with so many events.
-    Bench(u32),
+    /// To be measured.
+    Bench(Plan),
 }
 
 /// Brings everything up, does what it is up for (or stays until told to stop), and takes
@@ -107,7 +108,7 @@ async fn run(
     stack.start_services().await?;
     stack.write()?;
     match options.purpose {
-        Purpose::Bench(events) => return bench::run(&stack.state, events, say).await,
+        Purpose::Bench(plan) => return bench::run(&stack.state, &plan, say).await,
         Purpose::Demo => demo::play(&stack.state, say).await?,
         Purpose::Bare => {}
     }

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use doorbell_local::bench::{Plan, Scenario};
 use doorbell_local::up::{Options, Purpose};
 use doorbell_local::{down, paths, up};
 
@@ -30,11 +31,14 @@ enum Command {
     },
     /// End a stack that was left behind.
     Down,
-    /// Measure deliveries a second on a fresh stack, beside a bare loop of POSTs to the same receiver.
+    /// Measure a fresh stack beside bare loops against the same receiver and broker.
     Bench {
-        /// How many deliveries each scenario makes.
+        /// What to measure; everything, if nothing is named.
+        #[arg(value_enum)]
+        scenarios: Vec<Scenario>,
+        /// How many deliveries each scenario makes that has no other measure.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
-        events: u32,
+        deliveries: u32,
         /// How many dispatchers to start.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
         dispatchers: u16,
@@ -48,8 +52,9 @@ async fn main() -> ExitCode {
             let purpose = if bare { Purpose::Bare } else { Purpose::Demo };
             up::up(Options { dispatchers, purpose }, say).await
         }
-        Command::Bench { events, dispatchers } => {
-            up::up(Options { dispatchers, purpose: Purpose::Bench(events) }, say).await
+        Command::Bench { scenarios, deliveries, dispatchers } => {
+            let purpose = Purpose::Bench(Plan { deliveries, scenarios });
+            up::up(Options { dispatchers, purpose }, say).await
         }
         Command::Down => down::down(&paths::stack()).await.map(|ended| match ended {
             0 => say("no stack is up"),

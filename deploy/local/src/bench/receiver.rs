@@ -1,0 +1,147 @@
+//! A receiver that costs next to nothing: raw hyper, no routing, no check of anything. The path says
+//! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
+//! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers).
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// What begins the data of an event whose way is timed: when it was published, in microseconds
+/// since the receiver's start.
+const AT: &[u8] = b"{\"at\":";
+/// How long a slow endpoint takes.
+const SLOW: Duration = Duration::from_secs(1);
+/// Longer than any timeout.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// What arrived under one name.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    count: AtomicU64,
+    /// How long each took from its publishing, in microseconds.
+    times: Mutex<Vec<u64>>,
+}
+
+impl Tally {
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Takes the times out.
+    pub(super) fn take_times(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The receiver. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Receiver {
+    base: String,
+    start: Instant,
+    tallies: Arc<RwLock<HashMap<String, Arc<Tally>>>>,
+}
+
+impl Receiver {
+    /// Listens on a free port, as long as the process lives.
+    pub(super) async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let receiver = Self { base, start: Instant::now(), tallies: Arc::default() };
+        let accepting = receiver.clone();
+        #[expect(clippy::disallowed_methods, reason = "the receiver lives as long as its process")]
+        tokio::spawn(async move { accepting.accept(listener).await });
+        Ok(receiver)
+    }
+
+    /// The URL of an endpoint that behaves so and counts there.
+    pub(super) fn url(&self, behaviour: &str, tally: &str) -> String {
+        format!("{}/{behaviour}/{tally}", self.base)
+    }
+
+    /// What arrived under a name.
+    pub(super) fn tally(&self, name: &str) -> Arc<Tally> {
+        let known = self.tallies.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        known.unwrap_or_else(|| {
+            let mut tallies = self.tallies.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(tallies.entry(name.to_owned()).or_default())
+        })
+    }
+
+    /// Data of an event that is published now, so long.
+    pub(super) fn data(&self, bytes: usize) -> Vec<u8> {
+        let micros = self.start.elapsed().as_micros();
+        let head = format!("{{\"at\":{micros},\"pad\":\"");
+        let pad = "x".repeat(bytes.saturating_sub(head.len() + 2));
+        format!("{head}{pad}\"}}").into_bytes()
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let receiver = self.clone();
+            let service = service_fn(move |request| receiver.clone().receive(request));
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            #[expect(clippy::disallowed_methods, reason = "a connection ends with its client")]
+            tokio::spawn(async move {
+                // How a client ends its connection is no matter.
+                let _broken = connection.await.is_err();
+            });
+        }
+    }
+
+    async fn receive(
+        self,
+        request: Request<hyper::body::Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let mut path = head.uri.path().split('/').skip(1);
+        let behaviour = path.next().unwrap_or_default();
+        self.tell(path.next().unwrap_or_default(), &body);
+        let status = match behaviour {
+            "hang" => {
+                tokio::time::sleep(FOR_EVER).await;
+                StatusCode::NO_CONTENT
+            }
+            "slow" => {
+                tokio::time::sleep(SLOW).await;
+                StatusCode::NO_CONTENT
+            }
+            "fail" => StatusCode::NOT_FOUND,
+            _ => StatusCode::NO_CONTENT,
+        };
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        Ok(response)
+    }
+
+    fn tell(&self, name: &str, body: &Bytes) {
+        let tally = self.tally(name);
+        if let Some(at) = published_at(body) {
+            let now = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            tally.times.lock().unwrap_or_else(PoisonError::into_inner).push(now.saturating_sub(at));
+        }
+        tally.count.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// When the event in this body was published, if it says so.
+fn published_at(body: &[u8]) -> Option<u64> {
+    // Behind the envelope's type and timestamp, or at once in a raw body.
+    let head = body.get(..body.len().min(200))?;
+    let place = head.windows(AT.len()).position(|window| window == AT)? + AT.len();
+    let digits = head.get(place..)?.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.copied().try_fold(0_u64, |number, digit| {
+        number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+    })
+}
