@@ -87,11 +87,13 @@ pub struct Gate {
     last_answer: Option<Timestamp>,
     /// How long a POST takes, the last ones counting most.
     usual: Duration,
+    /// When the turn of the next one comes that is held because enough are there.
+    next_turn: Option<Timestamp>,
 }
 
 impl Gate {
-    /// A delivery comes to the gate.
-    pub fn arrive(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+    /// A delivery comes to the gate; `came_back` is whether it was held there before.
+    pub fn arrive(&mut self, bounds: Bounds, came_back: bool, now: Timestamp) -> Admission {
         let admission = self.admit(bounds, now);
         let must_wait = match admission {
             Admission::Wait => true,
@@ -102,7 +104,17 @@ impl Gate {
             }
             Admission::Go(_) | Admission::Hold(..) => false,
         };
-        if must_wait { self.queue_up(bounds, now) } else { admission }
+        if !must_wait {
+            return admission;
+        }
+        let likely_in = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
+        if self.waiting < bounds.waiting && likely_in <= LIKELY_WITHIN {
+            self.waiting += 1;
+            return Admission::Wait;
+        }
+        // Who has waited for its turn once does not go to the end of the line.
+        let turn = if came_back { now } else { self.take_turn(bounds, now) };
+        Admission::Hold(HoldReason::Busy, turn)
     }
 
     /// One that waits asks again; whatever it is told but to wait, it does not wait any more.
@@ -168,6 +180,7 @@ impl Gate {
             && self.waiting == 0
             && self.breaker == Breaker::default()
             && self.throttled_until.is_none_or(|until| until <= now)
+            && self.next_turn.is_none_or(|turn| turn <= now)
     }
 
     /// Whether nobody is at it, so that it may be forgotten where there are too many.
@@ -203,13 +216,13 @@ impl Gate {
         Admission::Wait
     }
 
-    fn queue_up(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
-        let likely_in = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
-        if self.waiting >= bounds.waiting || likely_in > LIKELY_WITHIN {
-            return Admission::Hold(HoldReason::Busy, now);
-        }
-        self.waiting += 1;
-        Admission::Wait
+    /// When the turn of one more delivery comes, if each takes as long as it usually does: so those
+    /// who are held come back at the pace at which they can be served, or half as fast again, because
+    /// they come back somewhat late.
+    fn take_turn(&mut self, bounds: Bounds, now: Timestamp) -> Timestamp {
+        let turn = self.next_turn.unwrap_or(now).max(now).min(now.plus(LONGEST_HOLD));
+        self.next_turn = Some(turn.plus(self.usual * 2 / (3 * bounds.concurrency.max(1))));
+        turn
     }
 
     fn pass(&mut self, is_probe: bool) -> Admission {

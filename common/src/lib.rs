@@ -26,5 +26,6 @@ pub mod signature;
 pub mod subscription;
 mod text;
 pub mod time;
+pub mod window;
 pub mod wire;
 pub mod work;

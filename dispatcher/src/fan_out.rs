@@ -114,7 +114,7 @@ impl Dispatcher {
         delivery: Delivery,
         subscription: &Subscription,
     ) -> anyhow::Result<()> {
-        let admitted = match self.gates.enter(&subscription.id).await {
+        let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => return self.hold(delivery, reason, opens_at).await,
         };

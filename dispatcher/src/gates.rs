@@ -64,15 +64,17 @@ impl Gates {
         Self { shards, hasher: RandomState::new(), bounds, open }
     }
 
-    /// Waits for the right to make one POST, not for long; the error says why the delivery is held
+    /// Waits for the right to make one POST, not for long; `came_back` is whether the delivery was
+    /// held here before. The error says why the delivery is held
     /// instead, and that nothing will be different before a certain time.
     pub(crate) async fn enter(
         &self,
         subscription: &SubscriptionId,
+        came_back: bool,
     ) -> Result<Admitted, (HoldReason, Timestamp)> {
         let guarded = self.guarded(subscription);
         let bounds = self.bounds;
-        let mut admission = guarded.lock().arrive(bounds, clock::now());
+        let mut admission = guarded.lock().arrive(bounds, came_back, clock::now());
         let give_up_at = Instant::now() + PATIENCE;
         while admission == Admission::Wait {
             let freed = tokio::time::timeout_at(give_up_at, guarded.freed.notified()).await;
@@ -187,10 +189,10 @@ mod tests {
     #[tokio::test]
     async fn who_waits_goes_when_another_ends_and_idle_gates_are_forgotten() {
         let gates = gates();
-        let first = gates.enter(&id(1)).await.unwrap();
-        let second = gates.enter(&id(1)).await.unwrap();
+        let first = gates.enter(&id(1), false).await.unwrap();
+        let second = gates.enter(&id(1), false).await.unwrap();
         let same = id(1);
-        let (entered, ()) = tokio::join!(gates.enter(&same), async {
+        let (entered, ()) = tokio::join!(gates.enter(&same, false), async {
             tokio::task::yield_now().await;
             first.end(Sign::Answers, None);
         });
@@ -205,21 +207,22 @@ mod tests {
     #[tokio::test]
     async fn who_waits_in_vain_is_held() {
         let gates = gates();
-        let _passes = (gates.enter(&id(1)).await.unwrap(), gates.enter(&id(1)).await.unwrap());
-        let held = gates.enter(&id(1)).await.map(drop).unwrap_err();
+        let _passes =
+            (gates.enter(&id(1), false).await.unwrap(), gates.enter(&id(1), false).await.unwrap());
+        let held = gates.enter(&id(1), false).await.map(drop).unwrap_err();
         assert_eq!(held.0, HoldReason::Busy);
         // Another subscription has nothing to do with it.
-        gates.enter(&id(2)).await.unwrap();
+        gates.enter(&id(2), false).await.unwrap();
     }
 
     #[tokio::test]
     async fn open_breakers_are_counted_and_kept() {
         let gates = gates();
         for _ in 0..3 {
-            gates.enter(&id(1)).await.unwrap().end(Sign::Fails, None);
+            gates.enter(&id(1), false).await.unwrap().end(Sign::Fails, None);
         }
         assert_eq!(gates.open.get(), 1);
         assert_eq!(count(&gates), 1);
-        assert_eq!(gates.enter(&id(1)).await.map(drop).unwrap_err().0, HoldReason::Breaker);
+        assert_eq!(gates.enter(&id(1), false).await.map(drop).unwrap_err().0, HoldReason::Breaker);
     }
 }

@@ -50,8 +50,8 @@ struct Args {
     common: CommonArgs,
     #[command(flatten)]
     targets: TargetArgs,
-    /// How many messages of each queue may be in hand at once.
-    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
+    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
     /// How many POSTs may be in flight at once.
     #[arg(long, env = "DOORBELL_MAX_IN_FLIGHT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -119,14 +119,16 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     });
     // Nothing is taken in before the store was there once: a message could only wait in hand.
     if store.until_up(&shutdown).await.is_some() {
-        let intake = Intake::start(&plumbing, queues(args.prefetch), &service)?;
+        let intake = Intake::start(&plumbing, (queues(), args.prefetch), &service)?;
         dispatcher.dispatch(intake).await;
     }
     Ok(())
 }
 
-fn queues(prefetch: u16) -> Vec<ConsumerSpec> {
+fn queues() -> Vec<ConsumerSpec> {
     let mut queues = ingress_queues();
     queues.extend([PAGES, DELIVERIES, TESTS].map(str::to_owned));
-    queues.into_iter().map(|queue| ConsumerSpec { queue, prefetch }).collect()
+    // Deliveries whose time has come are of all tenants, and of many that have failed before.
+    let weight = |queue: &str| if queue == DELIVERIES { 4 } else { 1 };
+    queues.into_iter().map(|queue| ConsumerSpec { weight: weight(&queue), queue }).collect()
 }

@@ -38,7 +38,7 @@ use unrouted::Redeclaration;
 struct Args {
     #[command(flatten)]
     common: CommonArgs,
-    /// How many messages may be in hand at once.
+    /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
     /// How long after its policy's last nominal attempt a delivery is given up, time spent held not counted.
@@ -77,9 +77,9 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
         let counting = waiting::count(broker.clone(), metrics, shutdown.clone());
         shutdown.spawn_vital("counter of waiting messages", counting);
-        let queues = [RETRIES, UNROUTED]
-            .map(|queue| ConsumerSpec { queue: queue.to_owned(), prefetch: args.prefetch });
-        let intake = Intake::start(&plumbing, queues.to_vec(), &service)?;
+        let queues =
+            [RETRIES, UNROUTED].map(|queue| ConsumerSpec { queue: queue.to_owned(), weight: 1 });
+        let intake = Intake::start(&plumbing, (queues.to_vec(), args.prefetch), &service)?;
         scheduler.schedule(intake).await;
     }
     Ok(())

@@ -11,7 +11,7 @@ fn at(millis: i64) -> Timestamp {
 }
 
 fn go(gate: &mut Gate, now: Timestamp) -> Pass {
-    let Admission::Go(pass) = gate.arrive(BOUNDS, now) else { panic!("not let through") };
+    let Admission::Go(pass) = gate.arrive(BOUNDS, false, now) else { panic!("not let through") };
     gate.begin(pass, now);
     pass
 }
@@ -24,12 +24,12 @@ fn end(gate: &mut Gate, pass: Pass, sign: Sign, now: Timestamp) {
 fn so_many_go_so_many_wait_and_the_rest_is_held() {
     let mut gate = Gate::default();
     let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
-    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
-    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
-    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Busy, at(1)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Hold(HoldReason::Busy, at(1)));
     end(&mut gate, passes[0], Sign::Answers, at(2));
     // Who waits goes before who comes.
-    assert_eq!(gate.arrive(BOUNDS, at(3)), Admission::Hold(HoldReason::Busy, at(3)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(3)), Admission::Hold(HoldReason::Busy, at(3)));
     assert!(matches!(gate.ask_again(BOUNDS, at(3)), Admission::Go(_)));
     assert_eq!(gate.ask_again(BOUNDS, at(3)), Admission::Wait);
     assert!(matches!(gate.give_up_waiting(at(4)), Admission::Hold(HoldReason::Busy, _)));
@@ -51,7 +51,20 @@ fn nobody_waits_where_it_would_take_long() {
         go(&mut gate, at(1000));
     }
     // Each takes 900 ms, four at once: the next turn comes after some 225 ms.
-    assert_eq!(gate.arrive(BOUNDS, at(1000)), Admission::Hold(HoldReason::Busy, at(1000)));
+    // Those who are held come back one after the other.
+    let held: Vec<Admission> = (0..3).map(|_| gate.arrive(BOUNDS, false, at(1000))).collect();
+    let turns: Vec<i64> = held
+        .iter()
+        .map(|admission| {
+            let Admission::Hold(HoldReason::Busy, turn) = admission else { panic!("not held") };
+            turn.since(at(1000)).as_millis()
+        })
+        .map(|millis| i64::try_from(millis).unwrap())
+        .collect();
+    assert_eq!(turns[0], 0);
+    assert!(turns[1] >= 130 && turns[2] >= turns[1] + 130, "{turns:?}");
+    let back = gate.arrive(BOUNDS, true, at(1000));
+    assert_eq!(back, Admission::Hold(HoldReason::Busy, at(1000)), "its turn has come once");
 }
 
 #[test]
@@ -60,11 +73,11 @@ fn an_endpoint_that_says_nothing_gets_little_more() {
     let first = go(&mut gate, at(0));
     let _second = go(&mut gate, at(900));
     let _third = go(&mut gate, at(1000));
-    assert_eq!(gate.arrive(BOUNDS, at(1001)), Admission::Hold(HoldReason::Busy, at(1001)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Busy, at(1001)));
     end(&mut gate, first, Sign::Fails, at(1500));
     // The oldest is young again.
-    assert!(matches!(gate.arrive(BOUNDS, at(1501)), Admission::Go(_)));
-    assert_eq!(gate.arrive(BOUNDS, at(1901)), Admission::Hold(HoldReason::Busy, at(1901)));
+    assert!(matches!(gate.arrive(BOUNDS, false, at(1501)), Admission::Go(_)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Busy, at(1901)));
 }
 
 #[test]
@@ -75,9 +88,9 @@ fn an_endpoint_that_takes_its_time_but_answers_is_not_slow() {
     end(&mut gate, first, Sign::Answers, at(2000));
     let _third = go(&mut gate, at(2000));
     // The second is older than a second, but something was answered since it began.
-    assert!(matches!(gate.arrive(BOUNDS, at(2500)), Admission::Go(_)));
+    assert!(matches!(gate.arrive(BOUNDS, false, at(2500)), Admission::Go(_)));
     end(&mut gate, second, Sign::Answers, at(3000));
-    assert!(matches!(gate.arrive(BOUNDS, at(3000)), Admission::Go(_)));
+    assert!(matches!(gate.arrive(BOUNDS, false, at(3000)), Admission::Go(_)));
 }
 
 #[test]
@@ -88,11 +101,17 @@ fn an_open_breaker_lets_one_probe_through() {
         end(&mut gate, pass, Sign::Fails, at(0));
     }
     assert!(gate.is_open());
-    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
     let probe = go(&mut gate, at(5000));
-    assert_eq!(gate.arrive(BOUNDS, at(5001)), Admission::Hold(HoldReason::Breaker, at(5001)));
+    assert_eq!(
+        gate.arrive(BOUNDS, false, at(5001)),
+        Admission::Hold(HoldReason::Breaker, at(5001))
+    );
     end(&mut gate, probe, Sign::Fails, at(6000));
-    assert_eq!(gate.arrive(BOUNDS, at(6001)), Admission::Hold(HoldReason::Breaker, at(16_000)));
+    assert_eq!(
+        gate.arrive(BOUNDS, false, at(6001)),
+        Admission::Hold(HoldReason::Breaker, at(16_000))
+    );
     let probe = go(&mut gate, at(16_000));
     end(&mut gate, probe, Sign::Answers, at(16_100));
     assert!(gate.is_idle(at(16_100)));
@@ -104,7 +123,10 @@ fn an_endpoint_that_asks_for_it_is_left_alone_by_all() {
     let pass = go(&mut gate, at(0));
     let wait = Some(Duration::from_secs(7));
     gate.end(pass, (Sign::Throttles, wait), BOUNDS, (at(0), 0.0));
-    assert_eq!(gate.arrive(BOUNDS, at(6999)), Admission::Hold(HoldReason::Throttled, at(7000)));
+    assert_eq!(
+        gate.arrive(BOUNDS, false, at(6999)),
+        Admission::Hold(HoldReason::Throttled, at(7000))
+    );
     assert!(!gate.is_idle(at(6999)) && gate.is_idle(at(7000)));
     go(&mut gate, at(7000));
 }
@@ -133,7 +155,7 @@ proptest! {
         for (millis, (step, answers)) in (0_i64..).step_by(100).zip(steps) {
             let now = at(millis);
             match step {
-                0 | 1 => match gate.arrive(BOUNDS, now) {
+                0 | 1 => match gate.arrive(BOUNDS, false, now) {
                     Admission::Go(pass) => { gate.begin(pass, now); passes.push(pass); }
                     Admission::Wait => waiting += 1,
                     Admission::Hold(..) => {}

@@ -5,6 +5,7 @@ mod session;
 
 use std::sync::Arc;
 
+use doorbell_common::window::Window;
 use lapin::Connection;
 use lapin::message::Delivery;
 use prometheus::IntGauge;
@@ -27,8 +28,8 @@ use crate::shutdown::Shutdown;
 pub struct ConsumerSpec {
     /// Which one.
     pub queue: String,
-    /// How many messages may be with us unsettled.
-    pub prefetch: u16,
+    /// How many times the window of other queues its own is.
+    pub weight: u16,
 }
 
 /// A message that came, to be settled once.
@@ -48,6 +49,7 @@ pub struct Settle {
     tag: u64,
     /// Which of the session's queues it came from.
     queue: usize,
+    bytes: usize,
     session: Option<mpsc::UnboundedSender<Settled>>,
 }
 
@@ -70,9 +72,10 @@ impl Settle {
 
     fn send(&mut self, settlement: Settlement) {
         if let Some(session) = self.session.take() {
+            let Self { tag, queue, bytes, .. } = *self;
+            let settled = Settled { tag, queue, bytes, settlement };
             // The channel may be gone; then the broker has taken the message back already.
-            let _gone =
-                session.send(Settled { tag: self.tag, queue: self.queue, settlement }).is_err();
+            let _gone = session.send(settled).is_err();
         }
     }
 }
@@ -92,6 +95,9 @@ pub struct Intake {
 impl Intake {
     /// Starts the supervisor of a consuming connection.
     ///
+    /// At most `most` messages of each queue are with us unsettled, and no more bytes than
+    /// [`doorbell_common::window`] allows.
+    ///
     /// When the service is told to stop it cancels its consumers, hands back what nobody has
     /// begun, and goes on settling until nothing is left.
     ///
@@ -99,10 +105,11 @@ impl Intake {
     /// Its metric is registered already.
     pub fn start(
         plumbing: &Plumbing,
-        specs: Vec<ConsumerSpec>,
+        (specs, most): (Vec<ConsumerSpec>, u16),
         service: &Service,
     ) -> prometheus::Result<Self> {
-        let room: usize = specs.iter().map(|spec| usize::from(spec.prefetch)).sum();
+        let room =
+            specs.iter().map(|spec| usize::from(spec.weight) * usize::from(most)).sum::<usize>();
         // Twice, for a channel that takes the place of another.
         let (sender, messages) = mpsc::channel(2 * room.max(1));
         let in_hand = gauge(
@@ -115,6 +122,7 @@ impl Intake {
         let supervisor = Arc::new(Supervisor {
             broker,
             specs,
+            most,
             health,
             shutdown: shutdown.clone(),
             sender,
@@ -143,6 +151,8 @@ impl Intake {
 struct Supervisor {
     broker: Broker,
     specs: Vec<ConsumerSpec>,
+    /// The most messages of each queue that may be with us unsettled.
+    most: u16,
     health: Health,
     shutdown: Shutdown,
     sender: mpsc::Sender<Incoming>,
@@ -173,7 +183,8 @@ impl Supervisor {
     async fn open(self: &Arc<Self>) -> anyhow::Result<(Connection, Session)> {
         let connection = self.broker.connect("consume").await?;
         self.broker.declare_topology(&connection).await?;
-        let session = Session::open(Arc::clone(self), &connection).await?;
+        let window = Window::new(self.most);
+        let session = Session::open(Arc::clone(self), &connection, window).await?;
         Ok((connection, session))
     }
 
@@ -195,11 +206,12 @@ impl Supervisor {
                 }
                 Ended::Lost(reason) => return Err(reason),
                 Ended::Stopped => break,
-                Ended::Silent(silent) => {
-                    session = Session::open(Arc::clone(self), connection)
+                Ended::Replace(old, window) => {
+                    tracing::debug!(window = window.messages(), "the channel is replaced");
+                    session = Session::open(Arc::clone(self), connection, window)
                         .await
                         .map_err(|error| format!("the connection was lost: {error}"))?;
-                    replaced.spawn(silent.drain());
+                    replaced.spawn(old.drain());
                 }
             }
         }

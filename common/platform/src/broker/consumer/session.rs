@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::ack::AckLedger;
+use doorbell_common::window::{Seen, Window};
 use futures_util::stream::{SelectAll, Stream, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 use super::{ConsumerSpec, Incoming, Settle, Supervisor, received};
 
 /// How often a channel that says nothing is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(250);
 /// How long a queue may be silent before the channel is replaced.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Settlements taken in one go.
@@ -48,6 +49,7 @@ pub(super) struct Settled {
     pub(super) tag: u64,
     /// Which of the session's queues it came from.
     pub(super) queue: usize,
+    pub(super) bytes: usize,
     pub(super) settlement: Settlement,
 }
 
@@ -71,8 +73,8 @@ pub(super) enum Ended {
     Lost(String),
     /// Everything is settled after the signal to stop.
     Stopped,
-    /// Another one is to take its place; this one has messages to settle yet.
-    Silent(Box<Session>),
+    /// Another one is to take its place, with this window; this one has messages to settle yet.
+    Replace(Box<Session>, Window),
 }
 
 /// One channel and everything that hangs on it.
@@ -86,6 +88,8 @@ pub(super) struct Session {
     settlements: mpsc::UnboundedReceiver<Settled>,
     ledger: AckLedger,
     queues: Vec<Consumed>,
+    window: Window,
+    seen: Seen,
     /// Whether nothing is taken in any more.
     stopping: bool,
 }
@@ -95,6 +99,7 @@ impl Session {
     pub(super) async fn open(
         supervisor: Arc<Supervisor>,
         connection: &Connection,
+        window: Window,
     ) -> lapin::Result<Self> {
         let (settle, settlements) = mpsc::unbounded_channel();
         let consumed = |spec: &ConsumerSpec| Consumed {
@@ -112,6 +117,8 @@ impl Session {
             settlements,
             ledger: AckLedger::default(),
             queues,
+            window,
+            seen: Seen::default(),
             stopping: false,
         };
         for queue in 0..session.queues.len() {
@@ -122,7 +129,8 @@ impl Session {
 
     async fn consume(&mut self, queue: usize) -> lapin::Result<()> {
         let spec = self.supervisor.specs[queue].clone();
-        self.channel.basic_qos(spec.prefetch, BasicQosOptions::default()).await?;
+        let prefetch = self.window.messages().saturating_mul(spec.weight);
+        self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let tag = format!("doorbell-{}", crate::ids::token());
         let options = BasicConsumeOptions::default();
         let consumer = self
@@ -142,7 +150,10 @@ impl Session {
         match self.serve().await {
             Err(reason) => Ended::Lost(reason),
             Ok(()) if self.supervisor.shutdown.is_stopping() => Ended::Stopped,
-            Ok(()) => Ended::Silent(Box::new(self)),
+            Ok(()) => {
+                let window = self.better_window().unwrap_or(self.window);
+                Ended::Replace(Box::new(self), window)
+            }
         }
     }
 
@@ -159,8 +170,8 @@ impl Session {
         drop(self.channel.close(200, "replaced".into()).await);
     }
 
-    /// Returns once everything is settled after the end of intake, or a queue has been silent for
-    /// too long.
+    /// Returns once everything is settled after the end of intake, or another session would do
+    /// better: a queue has been silent for too long, or the window is too small or too large.
     ///
     /// # Errors
     /// The channel is no use any more; says why.
@@ -192,9 +203,13 @@ impl Session {
                     if !self.channel.status().connected() {
                         return Err("the channel was lost".to_owned());
                     }
-                    if !self.stopping && batch.is_empty() && self.is_silent() {
+                    if self.stopping || !batch.is_empty() {
+                        continue;
+                    }
+                    if self.is_silent() || self.better_window().is_some() {
                         return Ok(());
                     }
+                    self.seen.is_full = false;
                 }
             }
             if self.stopping && self.outstanding() == 0 && self.streams.is_empty() {
@@ -217,6 +232,11 @@ impl Session {
                 let consumed = &mut self.queues[queue];
                 consumed.outstanding += 1;
                 consumed.last_came = Instant::now();
+                let weight = self.supervisor.specs[queue].weight;
+                let prefetch = self.window.messages().saturating_mul(weight);
+                self.seen.is_full |= consumed.outstanding >= usize::from(prefetch);
+                self.seen.bytes += delivery.data.len();
+                self.seen.largest = self.seen.largest.max(delivery.data.len());
                 self.supervisor.in_hand.inc();
                 let incoming = self.incoming(queue, delivery);
                 // Nobody listens any more when the service is stopping: the message is dropped,
@@ -253,6 +273,10 @@ impl Session {
         self.queues.iter().map(|queue| queue.outstanding).sum()
     }
 
+    fn better_window(&self) -> Option<Window> {
+        self.window.better(self.seen, self.queues.len())
+    }
+
     fn is_silent(&self) -> bool {
         let silent =
             |queue: &Consumed| queue.outstanding == 0 && queue.last_came.elapsed() > SILENCE;
@@ -263,7 +287,7 @@ impl Session {
         let (tag, session) = (delivery.delivery_tag, Some(self.settle.clone()));
         Incoming {
             queue: Arc::clone(&self.queues[queue].name),
-            settle: Settle { tag, queue, session },
+            settle: Settle { tag, queue, bytes: delivery.data.len(), session },
             received: received(delivery),
         }
     }
@@ -272,10 +296,11 @@ impl Session {
     async fn apply(&mut self, batch: &mut Vec<Settled>) -> lapin::Result<bool> {
         let mut go_on = true;
         let mut settled = Vec::with_capacity(batch.len());
-        for Settled { tag, queue, settlement } in batch.drain(..) {
+        for Settled { tag, queue, bytes, settlement } in batch.drain(..) {
             let outstanding = &mut self.queues[queue].outstanding;
             *outstanding = outstanding.saturating_sub(1);
             self.supervisor.in_hand.dec();
+            self.seen.bytes = self.seen.bytes.saturating_sub(bytes);
             match settlement {
                 Settlement::Ack => settled.push(tag),
                 Settlement::Recycle => go_on = false,
