@@ -59,6 +59,14 @@ impl Default for Setup {
 }
 
 impl Setup {
+    /// With dispatchers that leave no endpoint alone, however often it fails: for stories whose
+    /// endpoints fail on purpose, and that are about something else.
+    #[must_use]
+    pub fn without_breaker(mut self) -> Self {
+        self.dispatcher_extra.push(("DOORBELL_BREAKER_FAILURES".to_owned(), "1000000".to_owned()));
+        self
+    }
+
     /// With engines of its own.
     #[must_use]
     pub fn private() -> Self {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_afterwards()
 -> anyhow::Result<()> {
-    let world = Arc::new(World::start("operator").await?);
+    let world = Arc::new(World::with("operator", Setup::default().without_breaker()).await?);
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
     world.subscribe("acme", "steady", &["#"]).await?;
     world.subscribe("acme", "flaky", &["#"]).await?;
@@ -91,7 +91,7 @@ pub(crate) async fn a_memory_alarm_refuses_and_then_resumes() -> anyhow::Result<
 
 pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow::Result<()> {
     const EVENTS: usize = 500;
-    let world = Arc::new(World::with("broker", Setup::private()).await?);
+    let world = Arc::new(World::with("broker", Setup::private().without_breaker()).await?);
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
     let mut body = subscription(&world.receiver.url("flaky"), &["#"]);
     body["retry"] = json!({"schedule": ["15s", "2s", "2s", "2s"]});

@@ -35,7 +35,7 @@ pub(crate) async fn a_dispatcher_killed_amid_10_000_events_loses_none() -> anyho
 }
 
 pub(crate) async fn any_service_killed_under_load_loses_none() -> anyhow::Result<()> {
-    let world = Arc::new(World::start("kills").await?);
+    let world = Arc::new(World::with("kills", Setup::default().without_breaker()).await?);
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
     world.subscribe("acme", "steady", &["#"]).await?;
     world.subscribe("acme", "flaky", &["#"]).await?;
@@ -123,7 +123,9 @@ pub(crate) async fn a_fan_out_cut_by_a_stop_goes_on_elsewhere() -> anyhow::Resul
 }
 
 pub(crate) async fn everything_killed_in_turn_loses_nothing() -> anyhow::Result<()> {
-    let world = Arc::new(World::with("chaos", Setup { schedulers: 2, ..Setup::private() }).await?);
+    let world = Arc::new(
+        World::with("chaos", Setup { schedulers: 2, ..Setup::private() }.without_breaker()).await?,
+    );
     world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));
     world.receiver.behave("slow", Behaviour::Slow(Duration::from_millis(300)));
     for endpoint in ["steady", "flaky", "slow"] {

@@ -18,6 +18,7 @@ mod api;
 mod broker;
 mod delivery;
 mod deployments;
+mod gate;
 mod held;
 mod interop;
 mod kills;
@@ -70,6 +71,10 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         delivery::every_failure_has_its_end,
         delivery::forbidden_addresses_are_refused_at_the_connection,
         delivery::hostile_endpoints_are_survived,
+        gate::an_endpoint_that_is_down_is_left_alone_and_then_served,
+        gate::an_endpoint_that_asks_for_it_is_left_alone,
+        gate::an_endpoint_that_hangs_holds_nobody_up,
+        gate::a_flood_for_a_slow_endpoint_holds_nobody_up,
         held::deliveries_are_kept_and_flow_again,
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,

@@ -78,14 +78,30 @@ impl World {
         let mut redis = redis::Client::open(self.engines.redis_url.as_str())?
             .get_multiplexed_async_connection()
             .await?;
-        let keys: Vec<String> =
-            redis::cmd("KEYS").arg(format!("{}:*", self.vhost)).query_async(&mut redis).await?;
-        for key in keys {
-            let ttl: i64 = redis::cmd("TTL").arg(&key).query_async(&mut redis).await?;
-            let lasting = ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
-            anyhow::ensure!(ttl > 0 || lasting, "the key {key} has no time to live");
+        let (pattern, mut cursor) = (format!("{}:*", self.vhost), 0_u64);
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1000);
+            let (next, keys): (u64, Vec<String>) = scan.query_async(&mut redis).await?;
+            let mut asking = redis::pipe();
+            for key in &keys {
+                asking.cmd("TTL").arg(key);
+            }
+            let ttls: Vec<i64> = match keys.as_slice() {
+                [] => vec![],
+                _ => asking.query_async(&mut redis).await?,
+            };
+            for (key, ttl) in keys.iter().zip(ttls) {
+                let lasting =
+                    ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
+                // -1 is one that stays; one that has just gone is -2.
+                anyhow::ensure!(ttl != -1 || lasting, "the key {key} has no time to live");
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
         }
-        Ok(())
     }
 }
 

@@ -203,13 +203,12 @@ impl Session {
                     if !self.channel.status().connected() {
                         return Err("the channel was lost".to_owned());
                     }
-                    if self.stopping || !batch.is_empty() {
-                        continue;
+                    if !self.stopping && batch.is_empty() {
+                        if self.is_silent() || self.better_window().is_some() {
+                            return Ok(());
+                        }
+                        self.seen.is_full = false;
                     }
-                    if self.is_silent() || self.better_window().is_some() {
-                        return Ok(());
-                    }
-                    self.seen.is_full = false;
                 }
             }
             if self.stopping && self.outstanding() == 0 && self.streams.is_empty() {
