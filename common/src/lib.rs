@@ -11,6 +11,7 @@ pub mod attempt;
 pub mod breaker;
 pub mod duration;
 pub mod event;
+pub mod fair;
 pub mod gate;
 pub mod held;
 pub mod ids;

@@ -18,11 +18,12 @@ use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::store::snapshots::{Known, Snapshots};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::fan_out::Served;
 use crate::gates::Gates;
 use crate::metrics::Metrics;
+use crate::permits::Permits;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::understand::{Destination, Identity, Origin, Task, understand_event, understand_work};
@@ -45,7 +46,7 @@ pub(crate) struct Dispatcher {
     pub(crate) shutdown: Shutdown,
     pub(crate) gates: Gates,
     /// One permit for each POST that may be in flight.
-    pub(crate) posts: Semaphore,
+    pub(crate) posts: Permits,
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,
     pub(crate) max_event_bytes: usize,

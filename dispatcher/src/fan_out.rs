@@ -114,13 +114,14 @@ impl Dispatcher {
         delivery: Delivery,
         subscription: &Subscription,
     ) -> anyhow::Result<()> {
+        // First: who waits for us does not wait for the endpoint, and is not held for it.
+        let permit = self.posts.acquire(&subscription.tenant).await?;
         let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => return self.hold(delivery, reason, opens_at).await,
         };
         let attempt = delivery.state.attempts.saturating_add(1);
         let answer = {
-            let _permit = self.posts.acquire().await?;
             admitted.begin();
             let body = served.body(subscription.payload);
             if attempt == 1 {
@@ -133,6 +134,7 @@ impl Dispatcher {
             self.metrics.posts_in_flight.dec();
             answer
         };
+        drop(permit);
         admitted.end(Sign::of(answer.outcome, answer.retry_after.is_some()), answer.retry_after);
         self.metrics.attempted(answer.outcome);
         self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());

@@ -2,14 +2,15 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`fan_out`] serves the subscriptions of an event, [`gates`] say whether an endpoint may be called
-//! now, [`sender`] makes one POST, [`recorder`] writes down what came of it, [`test_call`] serves
+//! [`fan_out`] serves the subscriptions of an event, [`permits`] are shared fairly among tenants, [`gates`] say
+//! whether an endpoint may be called now, [`sender`] makes one POST, [`recorder`] writes down what came of it, [`test_call`] serves
 //! the test call of the control-plane.
 
 mod dispatch;
 mod fan_out;
 mod gates;
 mod metrics;
+mod permits;
 mod recorder;
 mod sender;
 mod test_call;
@@ -29,11 +30,11 @@ use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::Snapshots;
 use doorbell_platform::targets::TargetArgs;
-use tokio::sync::Semaphore;
 
 use dispatch::Dispatcher;
 use gates::Gates;
 use metrics::Metrics;
+use permits::Permits;
 use recorder::Recorder;
 use sender::Sender;
 
@@ -112,7 +113,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             metrics.breakers_open.clone(),
         ),
         metrics,
-        posts: Semaphore::new(usize::try_from(args.max_in_flight)?),
+        posts: Permits::new(usize::try_from(args.max_in_flight)?),
         alone: tokio::sync::Mutex::new(()),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,

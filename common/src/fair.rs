@@ -1,0 +1,91 @@
+//! A line in which everyone's turn comes as often as everyone else's, however many have lined up
+//! behind one of them: each has a line of their own, and these are served in turn.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+
+/// Lines by whose they are, served in turn.
+#[derive(Clone, Debug)]
+pub struct FairLine<K, T> {
+    lines: HashMap<K, VecDeque<T>>,
+    /// Whose turn is next; each who has a line, once.
+    turns: VecDeque<K>,
+}
+
+impl<K, T> Default for FairLine<K, T> {
+    fn default() -> Self {
+        Self { lines: HashMap::new(), turns: VecDeque::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, T> FairLine<K, T> {
+    /// Lines up behind those of the same owner.
+    pub fn push(&mut self, owner: &K, item: T) {
+        if let Some(line) = self.lines.get_mut(owner) {
+            line.push_back(item);
+            return;
+        }
+        self.lines.insert(owner.clone(), VecDeque::from([item]));
+        self.turns.push_back(owner.clone());
+    }
+
+    /// The first of whose turn it is.
+    pub fn pop(&mut self) -> Option<T> {
+        let owner = self.turns.pop_front()?;
+        let line = self.lines.get_mut(&owner)?;
+        let item = line.pop_front();
+        if line.is_empty() {
+            self.lines.remove(&owner);
+        } else {
+            self.turns.push_back(owner);
+        }
+        item
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_who_comes_late_waits_for_one_of_each_only() {
+        let mut line = FairLine::default();
+        for n in 0..1000 {
+            line.push(&"flood", n);
+        }
+        line.push(&"late", 1);
+        line.push(&"later", 2);
+        assert_eq!(std::iter::from_fn(|| line.pop()).take(4).collect::<Vec<_>>(), [0, 1, 2, 1]);
+    }
+
+    proptest! {
+        /// Everyone's items come out in their order, and nobody gets two turns between two of
+        /// anyone who waits.
+        #[test]
+        fn turns_are_fair(owners in prop::collection::vec(0_u8..5, 0..100)) {
+            let mut line = FairLine::default();
+            let mut left = HashMap::<u8, usize>::new();
+            for (n, owner) in owners.iter().enumerate() {
+                line.push(owner, (*owner, n));
+                *left.entry(*owner).or_default() += 1;
+            }
+            let mut last = HashMap::<u8, usize>::new();
+            let mut turns = Vec::new();
+            while let Some((owner, n)) = line.pop() {
+                prop_assert!(last.insert(owner, n).is_none_or(|before| before < n));
+                turns.push(owner);
+            }
+            prop_assert_eq!(turns.len(), owners.len());
+            for (i, owner) in turns.iter().enumerate() {
+                let waiting = left.values().filter(|left| **left > 0).count();
+                let next = turns.iter().skip(i + 1).position(|other| other == owner);
+                if let Some(apart) = next {
+                    prop_assert!(apart < waiting, "{turns:?}");
+                }
+                *left.entry(*owner).or_default() -= 1;
+            }
+        }
+    }
+}
