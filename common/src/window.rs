@@ -43,7 +43,7 @@ impl Window {
         self.messages
     }
 
-    /// Another window that would do better, for so many queues.
+    /// Another window that would do better, for so many queues (one of double weight counts twice).
     #[must_use]
     pub fn better(self, seen: Seen, queues: usize) -> Option<Self> {
         let with = |messages: u16| (messages != self.messages).then_some(Self { messages, ..self });

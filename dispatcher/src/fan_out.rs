@@ -116,6 +116,11 @@ impl Dispatcher {
     ) -> anyhow::Result<()> {
         // First: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = self.posts.acquire(&subscription.tenant).await?;
+        if self.shutdown.is_stopping() {
+            // Others make it: a stop waits for what is in flight, not for what is in line.
+            drop(permit);
+            return self.hand_on(Work::Delivery(delivery), Destination::Deliveries).await;
+        }
         let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => return self.hold(delivery, reason, opens_at).await,

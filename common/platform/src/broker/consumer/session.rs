@@ -149,7 +149,8 @@ impl Session {
     pub(super) async fn run(mut self) -> Ended {
         match self.serve().await {
             Err(reason) => Ended::Lost(reason),
-            Ok(()) if self.supervisor.shutdown.is_stopping() => Ended::Stopped,
+            // Not the signal itself: it may have come while there is still something to settle.
+            Ok(()) if self.stopping => Ended::Stopped,
             Ok(()) => {
                 let window = self.better_window().unwrap_or(self.window);
                 Ended::Replace(Box::new(self), window)
@@ -273,7 +274,8 @@ impl Session {
     }
 
     fn better_window(&self) -> Option<Window> {
-        self.window.better(self.seen, self.queues.len())
+        let weights = self.supervisor.specs.iter().map(|spec| usize::from(spec.weight));
+        self.window.better(self.seen, weights.sum())
     }
 
     fn is_silent(&self) -> bool {
