@@ -3,7 +3,7 @@
 use doorbell_common::gate::HoldReason;
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_platform::metrics::{
-    LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, histogram,
+    LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, held_deliveries, histogram,
 };
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
@@ -83,15 +83,7 @@ impl Metrics {
                 "doorbell_breakers_open",
                 "Endpoints left alone after failures in a row, but for single probes.",
             )?,
-            held: counters(
-                registry,
-                (
-                    "doorbell_deliveries_held_total",
-                    "Deliveries put aside without an attempt, by reason; one may be several times.",
-                ),
-                "reason",
-                HoldReason::ALL.map(HoldReason::as_str),
-            )?,
+            held: held_deliveries(registry, HoldReason::ALL.map(HoldReason::as_str))?,
             blocked_addresses: count(
                 "doorbell_addresses_blocked_total",
                 "Attempts refused because the address may not be called.",

@@ -1,7 +1,7 @@
 //! What a retry-scheduler counts.
 
 use doorbell_common::next_move::DeadReason;
-use doorbell_platform::metrics::{counter, counters, gauge};
+use doorbell_platform::metrics::{counter, counters, gauge, held_deliveries};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// A retry-scheduler's metrics.
@@ -33,16 +33,7 @@ impl Metrics {
                 "doorbell_retries_released_total",
                 "Messages whose time had come, released to the dispatchers.",
             )?,
-            held: counters(
-                registry,
-                (
-                    "doorbell_deliveries_held_total",
-                    "Deliveries put aside without an attempt, by reason; one may be several times.",
-                ),
-                "reason",
-                ["suspended"],
-            )?
-            .with_label_values(&["suspended"]),
+            held: held_deliveries(registry, ["suspended"])?.with_label_values(&["suspended"]),
             resumed: count(
                 "doorbell_deliveries_resumed_total",
                 "Held deliveries that flow again, or end, because their subscription is no longer suspended.",

@@ -40,6 +40,18 @@ pub fn counters(
     Ok(metric)
 }
 
+/// Deliveries held, which dispatchers and schedulers count alike, each with its own reasons.
+///
+/// # Errors
+/// The name is taken.
+pub fn held_deliveries(
+    registry: &Registry,
+    reasons: impl IntoIterator<Item = &'static str>,
+) -> prometheus::Result<IntCounterVec> {
+    let help = "Deliveries put aside without an attempt, by reason; one may be several times.";
+    counters(registry, ("doorbell_deliveries_held_total", help), "reason", reasons)
+}
+
 /// A gauge.
 ///
 /// # Errors
