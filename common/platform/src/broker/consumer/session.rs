@@ -2,8 +2,9 @@
 //!
 //! RabbitMQ may leave a consumer that looks alive and gets nothing. When a queue is deleted, and
 //! declared anew by someone before RabbitMQ has told the consumers of the old one, it moves them to
-//! the new one without a word; the channel then takes the new queue's messages for ones that it
-//! has seen, and drops them (seen with quorum queues of 3.10). For the queue they are delivered.
+//! the new one without a word; nothing of the new queue comes to us then, although for the queue
+//! its messages are delivered (seen with quorum queues of 3.10; it seems that the channel takes
+//! them for ones that it has had).
 //! No question that a client may ask tells this from silence. So a channel is believed for a
 //! minute of silence only: then another one takes its place, and what was stuck comes again.
 
