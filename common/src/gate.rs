@@ -197,6 +197,8 @@ impl Gate {
 
     fn admit(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
         if let Breaker::Open { probe_at, .. } = self.breaker {
+            // A probe may have been asked to leave the endpoint alone for longer.
+            let probe_at = self.throttled_until.map_or(probe_at, |until| until.max(probe_at));
             // One probe at a time, and nothing of what is in flight from before beside it.
             return if now < probe_at || !self.passes.is_empty() {
                 Admission::Hold(HoldReason::Breaker, probe_at.max(now))

@@ -123,7 +123,11 @@ impl Dispatcher {
         }
         let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
             Ok(admitted) => admitted,
-            Err((reason, opens_at)) => return self.hold(delivery, reason, opens_at).await,
+            Err((reason, opens_at)) => {
+                // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
+                drop(permit);
+                return self.hold(delivery, reason, opens_at).await;
+            }
         };
         let attempt = delivery.state.attempts.saturating_add(1);
         let answer = {

@@ -118,6 +118,21 @@ fn an_open_breaker_lets_one_probe_through() {
 }
 
 #[test]
+fn a_probe_that_is_asked_to_wait_is_not_followed_by_another_at_once() {
+    let mut gate = Gate::default();
+    for _ in 0..3 {
+        let pass = go(&mut gate, at(0));
+        end(&mut gate, pass, Sign::Fails, at(0));
+    }
+    let probe = go(&mut gate, at(5000));
+    let wait = Some(Duration::from_secs(60));
+    gate.end(probe, (Sign::Throttles, wait), BOUNDS, (at(5000), 0.0));
+    let held = gate.arrive(BOUNDS, false, at(5001));
+    assert_eq!(held, Admission::Hold(HoldReason::Breaker, at(65_000)));
+    go(&mut gate, at(65_000));
+}
+
+#[test]
 fn an_endpoint_that_asks_for_it_is_left_alone_by_all() {
     let mut gate = Gate::default();
     let pass = go(&mut gate, at(0));
