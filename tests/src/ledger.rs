@@ -89,17 +89,18 @@ impl Ledger {
         self.lock().events.len()
     }
 
-    /// How many deliveries have not been accepted by their endpoint.
+    /// The deliveries that their endpoint has not accepted: endpoint and event.
     #[must_use]
-    pub fn missing(&self, receiver: &Receiver) -> usize {
+    pub fn missing(&self, receiver: &Receiver) -> Vec<(String, String)> {
         let inner = self.lock();
         let full =
             inner.endpoints.iter().filter(|(endpoint, _)| !inner.partial.contains(*endpoint));
-        full.map(|(endpoint, wanted)| {
+        full.flat_map(|(endpoint, wanted)| {
             let events = inner.events.iter().filter(|(_, event)| event.sure && wanted.wants(event));
-            receiver.missing(endpoint, events.map(|(id, _)| id))
+            let missing = receiver.missing(endpoint, events.map(|(id, _)| id));
+            missing.into_iter().map(|id| (endpoint.clone(), id.clone())).collect::<Vec<_>>()
         })
-        .sum()
+        .collect()
     }
 
     /// How many POSTs came again although their endpoint had accepted the event before.

@@ -137,11 +137,15 @@ impl Receiver {
         self.lock().accepted.get(endpoint).map_or(0, HashSet::len)
     }
 
-    /// How many of these events an endpoint has not accepted.
-    pub fn missing<'a>(&self, endpoint: &str, events: impl Iterator<Item = &'a String>) -> usize {
+    /// Those of these events that an endpoint has not accepted.
+    pub fn missing<'a>(
+        &self,
+        endpoint: &str,
+        events: impl Iterator<Item = &'a String>,
+    ) -> Vec<&'a String> {
         let inner = self.lock();
         let accepted = inner.accepted.get(endpoint);
-        events.filter(|id| !accepted.is_some_and(|accepted| accepted.contains(*id))).count()
+        events.filter(|id| !accepted.is_some_and(|accepted| accepted.contains(*id))).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_common::rung::Rung;
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::Process;
 use doorbell_local::services::{Environment, Kind, ServiceSpec};
+use doorbell_platform::broker::topology;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -433,12 +435,47 @@ impl World {
     /// Something is missing, foreign, changed, unverified or early.
     pub async fn settle(&self, at_most: Duration) -> anyhow::Result<()> {
         let waited = eventually("everything that was accepted arrives", at_most, || async {
-            self.ledger.missing(&self.receiver) == 0
+            self.ledger.missing(&self.receiver).is_empty()
         })
         .await;
-        waited.with_context(|| {
-            format!("{} deliveries are missing", self.ledger.missing(&self.receiver))
-        })?;
+        if let Err(error) = waited {
+            return Err(error.context(self.whereabouts().await));
+        }
         self.ledger.check(&self.receiver)
+    }
+
+    /// What is missing, and where messages are that it may be in: for whoever reads why a story
+    /// failed.
+    async fn whereabouts(&self) -> String {
+        let missing = self.ledger.missing(&self.receiver);
+        let mut lines = vec![format!("{} deliveries are missing", missing.len())];
+        for (endpoint, id) in missing.iter().take(5) {
+            let posts = self.receiver.posts_to(endpoint);
+            let came = posts.iter().filter(|post| post.id == *id);
+            let came: Vec<(u32, u16)> = came.map(|post| (post.attempt, post.status)).collect();
+            lines.push(format!("{id} for {endpoint}: POSTs that came (attempt, status): {came:?}"));
+        }
+        let queues = topology::ingress_queues()
+            .into_iter()
+            .chain([topology::PAGES, topology::DELIVERIES, topology::RETRIES].map(str::to_owned))
+            .chain([topology::UNROUTED, topology::QUARANTINE].map(str::to_owned))
+            .chain(Rung::all().map(Rung::queue));
+        if let Ok(outsider) = self.outsider().await {
+            for queue in queues {
+                match outsider.depth(&queue).await {
+                    Ok(0) | Err(_) => {}
+                    Ok(depth) => lines.push(format!("{queue}: {depth} ready")),
+                }
+            }
+        }
+        for metric in [
+            "doorbell_messages_in_hand",
+            "doorbell_posts_in_flight",
+            "doorbell_deliveries_held_total{reason=\"busy\"}",
+            "doorbell_deliveries_held_total{reason=\"suspended\"}",
+        ] {
+            lines.push(format!("{metric}: {:?}", self.metric(metric).await));
+        }
+        lines.join("\n")
     }
 }

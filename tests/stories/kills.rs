@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_tests::api::subscription;
 use doorbell_tests::load::{Load, publish_many};
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, eventually};
@@ -162,5 +163,29 @@ pub(crate) async fn everything_killed_in_turn_loses_nothing() -> anyhow::Result<
     eprintln!(
         "15 services, RabbitMQ twice and Redis once killed amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+/// RabbitMQ moves what has waited in a delay queue on by itself, and right after a start the queue
+/// that it moves to may not be there yet: by default it tries such a message again after three
+/// minutes.
+pub(crate) async fn retries_that_come_due_while_rabbitmq_starts_are_not_late() -> anyhow::Result<()>
+{
+    const EVENTS: u64 = 2000;
+    let world = Arc::new(World::with("due", Setup::private().without_breaker()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));
+    let mut body = subscription(&world.receiver.url("flaky"), &["#"]);
+    body["retry"] = json!({ "schedule": ["4s", "4s"] });
+    world.subscribe_as("acme", "flaky", body).await?;
+    world.in_force().await;
+    publish_many(&world, "acme", EVENTS).await?;
+    for _ in 0..3 {
+        let before = world.receiver.accepted("flaky");
+        world.engines.rabbitmq.lock().await.kill().await;
+        world.engines.rabbitmq.lock().await.start_again().await?;
+        world.until_all_ready().await?;
+        eprintln!("{before} had arrived before RabbitMQ was killed");
+    }
+    world.settle(seconds(100)).await?;
     Arc::into_inner(world).unwrap().finish().await
 }

@@ -19,6 +19,11 @@ use crate::process::{Process, Spec};
 /// How long an engine may take to be ready.
 const START: Duration = Duration::from_secs(120);
 
+/// What only this file may say. A message that RabbitMQ moves out of a delay queue while the queue
+/// after it is still starting would by default be tried again only after three minutes; a copy more
+/// is told by its name. The log of the quorum queues is kept small, as befits a laptop.
+const ADVANCED_CONFIG: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}, {ra, [{wal_max_size_bytes, 67108864}]}].\n";
+
 /// The certificate, key and authority of an engine that speaks TLS (PEM files).
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
@@ -76,10 +81,7 @@ impl RabbitMq {
             ));
         }
         fs::write(folder.join("rabbitmq.conf"), config)?;
-        fs::write(
-            folder.join("advanced.config"),
-            "[{rabbit, []}, {ra, [{wal_max_size_bytes, 67108864}]}].\n",
-        )?;
+        fs::write(folder.join("advanced.config"), ADVANCED_CONFIG)?;
         fs::write(folder.join("enabled_plugins"), format!("[{}].\n", plugins.join(",")))?;
         fs::write(folder.join("rabbitmq-env.conf"), "")?;
         let environment = environment(folder, distribution_port, names_port);
