@@ -1,4 +1,4 @@
-//! An event: a fact published once, for one tenant, whose data stays byte for byte as published.
+//! An event: a fact published once, for one tenant or for all of them, whose data stays byte for byte as published.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{EventId, TenantId};
+use crate::ids::{Addressee, EventId};
 use crate::text::serde_as_text;
 use crate::time::Timestamp;
 
@@ -16,7 +16,7 @@ pub struct Event {
     /// Unique within the tenant.
     pub id: EventId,
     /// Whose event it is.
-    pub tenant: TenantId,
+    pub tenant: Addressee,
     /// What happened, such as `payment.succeeded`.
     pub event_type: EventType,
     /// When it happened.

@@ -29,17 +29,19 @@ impl<K: Clone + Eq + Hash, T> FairLine<K, T> {
         self.turns.push_back(owner.clone());
     }
 
-    /// The first of whose turn it is.
-    pub fn pop(&mut self) -> Option<T> {
+    /// The first of whose turn it is, among those who may have one now; the others let it pass.
+    pub fn pop(&mut self, may: impl Fn(&K) -> bool) -> Option<(K, T)> {
+        let place = self.turns.iter().position(may)?;
+        self.turns.rotate_left(place);
         let owner = self.turns.pop_front()?;
         let line = self.lines.get_mut(&owner)?;
-        let item = line.pop_front();
+        let item = line.pop_front()?;
         if line.is_empty() {
             self.lines.remove(&owner);
         } else {
-            self.turns.push_back(owner);
+            self.turns.push_back(owner.clone());
         }
-        item
+        Some((owner, item))
     }
 }
 
@@ -57,7 +59,12 @@ mod tests {
         }
         line.push(&"late", 1);
         line.push(&"later", 2);
-        assert_eq!(std::iter::from_fn(|| line.pop()).take(4).collect::<Vec<_>>(), [0, 1, 2, 1]);
+        let order = std::iter::from_fn(|| line.pop(|_| true)).take(4);
+        assert_eq!(order.map(|(_, item)| item).collect::<Vec<_>>(), [0, 1, 2, 1]);
+        assert_eq!(line.pop(|owner| *owner == "late"), None);
+        line.push(&"late", 3);
+        assert_eq!(line.pop(|owner| *owner == "late"), Some(("late", 3)));
+        assert_eq!(line.pop(|_| true), Some(("flood", 2)));
     }
 
     proptest! {
@@ -73,7 +80,7 @@ mod tests {
             }
             let mut last = HashMap::<u8, usize>::new();
             let mut turns = Vec::new();
-            while let Some((owner, n)) = line.pop() {
+            while let Some((owner, (_, n))) = line.pop(|_| true) {
                 prop_assert!(last.insert(owner, n).is_none_or(|before| before < n));
                 turns.push(owner);
             }

@@ -75,6 +75,42 @@ impl FromStr for TenantId {
     }
 }
 
+/// To whom an event goes: one tenant, or everyone (`*`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Addressee {
+    /// The subscriptions of one tenant.
+    Tenant(TenantId),
+    /// A broadcast: the subscriptions of all tenants.
+    Everyone,
+}
+
+impl Addressee {
+    /// The addressee as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Tenant(tenant) => tenant.as_str(),
+            Self::Everyone => "*",
+        }
+    }
+}
+
+impl fmt::Display for Addressee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Addressee {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "*" { Ok(Self::Everyone) } else { text.parse().map(Self::Tenant) }
+    }
+}
+
+serde_as_text!(Addressee);
+
 /// An event's id, unique within its tenant: 1–128 of `[A-Za-z0-9_-]`. Receivers see it as
 /// `webhook-id`, their idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::event::{Event, EventType, InvalidEventType, Trace};
-use crate::ids::{EventId, InvalidId, TenantId};
+use crate::ids::{Addressee, EventId, InvalidId};
 use crate::json::{self, InvalidJson};
 use crate::time::{InvalidTimestamp, Timestamp};
 
@@ -59,7 +59,7 @@ pub struct Arrival {
     /// Whether that id is the producer's own and so known to be the only one.
     pub minted: bool,
     /// Whose event it is.
-    pub tenant: TenantId,
+    pub tenant: Addressee,
     /// What happened.
     pub event_type: EventType,
     /// When, if the publisher said.
@@ -97,9 +97,6 @@ pub enum Refusal {
     /// The tenant is no tenant id.
     #[error("tenant (header doorbell-tenant) {0}")]
     Tenant(InvalidId),
-    /// `*` as tenant.
-    #[error("tenant (header doorbell-tenant) is '*': broadcasts are not available yet")]
-    Broadcast,
     /// The id is no event id.
     #[error("event id (message_id) {0}")]
     Id(InvalidId),
@@ -133,7 +130,6 @@ pub fn admit(
     let event_type = publication.routing_key.parse()?;
     let tenant = match publication.tenant {
         None => return Err(Refusal::NoTenant),
-        Some("*") => return Err(Refusal::Broadcast),
         Some(tenant) => tenant.parse().map_err(Refusal::Tenant)?,
     };
     let id: Option<EventId> =
@@ -193,6 +189,8 @@ mod tests {
             (arrival.id, arrival.timestamp, arrival.deliver_at, arrival.minted),
             (None, None, None, false)
         );
+        let broadcast = verdict(Publication { tenant: Some("*"), ..good() }).unwrap();
+        assert_eq!(broadcast.tenant, Addressee::Everyone);
         let full = Publication {
             message_id: Some("evt"),
             timestamp: Some(5),
@@ -218,7 +216,7 @@ mod tests {
             (Publication { routing_key: "", ..good() }, R::EventType(InvalidEventType::Empty)),
             (Publication { tenant: None, ..good() }, R::NoTenant),
             (Publication { tenant: Some("a.b"), ..good() }, R::Tenant(InvalidId::Character)),
-            (Publication { tenant: Some("*"), ..good() }, R::Broadcast),
+            (Publication { tenant: Some("**"), ..good() }, R::Tenant(InvalidId::Character)),
             (Publication { message_id: Some("a b"), ..good() }, R::Id(InvalidId::Character)),
             (Publication { message_id: Some(""), ..good() }, R::Id(InvalidId::Empty)),
             (Publication { content_type: Some("text/plain"), ..good() }, R::ContentType),

@@ -12,6 +12,7 @@ pub mod breaker;
 pub mod duration;
 pub mod event;
 pub mod fair;
+pub mod fan_out;
 pub mod gate;
 pub mod held;
 pub mod ids;

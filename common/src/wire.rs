@@ -9,9 +9,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, EventType, Trace};
-use crate::ids::{EventId, SubscriptionId, TenantId};
+use crate::ids::{Addressee, EventId};
 use crate::time::Timestamp;
-use crate::work::{Delivery, DeliveryState, DueEvent, Page, Work, millis};
+use crate::work::{Delivery, DeliveryState, DueEvent, Page, Section, Work, millis};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
@@ -40,7 +40,7 @@ struct Head {
 #[derive(Serialize, Deserialize)]
 struct EventHead {
     id: EventId,
-    tenant: TenantId,
+    tenant: Addressee,
     #[serde(rename = "type")]
     event_type: EventType,
     timestamp: Timestamp,
@@ -57,7 +57,8 @@ enum WorkHead {
         sequence: u32,
     },
     Page {
-        subscriptions: Vec<SubscriptionId>,
+        #[serde(flatten)]
+        section: Section,
         sequence: u32,
     },
     Delivery(DeliveryState),
@@ -85,10 +86,9 @@ pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
         },
         work: match work {
             Work::Event(due) => WorkHead::Event { due: due.due, sequence: due.sequence },
-            Work::Page(page) => WorkHead::Page {
-                subscriptions: page.subscriptions.clone(),
-                sequence: page.sequence,
-            },
+            Work::Page(page) => {
+                WorkHead::Page { section: page.section.clone(), sequence: page.sequence }
+            }
             Work::Delivery(delivery) => WorkHead::Delivery(delivery.state.clone()),
         },
     };
@@ -121,9 +121,7 @@ pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
     });
     Ok(match head.work {
         WorkHead::Event { due, sequence } => Work::Event(DueEvent { event, due, sequence }),
-        WorkHead::Page { subscriptions, sequence } => {
-            Work::Page(Page { event, subscriptions, sequence })
-        }
+        WorkHead::Page { section, sequence } => Work::Page(Page { event, section, sequence }),
         WorkHead::Delivery(state) => Work::Delivery(Delivery { event, state }),
     })
 }
@@ -133,7 +131,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::SlotNumber;
+    use crate::fan_out::SlotRange;
+    use crate::ids::{SlotNumber, SubscriptionId};
     use crate::outcome::OutcomeClass;
     use crate::work::{Failure, Stage};
 
@@ -164,7 +163,15 @@ mod tests {
         };
         match kind {
             0 => Work::Event(DueEvent { event, due: at, sequence }),
-            1 => Work::Page(Page { event, subscriptions: vec![subscription; 3], sequence }),
+            1 => Work::Page(Page {
+                event,
+                section: if generation % 2 == 0 {
+                    Section::Subscriptions(vec![subscription; 3])
+                } else {
+                    Section::Slots(SlotRange { first: sequence, end: attempts })
+                },
+                sequence,
+            }),
             _ => Work::Delivery(Delivery {
                 event,
                 state: DeliveryState {

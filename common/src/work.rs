@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
+use crate::fan_out::SlotRange;
 use crate::ids::SubscriptionId;
 use crate::outcome::OutcomeClass;
 use crate::time::Timestamp;
@@ -33,20 +34,25 @@ pub struct DueEvent {
     pub sequence: u32,
 }
 
-/// Subscriptions of an event that are still to be served.
+/// A part of an event's subscriptions, still to be served.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// The event.
     pub event: Arc<Event>,
-    /// For whom; at most [`Page::MAX`].
-    pub subscriptions: Vec<SubscriptionId>,
+    /// For whom.
+    pub section: Section,
     /// Raised by one at each publish of ours.
     pub sequence: u32,
 }
 
-impl Page {
-    /// How many subscriptions a page has at most.
-    pub const MAX: usize = 256;
+/// Which part of an event's subscriptions a page is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Section {
+    /// These, which a stop cut off; at most [`PAGE`](crate::fan_out::PAGE).
+    Subscriptions(Vec<SubscriptionId>),
+    /// Those in these slots that want the event. If they are more than a page, they are split.
+    Slots(SlotRange),
 }
 
 /// One event for one subscription.
@@ -204,8 +210,14 @@ impl Work {
         match self {
             Self::Event(due) => format!("{tenant}/{id}/event/0/{}", due.sequence),
             Self::Page(page) => {
-                let first = page.subscriptions.first().map_or("none", SubscriptionId::as_str);
-                format!("{tenant}/{id}/page-{first}/{}/{}", page.subscriptions.len(), page.sequence)
+                let section = match &page.section {
+                    Section::Subscriptions(ids) => {
+                        let first = ids.first().map_or("none", SubscriptionId::as_str);
+                        format!("page-{first}/{}", ids.len())
+                    }
+                    Section::Slots(SlotRange { first, end }) => format!("slots-{first}-{end}"),
+                };
+                format!("{tenant}/{id}/{section}/{}", page.sequence)
             }
             Self::Delivery(Delivery { state, .. }) => {
                 format!(
@@ -327,7 +339,12 @@ mod tests {
             Work::Delivery(Delivery { event: Arc::clone(&event), state }),
             Work::Page(Page {
                 event: Arc::clone(&event),
-                subscriptions: vec![subscription; 256],
+                section: Section::Subscriptions(vec![subscription; 256]),
+                sequence: 99_999_999,
+            }),
+            Work::Page(Page {
+                event: Arc::clone(&event),
+                section: Section::Slots(SlotRange::ALL),
                 sequence: 99_999_999,
             }),
             Work::Event(DueEvent { event, due: Timestamp::from_seconds(1), sequence: 99_999_999 }),

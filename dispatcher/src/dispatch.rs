@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::event::Event;
+use doorbell_common::fan_out::SlotRange;
 use doorbell_common::ids::SubscriptionId;
-use doorbell_common::work::{Delivery, Page, Work};
+use doorbell_common::work::{Delivery, Page, Section, Work};
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
@@ -17,19 +18,24 @@ use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
-use doorbell_platform::store::snapshots::{Known, Snapshots};
+use doorbell_platform::store::snapshots::{Known, Share, Snapshots};
+use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
 
-use crate::fan_out::Served;
+use crate::fan_out::{Begun, Served};
 use crate::gates::Gates;
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
-use crate::understand::{Destination, Identity, Origin, Task, understand_event, understand_work};
+use crate::understand::{Destination, Identity, Task, understand_event, understand_work};
 
 /// A message that came so often without an end is worked alone: it may be what ends us.
 const SUSPECT_AFTER: u64 = 3;
+
+/// Pages of one event that wait for their confirm at once.
+const PAGES_HANDED_ON_AT_ONCE: usize = 8;
 
 /// How long a suspect message is worked alone.
 const DANGEROUS: Duration = Duration::from_secs(1);
@@ -47,6 +53,9 @@ pub(crate) struct Dispatcher {
     pub(crate) gates: Gates,
     /// One permit for each POST that may be in flight.
     pub(crate) posts: Permits,
+    /// One permit for each page that may be begun.
+    pub(crate) pages: Permits,
+    pub(crate) ledger: Ledger,
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,
     pub(crate) max_event_bytes: usize,
@@ -129,11 +138,18 @@ impl Dispatcher {
             counter.inc();
             return Done::Finished;
         }
+        let redelivered = received.redelivered;
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
-            Task::FanOut(event, origin) => self.serve_event(event, origin).await,
-            Task::Page(page) => self.serve_page(page).await,
+            Task::FanOut(event) => {
+                let done = self.serve_range(event, SlotRange::ALL, redelivered).await;
+                if done == Done::Finished {
+                    self.metrics.events.inc();
+                }
+                done
+            }
+            Task::Page(page) => self.serve_page(page, redelivered).await,
             Task::Deliver(delivery) => self.serve_delivery(delivery).await,
         };
         if let (Done::Finished, Some(note)) = (done, &note) {
@@ -163,36 +179,90 @@ impl Dispatcher {
         )
     }
 
-    async fn serve_event(&self, event: Arc<Event>, origin: Origin) -> Done {
-        let matching = || self.snapshots.matching(&event.tenant, &event.event_type);
-        let matches = match self.patiently(matching).await {
-            Ok(matches) => matches,
-            Err(done) => return done,
-        };
-        let live = matches.live.into_iter().map(|found| (found.id.clone(), Known::Live(found)));
-        let missing = matches.missing.into_iter().map(|id| (id, Known::Missing));
-        let targets = live.chain(missing).collect();
-        let sequence = match origin {
-            Origin::Published => 0,
-            Origin::HandedOn(sequence) => sequence,
-        };
-        let done = to_done(self.fan_out(event, targets, sequence).await);
-        if done == Done::Finished {
-            self.metrics.events.inc();
+    /// Serves the subscriptions in a range of slots, or splits them among pages.
+    async fn serve_range(&self, event: Arc<Event>, range: SlotRange, redelivered: bool) -> Done {
+        let sharing = || self.snapshots.share(&event.tenant, &event.event_type, range);
+        match self.patiently(sharing).await {
+            Ok(Share::Serve(matches)) => {
+                let live = matches.live.into_iter();
+                let live = live.map(|found| (found.id.clone(), Known::Live(found)));
+                let missing = matches.missing.into_iter().map(|id| (id, Known::Missing));
+                let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
+                let targets = live.chain(missing).collect();
+                self.serve_all(event, targets, &name, (0, redelivered)).await
+            }
+            Ok(Share::Split(parts)) => to_done(self.split(&event, parts).await),
+            Err(done) => done,
         }
+    }
+
+    /// Hands each part of an event's subscriptions on as a page. The pages have the same names
+    /// whenever this event is split.
+    async fn split(&self, event: &Arc<Event>, parts: Vec<SlotRange>) -> anyhow::Result<()> {
+        for parts in parts.chunks(PAGES_HANDED_ON_AT_ONCE) {
+            let pages = parts.iter().map(|range| {
+                let section = Section::Slots(*range);
+                Work::Page(Page { event: Arc::clone(event), section, sequence: 0 })
+            });
+            try_join_all(pages.map(|page| self.hand_on(page, Destination::Pages))).await?;
+        }
+        Ok(())
+    }
+
+    async fn serve_page(&self, page: Page, redelivered: bool) -> Done {
+        let turn = match self.pages.acquire(&page.event.tenant).await {
+            Ok(turn) => turn,
+            Err(error) => return to_done(Err(error)),
+        };
+        let done = match page.section {
+            Section::Slots(range) => self.serve_range(page.event, range, redelivered).await,
+            Section::Subscriptions(_) => self.serve_listed(page, redelivered).await,
+        };
+        drop(turn);
         done
     }
 
-    async fn serve_page(&self, page: Page) -> Done {
-        let mut targets: Vec<(SubscriptionId, Known)> =
-            Vec::with_capacity(page.subscriptions.len());
-        for id in page.subscriptions {
+    async fn serve_listed(&self, page: Page, redelivered: bool) -> Done {
+        let sequence = page.sequence;
+        let work = Work::Page(page);
+        let name = work.name();
+        let Work::Page(Page { event, section: Section::Subscriptions(ids), .. }) = work else {
+            return Done::Finished;
+        };
+        let mut targets: Vec<(SubscriptionId, Known)> = Vec::with_capacity(ids.len());
+        for id in ids {
             match self.patiently(|| self.snapshots.get(&id)).await {
                 Ok(known) => targets.push((id, known)),
                 Err(done) => return done,
             }
         }
-        to_done(self.fan_out(page.event, targets, page.sequence).await)
+        self.serve_all(event, targets, &name, (sequence, redelivered)).await
+    }
+
+    /// Serves these subscriptions, but for those that the ledger of this name says were served
+    /// before a crash.
+    async fn serve_all(
+        &self,
+        event: Arc<Event>,
+        mut targets: Vec<(SubscriptionId, Known)>,
+        name: &str,
+        (sequence, redelivered): (u32, bool),
+    ) -> Done {
+        // The acknowledgement says enough about a single one.
+        let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
+        if let Some(page) = &ledger
+            && redelivered
+        {
+            let served = page.served().await;
+            let before = targets.len();
+            targets.retain(|(id, _)| !served.contains(id));
+            self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
+        }
+        let done = to_done(self.fan_out(event, targets, ledger.as_ref(), sequence).await);
+        if let (Done::Finished, Some(page)) = (done, ledger) {
+            page.close();
+        }
+        done
     }
 
     async fn serve_delivery(&self, delivery: Delivery) -> Done {
@@ -202,7 +272,7 @@ impl Dispatcher {
             Err(done) => return done,
         };
         let served = Served::new(Arc::clone(&delivery.event));
-        to_done(self.deliver(&served, delivery, &known).await)
+        to_done(self.deliver(&served, delivery, &known, Begun::default()).await)
     }
 
     async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>

@@ -8,7 +8,7 @@ use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
 use doorbell_common::gate::{HoldReason, hold_until};
-use doorbell_common::ids::SubscriptionId;
+use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::payload::Payload;
 use doorbell_common::subscription::{Standing, Subscription};
@@ -17,14 +17,26 @@ use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 
 use crate::dispatch::Dispatcher;
+use crate::ledger::LedgerPage;
 use crate::metrics::Final;
+use crate::permits::Permit;
 use crate::sender::{Answer, Post};
 use crate::understand::{Destination, pages};
 
 /// Deliveries of one event that are made at once.
 const AT_ONCE: usize = 256;
+
+/// What a delivery brings along from the fan-out that it is part of, if it is part of one.
+#[derive(Default)]
+pub(crate) struct Begun<'a> {
+    /// Its permit for a POST.
+    permit: Option<Permit>,
+    /// Where to note that it is done with.
+    ledger: Option<&'a LedgerPage>,
+}
 
 /// An event, and its bodies as they are first asked for.
 pub(crate) struct Served {
@@ -48,44 +60,63 @@ impl Served {
 }
 
 impl Dispatcher {
-    /// Serves these subscriptions. When the service is told to stop, what has not begun goes on
-    /// as pages, after `sequence`.
+    /// Serves these subscriptions, and notes in the ledger who is done with. When the service is
+    /// told to stop, what has not begun goes on as pages, after `sequence`.
     pub(crate) async fn fan_out(
         &self,
         event: Arc<Event>,
         targets: Vec<(SubscriptionId, Known)>,
+        ledger: Option<&LedgerPage>,
         sequence: u32,
     ) -> anyhow::Result<()> {
         let served = Served::new(Arc::clone(&event));
-        let results: Vec<Result<(), SubscriptionId>> = futures_util::stream::iter(targets)
-            .map(|(id, known)| self.begin(&served, id, known))
-            .buffer_unordered(AT_ONCE)
-            .filter_map(|result| std::future::ready(result.transpose()))
-            .collect::<Vec<anyhow::Result<Result<(), SubscriptionId>>>>()
-            .await
-            .into_iter()
-            .collect::<anyhow::Result<_>>()?;
-        let left: Vec<SubscriptionId> = results.into_iter().filter_map(Result::err).collect();
+        let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
+        let mut result = Ok(());
+        for (id, known) in targets {
+            // Each has its permit before it begins, one after the other: what waits here is one
+            // delivery of each message.
+            let is_active = matches!(known.standing(), Standing::Active(_));
+            let mut permit = std::pin::pin!(self.permit(&event.tenant, is_active));
+            let permit = loop {
+                tokio::select! {
+                    permit = &mut permit, if going.len() < AT_ONCE => break permit?,
+                    Some(ended) = going.next() => result = std::mem::replace(&mut result, Ok(())).and(ended),
+                }
+            };
+            if self.shutdown.is_stopping() {
+                left.push(id);
+                continue;
+            }
+            let delivery = Delivery::begin(Arc::clone(&event), id, clock::now());
+            self.metrics.matched.inc();
+            going.push(self.deliver_known(&served, delivery, known, Begun { permit, ledger }));
+        }
+        while let Some(ended) = going.next().await {
+            result = result.and(ended);
+        }
+        result?;
         for page in pages(&event, &left, sequence) {
             self.hand_on(page, Destination::Pages).await?;
         }
         Ok(())
     }
 
-    /// Begins and makes one delivery of an event; answers the id if it was not begun.
-    async fn begin(
+    /// Waits for the permit that a delivery needs, if it needs one.
+    async fn permit(&self, tenant: &Addressee, is_active: bool) -> anyhow::Result<Option<Permit>> {
+        if !is_active || self.shutdown.is_stopping() {
+            return Ok(None);
+        }
+        self.posts.acquire(tenant).await.map(Some)
+    }
+
+    async fn deliver_known(
         &self,
         served: &Served,
-        id: SubscriptionId,
+        delivery: Delivery,
         known: Known,
-    ) -> anyhow::Result<Option<Result<(), SubscriptionId>>> {
-        if self.shutdown.is_stopping() {
-            return Ok(Some(Err(id)));
-        }
-        let delivery = Delivery::begin(Arc::clone(&served.event), id, clock::now());
-        self.metrics.matched.inc();
-        self.deliver(served, delivery, &known).await?;
-        Ok(None)
+        begun: Begun<'_>,
+    ) -> anyhow::Result<()> {
+        self.deliver(served, delivery, &known, begun).await
     }
 
     /// Makes one delivery, once.
@@ -94,18 +125,34 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         known: &Known,
+        begun: Begun<'_>,
     ) -> anyhow::Result<()> {
         match (known.standing(), known) {
             (Standing::Active(_), Known::Live(subscription)) => {
-                self.attempt(served, delivery, subscription).await
+                self.attempt(served, delivery, subscription, begun).await
             }
             (Standing::Cancelled, _) => {
                 self.metrics.ended(Final::Cancelled);
                 Ok(())
             }
             // Paused, disabled, or lost: the scheduler keeps it.
-            _ => self.hand_on(Work::Delivery(delivery), Destination::Retries).await,
+            _ => self.hand_on_noted(delivery, Destination::Retries, begun.ledger).await,
         }
+    }
+
+    /// Hands a delivery on, and notes that the fan-out is done with it.
+    async fn hand_on_noted(
+        &self,
+        delivery: Delivery,
+        to: Destination,
+        ledger: Option<&LedgerPage>,
+    ) -> anyhow::Result<()> {
+        let id = delivery.state.subscription.clone();
+        self.hand_on(Work::Delivery(delivery), to).await?;
+        if let Some(page) = ledger {
+            page.note(&id).await;
+        }
+        Ok(())
     }
 
     async fn attempt(
@@ -113,20 +160,24 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         subscription: &Subscription,
+        Begun { permit, ledger }: Begun<'_>,
     ) -> anyhow::Result<()> {
         // First: who waits for us does not wait for the endpoint, and is not held for it.
-        let permit = self.posts.acquire(&subscription.tenant).await?;
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.posts.acquire(&served.event.tenant).await?,
+        };
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);
-            return self.hand_on(Work::Delivery(delivery), Destination::Deliveries).await;
+            return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
         }
         let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => {
                 // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
                 drop(permit);
-                return self.hold(delivery, reason, opens_at).await;
+                return self.hold(delivery, (reason, opens_at), ledger).await;
             }
         };
         let attempt = delivery.state.attempts.saturating_add(1);
@@ -143,7 +194,6 @@ impl Dispatcher {
             self.metrics.posts_in_flight.dec();
             answer
         };
-        drop(permit);
         admitted.end(Sign::of(answer.outcome, answer.retry_after.is_some()), answer.retry_after);
         self.metrics.attempted(answer.outcome);
         self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());
@@ -151,15 +201,25 @@ impl Dispatcher {
             event.id = %served.event.id, subscription.id = %subscription.id, delivery.attempt = attempt,
             outcome = answer.outcome.as_str(), "attempted"
         );
+        let record = record(&served.event, subscription, attempt, &answer);
         if answer.outcome == OutcomeClass::Delivered {
-            self.recorder.record(&record(&served.event, subscription, attempt, &answer)).await;
+            let noting = async {
+                if let Some(page) = ledger {
+                    page.note(&subscription.id).await;
+                }
+                drop(permit);
+            };
+            tokio::join!(noting, self.recorder.record(&record));
             self.metrics.ended(Final::Delivered);
             return Ok(());
         }
-        let record = record(&served.event, subscription, attempt, &answer);
-        let failed = Work::Delivery(delivery.after_failure(failure(answer, subscription)));
-        let (handed_on, ()) =
-            tokio::join!(self.hand_on(failed, Destination::Retries), self.recorder.record(&record));
+        // Publishing may take as long as RabbitMQ wants.
+        drop(permit);
+        let failed = delivery.after_failure(failure(answer, subscription));
+        let (handed_on, ()) = tokio::join!(
+            self.hand_on_noted(failed, Destination::Retries, ledger),
+            self.recorder.record(&record)
+        );
         handed_on
     }
 
@@ -167,14 +227,14 @@ impl Dispatcher {
     async fn hold(
         &self,
         delivery: Delivery,
-        reason: HoldReason,
-        opens_at: Timestamp,
+        (reason, opens_at): (HoldReason, Timestamp),
+        ledger: Option<&LedgerPage>,
     ) -> anyhow::Result<()> {
         let now = clock::now();
         let work = Work::Delivery(delivery.clone());
         let until = hold_until(opens_at, delivery.state.holds, now, chance(&work.name()));
-        let held = Work::Delivery(delivery.hold_at_gate(until, now));
-        self.hand_on(held, Destination::Retries).await?;
+        let held = delivery.hold_at_gate(until, now);
+        self.hand_on_noted(held, Destination::Retries, ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(())
     }
@@ -202,7 +262,7 @@ fn record(
 ) -> AttemptRecord {
     let failed = answer.outcome != OutcomeClass::Delivered;
     AttemptRecord {
-        tenant: event.tenant.clone(),
+        tenant: subscription.tenant.clone(),
         event: event.id.clone(),
         event_type: event.event_type.clone(),
         subscription: subscription.id.clone(),

@@ -9,6 +9,7 @@
 mod dispatch;
 mod fan_out;
 mod gates;
+mod ledger;
 mod metrics;
 mod permits;
 mod recorder;
@@ -33,6 +34,7 @@ use doorbell_platform::targets::TargetArgs;
 
 use dispatch::Dispatcher;
 use gates::Gates;
+use ledger::Ledger;
 use metrics::Metrics;
 use permits::Permits;
 use recorder::Recorder;
@@ -80,6 +82,10 @@ impl ServiceArgs for Args {
     }
 }
 
+/// Pages that may be begun at once: enough to keep every permit for a POST busy. Each has up to 256
+/// subscriptions in memory.
+const PAGES_AT_ONCE: usize = 16;
+
 /// The longest timeout that a subscription may ask for, and what it takes to settle afterwards.
 const SHORTEST_GRACE: Duration = Duration::from_secs(30 + 10);
 
@@ -114,6 +120,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         ),
         metrics,
         posts: Permits::new(usize::try_from(args.max_in_flight)?),
+        pages: Permits::new(PAGES_AT_ONCE),
+        ledger: Ledger::start(store.clone(), &shutdown),
         alone: tokio::sync::Mutex::new(()),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,

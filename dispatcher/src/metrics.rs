@@ -23,6 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) held: IntCounterVec,
     pub(crate) blocked_addresses: IntCounter,
     pub(crate) unconfirmed_records: IntCounter,
+    pub(crate) ledger_hits: IntCounter,
     deliveries: IntCounterVec,
     attempts: IntCounterVec,
 }
@@ -91,6 +92,10 @@ impl Metrics {
             unconfirmed_records: count(
                 "doorbell_attempt_records_unconfirmed_total",
                 "Attempts whose record was not confirmed in time; they may be missing in the history.",
+            )?,
+            ledger_hits: count(
+                "doorbell_ledger_hits_total",
+                "Deliveries not made again after a crash, because they were known to be done with.",
             )?,
             deliveries: counters(
                 registry,

@@ -1,7 +1,7 @@
 //! Serves the control-plane's test call: one attempt of a test event, no retry, nothing counted.
 
 use doorbell_common::event::{Event, Trace};
-use doorbell_common::ids::SubscriptionId;
+use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_platform::broker::{Message, Received};
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
@@ -47,7 +47,7 @@ impl Dispatcher {
                 .map(ShortString::as_str)
                 .and_then(|id| id.parse().ok())
                 .unwrap_or_else(ids::event_id),
-            tenant: subscription.tenant.clone(),
+            tenant: Addressee::Tenant(subscription.tenant.clone()),
             event_type: "doorbell.test".parse()?,
             timestamp: clock::now(),
             trace: Trace::default(),

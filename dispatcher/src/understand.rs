@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use doorbell_common::event::Event;
+use doorbell_common::fan_out::PAGE;
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::intake::{Arrival, admit};
 use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, DueEvent, Page, Work};
+use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
 use doorbell_platform::broker::Received;
 use doorbell_platform::ids;
 
@@ -15,8 +16,8 @@ use doorbell_platform::ids;
 #[derive(Debug, PartialEq)]
 pub(crate) enum Task {
     /// Match this event and deliver it.
-    FanOut(Arc<Event>, Origin),
-    /// Deliver this event to these.
+    FanOut(Arc<Event>),
+    /// Deliver this event to some of those who want it.
     Page(Page),
     /// Make this one delivery.
     Deliver(Delivery),
@@ -25,15 +26,6 @@ pub(crate) enum Task {
     HandOn(Work, Destination),
     /// Nobody can do anything with it.
     Reject(String),
-}
-
-/// How an event came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// As its publisher sent it.
-    Published,
-    /// As work of our own, at this place in its sequence of hand-offs.
-    HandedOn(u32),
 }
 
 /// Where work is handed on to.
@@ -76,9 +68,7 @@ pub(crate) fn understand_work(received: &Received, now: Timestamp) -> (Task, Ide
     let identity = Identity::Work(work.name());
     let task = match work {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
-        Work::Event(DueEvent { event, sequence, .. }) => {
-            Task::FanOut(event, Origin::HandedOn(sequence))
-        }
+        Work::Event(DueEvent { event, .. }) => Task::FanOut(event),
         Work::Page(page) => Task::Page(page),
         Work::Delivery(delivery) => Task::Deliver(delivery),
     };
@@ -100,7 +90,7 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
         Some(due) => {
             Task::HandOn(Work::Event(DueEvent { event, due, sequence: 0 }), Destination::Retries)
         }
-        None if lasting => Task::FanOut(event, Origin::Published),
+        None if lasting => Task::FanOut(event),
         None => Task::HandOn(
             Work::Event(DueEvent { event, due: now, sequence: 0 }),
             Destination::Deliveries,
@@ -111,9 +101,10 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
 
 /// The pages that say who is still to be served.
 pub(crate) fn pages(event: &Arc<Event>, left: &[SubscriptionId], sequence: u32) -> Vec<Work> {
-    left.chunks(Page::MAX)
+    left.chunks(PAGE)
         .map(|chunk| {
-            Work::Page(Page { event: Arc::clone(event), subscriptions: chunk.to_vec(), sequence })
+            let section = Section::Subscriptions(chunk.to_vec());
+            Work::Page(Page { event: Arc::clone(event), section, sequence })
         })
         .collect()
 }
@@ -143,11 +134,11 @@ mod tests {
     fn brief(received: &Received) -> (&'static str, &'static str) {
         let (task, identity) = understand_event(received, 100, Timestamp::from_seconds(1000));
         let task = match task {
-            Task::FanOut(_, Origin::Published) => "fan out",
+            Task::FanOut(_) => "fan out",
             Task::HandOn(Work::Event(_), Destination::Retries) => "later",
             Task::HandOn(Work::Event(_), Destination::Deliveries) => "lasting",
             Task::Reject(_) => "reject",
-            Task::FanOut(..) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
+            Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
         };
         let identity = match identity {
             Identity::Event(_) => "by id",
@@ -183,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_left_fills_pages() {
-        let (Task::FanOut(event, _), _) = understand_event(
+        let (Task::FanOut(event), _) = understand_event(
             &published(
                 BasicProperties::default().with_message_id("e".into()).with_timestamp(1),
                 &[("doorbell-tenant", "t")],

@@ -12,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub mod changes;
 pub mod held;
 pub mod keys;
+pub mod ledger;
 mod link;
 pub mod notes;
 pub mod records;

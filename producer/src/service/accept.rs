@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use doorbell_common::ids::{EventId, TenantId};
+use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::Refusal;
 use doorbell_platform::broker::{PublishError, Publisher};
 use doorbell_platform::store::Store;
@@ -64,7 +64,7 @@ impl Acceptor {
     /// Only an id that the publisher gave can come twice.
     fn note(&self, event: &NewEvent, id: &EventId) -> Option<Note> {
         event.id.as_ref()?;
-        let tenant: TenantId = event.tenant.parse().ok()?;
+        let tenant: Addressee = event.tenant.parse().ok()?;
         Some(self.store.event_note(&tenant, id, self.duplicate_window))
     }
 

@@ -110,7 +110,7 @@ impl NotAccepted {
             Self::Refused(refusal) => {
                 let pointer = match &refusal {
                     Refusal::EventType(_) => "/type",
-                    Refusal::NoTenant | Refusal::Tenant(_) | Refusal::Broadcast => "/tenant",
+                    Refusal::NoTenant | Refusal::Tenant(_) => "/tenant",
                     Refusal::Id(_) => "/id",
                     Refusal::Timestamp(_) => "/timestamp",
                     Refusal::DeliverAt(_) | Refusal::TooFarAhead => "/deliver_at",

@@ -1,7 +1,7 @@
 //! The names of Redis keys. Braces are hash tags: what stands in the same braces lives on the
 //! same node of a cluster.
 
-use doorbell_common::ids::{EventId, SlotNumber, TenantId};
+use doorbell_common::ids::{Addressee, EventId, SlotNumber, TenantId};
 use doorbell_common::pattern::Pattern;
 
 /// Makes the names of keys.
@@ -71,8 +71,13 @@ impl Keys {
     }
 
     /// String with a TTL: how far an event with an id of its publisher's has come.
-    pub(super) fn event_note(&self, tenant: &TenantId, event: &EventId) -> String {
+    pub(super) fn event_note(&self, tenant: &Addressee, event: &EventId) -> String {
         format!("{}:event:{{{tenant}/{event}}}", self.prefix)
+    }
+
+    /// Set with a TTL: the subscriptions of a fan-out that are done with.
+    pub(super) fn ledger(&self, name: &str) -> String {
+        format!("{}:ledger:{{{name}}}", self.prefix)
     }
 
     /// String with a TTL: how far a hand-off has come.

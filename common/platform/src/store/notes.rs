@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use doorbell_common::ids::{EventId, TenantId};
+use doorbell_common::ids::{Addressee, EventId};
 use redis::Value;
 
 use super::Store;
@@ -45,7 +45,7 @@ impl Store {
 
     /// The note of an event with an id of its publisher's.
     #[must_use]
-    pub fn event_note(&self, tenant: &TenantId, event: &EventId, window: Duration) -> Note {
+    pub fn event_note(&self, tenant: &Addressee, event: &EventId, window: Duration) -> Note {
         Note { key: self.keys.event_note(tenant, event), window }
     }
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use doorbell_common::event::EventType;
-use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
+use doorbell_common::fan_out::{self, SlotRange};
+use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
 use doorbell_common::subscription::{Record, Standing, Subscription};
 use moka::future::Cache;
@@ -42,6 +43,7 @@ pub struct Snapshots {
 }
 
 type Slot = HashMap<SubscriptionId, Entry>;
+/// The ids of each pattern are sorted, and so in the order of their slots.
 type Index = Vec<(Pattern, Vec<SubscriptionId>)>;
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,15 @@ impl Known {
     }
 }
 
+/// What is to be done about an event, for the subscriptions in a range of slots.
+#[derive(Clone, Debug)]
+pub enum Share {
+    /// They are more than a page: each of these ranges has a part of them.
+    Split(Vec<SlotRange>),
+    /// These are to be served.
+    Serve(Matches),
+}
+
 /// The subscriptions that want an event.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
@@ -97,18 +108,41 @@ impl Snapshots {
         snapshots
     }
 
-    /// The subscriptions of a tenant that want events of this type.
+    /// The subscriptions in a range of slots that want an event of this type, or how to split
+    /// them, if they are many.
     ///
     /// # Errors
     /// Something needed is not known, and Redis is away or not what it was.
-    pub async fn matching(
+    pub async fn share(
+        &self,
+        addressee: &Addressee,
+        event_type: &EventType,
+        range: SlotRange,
+    ) -> Result<Share, Arc<StoreError>> {
+        match addressee {
+            Addressee::Tenant(tenant) => self.share_of_tenant(tenant, event_type, range).await,
+            Addressee::Everyone => self.share_of_everyone(event_type, range).await,
+        }
+    }
+
+    async fn share_of_tenant(
         &self,
         tenant: &TenantId,
         event_type: &EventType,
-    ) -> Result<Matches, Arc<StoreError>> {
+        range: SlotRange,
+    ) -> Result<Share, Arc<StoreError>> {
         let index = self.index(tenant).await?;
         let matched = index.iter().filter(|(pattern, _)| pattern.matches(event_type));
-        let ids: HashSet<&SubscriptionId> = matched.flat_map(|(_, ids)| ids).collect();
+        let lists: Vec<&[SubscriptionId]> = matched.map(|(_, ids)| within(ids, range)).collect();
+        // Slots that come into use later are not part of it.
+        let last = lists.iter().filter_map(|ids| ids.last()).map(|id| id.slot().0).max();
+        let range = SlotRange { end: last.map_or(range.first, |last| last + 1), ..range };
+        let parts =
+            fan_out::split(range, |part| lists.iter().map(|ids| within(ids, part).len()).sum());
+        if !parts.is_empty() && parts != [range] {
+            return Ok(Share::Split(parts));
+        }
+        let ids: HashSet<&SubscriptionId> = lists.into_iter().flatten().collect();
         let mut matches = Matches::default();
         for id in ids {
             match self.get(id).await? {
@@ -122,7 +156,39 @@ impl Snapshots {
                 Known::Missing => matches.missing.push(id.clone()),
             }
         }
-        Ok(matches)
+        Ok(Share::Serve(matches))
+    }
+
+    /// Reads slots as they are, without an index; each is as large as a page.
+    async fn share_of_everyone(
+        &self,
+        event_type: &EventType,
+        mut range: SlotRange,
+    ) -> Result<Share, Arc<StoreError>> {
+        if range == SlotRange::ALL {
+            range.end = self.store.if_up(self.store.slots_in_use()).await?;
+        }
+        let parts = fan_out::split(range, |part| {
+            usize::try_from(part.len()).unwrap_or(usize::MAX).saturating_mul(fan_out::PAGE)
+        });
+        if !parts.is_empty() && parts != [range] {
+            return Ok(Share::Split(parts));
+        }
+        let mut matches = Matches::default();
+        for number in range.slots() {
+            // Not kept: a broadcast reads every slot once, and would drive out what others need.
+            let slot = match self.slots.get(&number).await {
+                Some(slot) => slot,
+                None => self.store.if_up(self.store.load_slot(number)).await?,
+            };
+            matches.live.extend(slot.values().filter_map(|entry| match entry {
+                Entry::Live(subscription) if subscription.wants(event_type) => {
+                    Some(Arc::clone(subscription))
+                }
+                Entry::Live(_) | Entry::Deleted => None,
+            }));
+        }
+        Ok(Share::Serve(matches))
     }
 
     /// What is known under an id.
@@ -200,6 +266,14 @@ impl Snapshots {
         self.slots.invalidate_all();
         self.tenants.invalidate_all();
     }
+}
+
+/// Those of these sorted ids that are in a range of slots.
+fn within(ids: &[SubscriptionId], range: SlotRange) -> &[SubscriptionId] {
+    let from = ids.partition_point(|id| id.slot().0 < range.first);
+    let ids = ids.get(from..).unwrap_or_default();
+    let to = ids.partition_point(|id| id.slot().0 < range.end);
+    ids.get(..to).unwrap_or_default()
 }
 
 struct Follower {
@@ -300,6 +374,16 @@ impl Store {
         if self.is_up() { loading.await } else { Err(StoreError::NotReady) }
     }
 
+    /// One past the last slot in which a subscription was created.
+    async fn slots_in_use(&self) -> Result<u32, StoreError> {
+        let mut link = self.link.clone();
+        let created: Option<u64> =
+            redis::cmd("GET").arg(self.keys.created()).query_async(&mut link).await?;
+        self.check_epoch().await?;
+        let slots = created.unwrap_or(0).div_ceil(SlotNumber::CAPACITY);
+        Ok(u32::try_from(slots).map_or(SlotNumber::END, |slots| slots.min(SlotNumber::END)))
+    }
+
     async fn load_slot(&self, number: SlotNumber) -> Result<Arc<Slot>, StoreError> {
         let mut link = self.link.clone();
         let key = self.keys.slot(number);
@@ -340,7 +424,10 @@ impl Store {
             }
             let sets: Vec<Vec<String>> = pipe.query_async(&mut link).await?;
             for (pattern, ids) in patterns.into_iter().zip(sets) {
-                index.push((pattern, ids.iter().filter_map(|id| id.parse().ok()).collect()));
+                let mut ids: Vec<SubscriptionId> =
+                    ids.iter().filter_map(|id| id.parse().ok()).collect();
+                ids.sort_unstable();
+                index.push((pattern, ids));
             }
         }
         // After the reading, as above. On a cluster the epoch may be there although this tenant's

@@ -1,0 +1,103 @@
+//! The ledger of fan-outs: which subscriptions of a message are done with, so that after a crash
+//! it goes on where it was. It is in Redis, and read only when a message comes again.
+//!
+//! A delivery keeps its permit until its entry is written, so what a crash repeats is never more
+//! than what the permits allow. Without Redis work goes on: a duplicate, never a loss.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use doorbell_common::ids::SubscriptionId;
+use doorbell_platform::shutdown::Shutdown;
+use doorbell_platform::store::Store;
+use tokio::sync::{mpsc, oneshot};
+
+/// Entries written in one go.
+const BATCH: usize = 1024;
+
+/// The ledger of all fan-outs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    store: Store,
+    entries: mpsc::UnboundedSender<Entry>,
+}
+
+/// One message's part of the ledger.
+#[derive(Clone, Debug)]
+pub(crate) struct LedgerPage {
+    ledger: Ledger,
+    name: Arc<str>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// This subscription is done with; the sender is told once that is written.
+    Done(Arc<str>, SubscriptionId, oneshot::Sender<()>),
+    /// The message is done with: nobody asks any more.
+    Closed(Arc<str>),
+}
+
+impl Ledger {
+    pub(crate) fn start(store: Store, shutdown: &Shutdown) -> Self {
+        let (sender, entries) = mpsc::unbounded_channel();
+        shutdown.spawn_vital("ledger", write(entries, store.clone()));
+        Self { store, entries: sender }
+    }
+
+    /// The part of the message of this name.
+    pub(crate) fn page(&self, name: &str) -> LedgerPage {
+        LedgerPage { ledger: self.clone(), name: name.into() }
+    }
+}
+
+impl LedgerPage {
+    /// Who is done with. Nobody, if Redis does not say.
+    pub(crate) async fn served(&self) -> HashSet<SubscriptionId> {
+        self.ledger.store.served(&self.name).await
+    }
+
+    /// Notes that one is done with, and waits until that is written, or cannot be.
+    pub(crate) async fn note(&self, id: &SubscriptionId) {
+        if !self.ledger.store.is_up() {
+            return;
+        }
+        let (written, done) = oneshot::channel();
+        let entry = Entry::Done(Arc::clone(&self.name), id.clone(), written);
+        if self.ledger.entries.send(entry).is_ok() {
+            // The writer says nothing when it ends; then nothing can be written.
+            let _ended = done.await.is_err();
+        }
+    }
+
+    /// Says that the message is done with.
+    pub(crate) fn close(self) {
+        // The writer ends only with the service.
+        let _ended = self.ledger.entries.send(Entry::Closed(self.name)).is_err();
+    }
+}
+
+/// Writes what came while the last batch was written: batches are as large as the load makes them.
+async fn write(mut entries: mpsc::UnboundedReceiver<Entry>, store: Store) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while entries.recv_many(&mut batch, BATCH).await > 0 {
+        let mut served: HashMap<Arc<str>, Vec<SubscriptionId>> = HashMap::new();
+        let (mut closed, mut written) = (Vec::new(), Vec::new());
+        for entry in batch.drain(..) {
+            match entry {
+                Entry::Done(name, id, sender) => {
+                    served.entry(name).or_default().push(id);
+                    written.push(sender);
+                }
+                Entry::Closed(name) => closed.push(name),
+            }
+        }
+        // Never written just to be taken away.
+        for name in &closed {
+            served.remove(name);
+        }
+        store.note_served(&served, &closed).await;
+        for sender in written {
+            let _gone = sender.send(()).is_err();
+        }
+    }
+}
