@@ -1,10 +1,12 @@
 //! The control-plane: tenants and subscriptions over HTTP.
 //!
-//! [`routes`] says what is where, [`tenants`] and [`subscriptions`] serve it, [`form`] reads and
+//! [`routes`] says what is where, [`tenants`], [`subscriptions`] and [`bulk`] serve it, [`form`] reads and
 //! checks what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
 
+mod bulk;
 mod form;
 mod headers;
+mod lines;
 mod list;
 mod routes;
 mod subscriptions;

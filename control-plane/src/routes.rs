@@ -9,7 +9,7 @@ use doorbell_platform::problem::Problem;
 use doorbell_platform::store::{Store, StoreError};
 
 use crate::test_call::TestCaller;
-use crate::{subscriptions, tenants};
+use crate::{bulk, subscriptions, tenants};
 
 /// What every route may use. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub(crate) fn routes(api: Api) -> Router {
             "/v1/tenants/{tenant}/subscriptions",
             get(subscriptions::list).post(subscriptions::create),
         )
+        .route("/v1/tenants/{tenant}/subscriptions/bulk", post(bulk::create))
         .route(
             "/v1/tenants/{tenant}/subscriptions/{id}",
             get(subscriptions::show).patch(subscriptions::patch).delete(subscriptions::delete),

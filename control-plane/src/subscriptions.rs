@@ -13,6 +13,7 @@ use doorbell_common::signature::Secret;
 use doorbell_common::subscription::{DisabledReason, SigningSecret, Status, Subscription};
 use doorbell_platform::http::read_body;
 use doorbell_platform::problem::Problem;
+use doorbell_platform::store::Store;
 use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::{clock, ids};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use crate::tenants::{existing, tenant_id};
 use crate::view;
 
 /// The largest body of a subscription.
-const MAX_BODY: usize = 128 * 1024;
+pub(crate) const MAX_BODY: usize = 128 * 1024;
 /// How long a change takes at most to be in force in every dispatcher.
 const IN_FORCE: Duration = Duration::from_secs(2);
 /// How many secrets may sign at once.
@@ -41,14 +42,40 @@ pub(crate) async fn create(
     let tenant = tenant_id(&tenant)?;
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
     let form = form::create(&body, &api.policy)?;
-    let id = api.store.new_subscription_id().await.map_err(trouble)?;
-    let (subscription, secret) = new_subscription(id, tenant, form)?;
-    api.store.create_subscription(&subscription).await.map_err(trouble)?;
-    let mut answer = view::subscription(&subscription);
+    let created = create_all(&api.store, &tenant, vec![form]).await?;
+    let [subscription] = created.as_slice() else {
+        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nothing was created"));
+    };
+    let secret = newest_secret(subscription)?;
+    let mut answer = view::subscription(subscription);
     answer["secret"] = secret.reveal().into();
     let location = format!("/v1/tenants/{}/subscriptions/{}", subscription.tenant, subscription.id);
     let headers = [(header::ETAG, etag(&subscription.version)), (header::LOCATION, location)];
     Ok((StatusCode::CREATED, headers, Json(answer)).into_response())
+}
+
+/// Writes new subscriptions, in the order of their forms.
+pub(crate) async fn create_all(
+    store: &Store,
+    tenant: &TenantId,
+    forms: Vec<Form>,
+) -> Result<Vec<Subscription>, Problem> {
+    let ids = store.new_subscription_ids(forms.len()).await.map_err(trouble)?;
+    let subscriptions = ids
+        .into_iter()
+        .zip(forms)
+        .map(|(id, form)| new_subscription(id, tenant.clone(), form))
+        .collect::<Result<Vec<Subscription>, Problem>>()?;
+    store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
+    Ok(subscriptions)
+}
+
+/// The secret that a new subscription's receiver is to know.
+pub(crate) fn newest_secret(subscription: &Subscription) -> Result<&Secret, Problem> {
+    let newest = subscription.secrets.first().map(|newest| &newest.secret);
+    newest.ok_or_else(|| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the subscription has no secret")
+    })
 }
 
 pub(crate) async fn list(
@@ -212,9 +239,9 @@ fn new_subscription(
     id: SubscriptionId,
     tenant: TenantId,
     form: Form,
-) -> Result<(Subscription, Secret), Problem> {
+) -> Result<Subscription, Problem> {
     let (now, secret) = (clock::now(), new_secret()?);
-    let subscription = Subscription {
+    Ok(Subscription {
         id,
         tenant,
         url: form.url,
@@ -228,10 +255,9 @@ fn new_subscription(
         timeout: form.timeout,
         retry: form.retry,
         signature: form.signature,
-        secrets: vec![SigningSecret { secret: secret.clone(), expires_at: None }],
+        secrets: vec![SigningSecret { secret, expires_at: None }],
         created_at: now,
         updated_at: now,
         version: ids::token(),
-    };
-    Ok((subscription, secret))
+    })
 }

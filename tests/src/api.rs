@@ -66,6 +66,34 @@ impl Api {
         Ok(Answer { status, headers, body })
     }
 
+    /// Posts lines of JSON; answers the lines that come back.
+    ///
+    /// # Errors
+    /// It did not answer with lines of JSON.
+    pub async fn lines(
+        &self,
+        path: &str,
+        lines: impl Into<reqwest::Body>,
+    ) -> anyhow::Result<Vec<Value>> {
+        let response = self.stream(path, lines).await?;
+        let (status, text) = (response.status(), response.text().await?);
+        anyhow::ensure!(status == StatusCode::OK, "{status} {text}");
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+
+    /// Posts lines; answers as soon as the answer begins.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn stream(
+        &self,
+        path: &str,
+        lines: impl Into<reqwest::Body>,
+    ) -> anyhow::Result<reqwest::Response> {
+        let request = self.client.post(format!("{}{path}", self.base)).bearer_auth(&self.key);
+        Ok(request.header("content-type", "application/x-ndjson").body(lines).send().await?)
+    }
+
     /// The pointers of a problem's errors.
     #[must_use]
     pub fn pointers(answer: &Answer) -> Vec<String> {

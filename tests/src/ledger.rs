@@ -152,7 +152,7 @@ impl Ledger {
 impl Wanted {
     fn wants(&self, event: &Accepted) -> bool {
         let Ok(event_type) = event.event_type.parse() else { return false };
-        event.tenant == self.tenant
+        (event.tenant == self.tenant || event.tenant == "*")
             && self.patterns.iter().any(|pattern| pattern.matches(&event_type))
     }
 }

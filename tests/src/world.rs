@@ -10,12 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use doorbell_common::rung::Rung;
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::Process;
 use doorbell_local::services::{Environment, Kind, ServiceSpec};
-use doorbell_platform::broker::topology;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -380,6 +378,33 @@ impl World {
         Ok(id)
     }
 
+    /// Subscribes many endpoints of the receiver in one call: `{prefix}-0` and so on.
+    ///
+    /// # Errors
+    /// The control-plane refused one.
+    pub async fn subscribe_many(
+        &self,
+        tenant: &str,
+        (prefix, count): (&str, usize),
+        events: &[&str],
+    ) -> anyhow::Result<Vec<String>> {
+        let names: Vec<String> = (0..count).map(|n| format!("{prefix}-{n}")).collect();
+        let bodies: Vec<Value> =
+            names.iter().map(|name| subscription(&self.receiver.url(name), events)).collect();
+        let lines: String = bodies.iter().map(|body| format!("{body}\n")).collect();
+        let path = format!("/v1/tenants/{tenant}/subscriptions/bulk");
+        let answer = self.control.lines(&path, lines).await?;
+        let (end, results) = answer.split_last().context("no answer")?;
+        anyhow::ensure!(*end == json!({ "created": count, "refused": 0 }), "{end}");
+        let mut ids = Vec::new();
+        for ((name, body), result) in names.iter().zip(&bodies).zip(results) {
+            self.receiver.add_secret(name, result["secret"].as_str().context("no secret")?);
+            self.ledger.subscribed(tenant, name, body);
+            ids.push(result["id"].as_str().context("no id")?.to_owned());
+        }
+        Ok(ids)
+    }
+
     /// Pauses a subscription, or lets it go on.
     ///
     /// # Errors
@@ -455,18 +480,8 @@ impl World {
             let came: Vec<(u32, u16)> = came.map(|post| (post.attempt, post.status)).collect();
             lines.push(format!("{id} for {endpoint}: POSTs that came (attempt, status): {came:?}"));
         }
-        let queues = topology::ingress_queues()
-            .into_iter()
-            .chain([topology::PAGES, topology::DELIVERIES, topology::RETRIES].map(str::to_owned))
-            .chain([topology::UNROUTED, topology::QUARANTINE].map(str::to_owned))
-            .chain(Rung::all().map(Rung::queue));
         if let Ok(outsider) = self.outsider().await {
-            for queue in queues {
-                match outsider.depth(&queue).await {
-                    Ok(0) | Err(_) => {}
-                    Ok(depth) => lines.push(format!("{queue}: {depth} ready")),
-                }
-            }
+            lines.push(format!("ready in queues: {:?}", self.depths(&outsider).await));
         }
         for metric in [
             "doorbell_messages_in_hand",

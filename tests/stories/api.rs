@@ -244,3 +244,54 @@ pub(crate) async fn bad_requests_are_named() -> anyhow::Result<()> {
     assert_eq!(before.body["updated_at"], before.body["created_at"], "nothing was half written");
     world.finish().await
 }
+
+pub(crate) async fn many_are_created_in_one_call() -> anyhow::Result<()> {
+    let world = World::start("bulk").await?;
+    let path = "/v1/tenants/acme/subscriptions/bulk";
+    let good = |name: &str| subscription(&world.receiver.url(name), &["#"]).to_string();
+    let too_long = format!("{{\"description\":\"{}\"}}", "x".repeat(140 * 1024));
+    let wrong = r#"{"url":"http://localhost/","events":[],"colour":"red"}"#;
+    let lines = [&good("one"), "", wrong, &too_long, "{", &good("last")].join("\n");
+    let answer = world.control.lines(path, lines).await?;
+    let brief: Vec<(u64, u64)> = answer
+        .iter()
+        .filter_map(|line| Some((line["line"].as_u64()?, line["status"].as_u64()?)))
+        .collect();
+    assert_eq!(brief, [(1, 201), (3, 422), (4, 413), (5, 400), (6, 201)]);
+    assert_eq!(answer.last(), Some(&json!({ "created": 2, "refused": 3 })));
+    assert_eq!(answer[1]["problem"]["errors"].as_array().map(Vec::len), Some(3));
+    assert_eq!(world.control.lines(path, "").await?, [json!({ "created": 0, "refused": 0 })]);
+    // What was created is there, and signs with the secret that was answered.
+    let list =
+        world.control.call(Method::GET, "/v1/tenants/acme/subscriptions", Value::Null).await?;
+    let ids: Vec<&Value> = list.body["data"].as_array().unwrap().iter().map(|s| &s["id"]).collect();
+    assert_eq!(ids, [&answer[0]["id"], &answer[4]["id"]]);
+    for (name, line) in [("one", &answer[0]), ("last", &answer[4])] {
+        world.receiver.add_secret(name, line["secret"].as_str().unwrap());
+        world.ledger.subscribed("acme", name, &json!({ "events": ["#"], "retry": null }));
+    }
+    let answer =
+        world.control.raw(Method::POST, path, &[("content-type", "application/json")], "{}");
+    assert_eq!(answer.await?.status, 415);
+    let answer = world.control.raw(Method::POST, "/v1/tenants/a%20b/subscriptions/bulk", &[], "{}");
+    assert!(answer.await?.status.is_client_error());
+    // Results come while lines are still being sent: whoever sends a million sees how far it is.
+    let (sender, lines) = tokio::sync::mpsc::channel::<String>(1);
+    let body = futures_util::stream::unfold(lines, |mut lines| async {
+        lines.recv().await.map(|line| (Ok::<String, std::io::Error>(line), lines))
+    });
+    let elsewhere = "/v1/tenants/elsewhere/subscriptions/bulk";
+    let calling = world.control.stream(elsewhere, reqwest::Body::wrap_stream(body));
+    sender.send(good("early") + "\n").await?;
+    let mut answer = calling.await?;
+    for _ in 0..3 {
+        let result = answer.chunk().await?.unwrap_or_default();
+        assert!(result.starts_with(b"{\"id\":"), "{result:?}");
+        sender.send(good("later") + "\n").await?;
+    }
+    drop((answer, sender));
+    world.in_force().await;
+    world.publish("acme", "a", json!(1)).await?;
+    world.settle(seconds(30)).await?;
+    world.finish().await
+}

@@ -94,8 +94,10 @@ pub(crate) async fn a_clean_stop_makes_no_duplicates() -> anyhow::Result<()> {
 }
 
 pub(crate) async fn a_fan_out_cut_by_a_stop_goes_on_elsewhere() -> anyhow::Result<()> {
-    let world = World::start("pages").await?;
     // More endpoints than are served at once, so that some have not begun when the stop comes.
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), "20".to_owned()));
+    let world = World::with("pages", setup).await?;
     for n in 0..300 {
         let endpoint = format!("e-{n}");
         world.receiver.behave(&endpoint, Behaviour::Slow(Duration::from_millis(1500)));

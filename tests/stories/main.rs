@@ -18,6 +18,7 @@ mod api;
 mod broker;
 mod delivery;
 mod deployments;
+mod fan_out;
 mod gate;
 mod held;
 mod interop;
@@ -75,6 +76,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::an_endpoint_that_asks_for_it_is_left_alone,
         gate::an_endpoint_that_hangs_holds_nobody_up,
         gate::a_flood_for_a_slow_endpoint_holds_nobody_up,
+        fan_out::a_kill_repeats_no_more_than_was_in_flight,
+        fan_out::a_broadcast_reaches_everyone_once,
         held::deliveries_are_kept_and_flow_again,
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,
@@ -85,6 +88,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         publishing::copies_that_come_at_once_are_delivered_once,
         api::subscriptions_live_and_die,
         api::bad_requests_are_named,
+        api::many_are_created_in_one_call,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

@@ -48,7 +48,7 @@ pub(crate) async fn messages_that_break_the_rules_are_rejected() -> anyhow::Resu
         ("", good(), b"{}".to_vec(), "event type"),
         ("a", BasicProperties::default(), b"{}".to_vec(), "doorbell-tenant is missing"),
         ("a", BasicProperties::default().with_headers(number), b"{}".to_vec(), "not a string"),
-        ("a", amqp::event("*", Some("evt-2"), &[]), b"{}".to_vec(), "broadcast"),
+        ("a", amqp::event("**", Some("evt-2"), &[]), b"{}".to_vec(), "tenant"),
         ("a", amqp::event("a b", Some("evt-3"), &[]), b"{}".to_vec(), "tenant"),
         ("a", amqp::event("acme", Some("a.b"), &[]), b"{}".to_vec(), "event id"),
         ("a", good().with_content_type("text/xml".into()), b"{}".to_vec(), "content type"),
@@ -173,7 +173,7 @@ pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<(
         ("application/json", "", b"[]", 422),
         ("application/json", "", br#"{"tenant":"acme","type":"a"}"#, 422),
         ("application/json", "", br#"{"tenant":"acme","type":"a","data":1,"colour":2}"#, 422),
-        ("application/json", "", br#"{"tenant":"*","type":"a","data":1}"#, 422),
+        ("application/json", "", br#"{"tenant":"**","type":"a","data":1}"#, 422),
         ("application/json", "", large.as_bytes(), 413),
         ("application/json", "", huge.as_bytes(), 413),
     ];

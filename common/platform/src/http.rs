@@ -109,6 +109,26 @@ async fn discard(body: Body) {
     }
 }
 
+/// Answers the body, after a look at its content type.
+///
+/// # Errors
+/// 415 for another type.
+pub async fn check_type(
+    headers: &HeaderMap,
+    body: Body,
+    media_types: &[&str],
+) -> Result<Body, Problem> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
+        return Ok(body);
+    }
+    discard(body).await;
+    let detail = format!("send the body as {}", media_types.join(" or "));
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
+}
+
 /// Reads a request's body, after a look at its content type.
 ///
 /// # Errors
@@ -119,14 +139,7 @@ pub async fn read_body(
     media_types: &[&str],
     max: usize,
 ) -> Result<Bytes, Problem> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    if !media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
-        discard(body).await;
-        let detail = format!("send the body as {}", media_types.join(" or "));
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
-    }
+    let body = check_type(headers, body, media_types).await?;
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {

@@ -51,7 +51,10 @@ impl World {
         Ok(())
     }
 
-    async fn depths(&self, outsider: &Outsider) -> anyhow::Result<BTreeMap<String, u32>> {
+    pub(super) async fn depths(
+        &self,
+        outsider: &Outsider,
+    ) -> anyhow::Result<BTreeMap<String, u32>> {
         let mut queues = topology::ingress_queues();
         queues.extend(Rung::all().map(Rung::queue));
         let others = [

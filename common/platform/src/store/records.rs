@@ -5,6 +5,8 @@
 //! So a creation writes the record first and is in force once it is linked; a change links new
 //! patterns before the record and unlinks old ones after; a deletion writes the tombstone first.
 
+use std::collections::BTreeMap;
+
 use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
 use doorbell_common::subscription::{Record, Subscription};
@@ -42,37 +44,63 @@ const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then r
 const UNLINK: &str = "for i = 2, #KEYS do redis.call('SREM', KEYS[i], ARGV[1]) if redis.call('EXISTS', KEYS[i]) == 0 then redis.call('SREM', KEYS[1], ARGV[i]) end end return 1";
 
 impl Store {
-    /// An id for a new subscription, in the slot whose turn it is.
+    /// Ids for so many new subscriptions, in the slots whose turn it is.
     ///
     /// # Errors
-    /// Redis did not answer, or there are no ids left.
-    pub async fn new_subscription_id(&self) -> Result<SubscriptionId, StoreError> {
+    /// Redis did not answer.
+    pub async fn new_subscription_ids(
+        &self,
+        count: usize,
+    ) -> Result<Vec<SubscriptionId>, StoreError> {
         let mut link = self.link.clone();
-        let created: u64 =
-            redis::cmd("INCR").arg(self.keys.created()).query_async(&mut link).await?;
+        let mut count_up = redis::cmd("INCRBY");
+        count_up.arg(self.keys.created()).arg(count);
+        let created: u64 = count_up.query_async(&mut link).await?;
+        let first = created.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
         // Ids end after 2^32 subscriptions; then the last slot goes on growing.
-        let slot = SlotNumber::of_nth(created - 1).unwrap_or(SlotNumber(SlotNumber::END - 1));
-        Ok(SubscriptionId::new(slot, clock::random_bits()))
+        let last = SlotNumber(SlotNumber::END - 1);
+        let slots = (first..created).map(|n| SlotNumber::of_nth(n).unwrap_or(last));
+        Ok(slots.map(|slot| SubscriptionId::new(slot, clock::random_bits())).collect())
     }
 
-    /// Writes a new subscription, and its tenant if it is the first.
+    /// Writes new subscriptions of a tenant, and the tenant if they are its first.
     ///
     /// # Errors
-    /// Redis did not answer: the subscription may or may not be there.
-    pub async fn create_subscription(&self, subscription: &Subscription) -> Result<(), StoreError> {
+    /// Redis did not answer: each of them may or may not be there.
+    pub async fn create_subscriptions(
+        &self,
+        tenant: &TenantId,
+        subscriptions: &[Subscription],
+    ) -> Result<(), StoreError> {
         self.check_epoch().await?;
-        self.ensure_tenant(&subscription.tenant).await?;
+        self.ensure_tenant(tenant).await?;
         let mut link = self.link.clone();
-        let slot = subscription.id.slot();
-        let raw = to_raw(subscription)?;
-        self.announce(subscription, true).await?;
-        let mut set = redis::cmd("HSET");
-        set.arg(self.keys.slot(slot)).arg(subscription.id.as_str()).arg(raw);
-        set.query_async::<Value>(&mut link).await?;
-        self.link_patterns(subscription, &subscription.events).await?;
-        // Someone may have deleted the tenant in the meantime, without this subscription.
-        self.ensure_tenant(&subscription.tenant).await?;
-        self.log(subscription, true).await
+        let mut slots: BTreeMap<SlotNumber, Vec<(&str, String)>> = BTreeMap::new();
+        for subscription in subscriptions {
+            let record = (subscription.id.as_str(), to_raw(subscription)?);
+            slots.entry(subscription.id.slot()).or_default().push(record);
+        }
+        let changes: Vec<Change> = slots
+            .keys()
+            .map(|slot| Change::Slot(*slot))
+            .chain([Change::Tenant(tenant.clone())])
+            .collect();
+        for change in &changes {
+            self.announce_change(change).await?;
+        }
+        for (slot, records) in slots {
+            let mut set = redis::cmd("HSET");
+            set.arg(self.keys.slot(slot)).arg(records);
+            set.query_async::<Value>(&mut link).await?;
+        }
+        let links = subscriptions.iter().map(|new| (&new.id, new.events.as_slice()));
+        self.link_patterns(tenant, links).await?;
+        // Someone may have deleted the tenant in the meantime, without these subscriptions.
+        self.ensure_tenant(tenant).await?;
+        for change in &changes {
+            self.log_change(change).await?;
+        }
+        Ok(())
     }
 
     /// Reads one subscription, as it is now.
@@ -110,7 +138,8 @@ impl Store {
         self.announce(changed, patterns_change).await?;
         let added: Vec<Pattern> =
             changed.events.iter().filter(|p| !before.events.contains(p)).cloned().collect();
-        self.link_patterns(changed, &added).await?;
+        let added = std::iter::once((&changed.id, added.as_slice()));
+        self.link_patterns(&changed.tenant, added).await?;
         let replaced = self.replace(&changed.id, &stored.raw, &to_raw(changed)?).await?;
         if replaced {
             let removed: Vec<Pattern> =
@@ -211,21 +240,29 @@ impl Store {
         Ok(eval.query_async::<u8>(&mut link).await? == 1)
     }
 
-    async fn link_patterns(
+    /// Puts subscriptions into the tenant's index, under these patterns.
+    async fn link_patterns<'a>(
         &self,
-        subscription: &Subscription,
-        patterns: &[Pattern],
+        tenant: &TenantId,
+        links: impl Iterator<Item = (&'a SubscriptionId, &'a [Pattern])>,
     ) -> Result<(), StoreError> {
-        if patterns.is_empty() {
+        let mut by_pattern: BTreeMap<&Pattern, Vec<&str>> = BTreeMap::new();
+        let mut ids = Vec::new();
+        for (id, patterns) in links.filter(|(_, patterns)| !patterns.is_empty()) {
+            ids.push((0, id.as_str()));
+            for pattern in patterns {
+                by_pattern.entry(pattern).or_default().push(id.as_str());
+            }
+        }
+        if ids.is_empty() {
             return Ok(());
         }
-        let (tenant, id) = (&subscription.tenant, subscription.id.as_str());
         let mut link = self.link.clone();
         let mut pipe = redis::pipe();
         pipe.atomic();
-        pipe.cmd("ZADD").arg(self.keys.subscriptions(tenant)).arg(0).arg(id).ignore();
-        for pattern in patterns {
-            pipe.cmd("SADD").arg(self.keys.pattern(tenant, pattern)).arg(id).ignore();
+        pipe.cmd("ZADD").arg(self.keys.subscriptions(tenant)).arg(ids).ignore();
+        for (pattern, ids) in by_pattern {
+            pipe.cmd("SADD").arg(self.keys.pattern(tenant, pattern)).arg(ids).ignore();
             pipe.cmd("SADD").arg(self.keys.patterns(tenant)).arg(pattern.as_str()).ignore();
         }
         pipe.query_async::<()>(&mut link).await?;

@@ -1,0 +1,165 @@
+//! Creates many subscriptions in one call: a form on each line comes in, a result on each line goes
+//! out while the next ones are read, so a million need no more memory than a few.
+
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::ids::TenantId;
+use doorbell_common::subscription::Subscription;
+use doorbell_platform::http::check_type;
+use doorbell_platform::problem::Problem;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use crate::form;
+use crate::lines::{Line, Lines};
+use crate::routes::Api;
+use crate::subscriptions::{MAX_BODY, create_all, newest_secret};
+use crate::tenants::tenant_id;
+
+const NDJSON: &str = "application/x-ndjson";
+/// Subscriptions written in one go.
+const BATCH: usize = 256;
+/// How long the next lines may take to come.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+pub(crate) async fn create(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let tenant = tenant_id(&tenant)?;
+    let body = check_type(&headers, body, &[NDJSON]).await?;
+    let bulk = Bulk {
+        api,
+        tenant,
+        body: body.into_data_stream(),
+        lines: Lines::new(MAX_BODY),
+        read: 0,
+        created: 0,
+        refused: 0,
+        is_over: false,
+    };
+    let answer = futures_util::stream::unfold(bulk, |mut bulk| async move {
+        let text = bulk.next().await?;
+        Some((Ok::<Bytes, std::convert::Infallible>(text.into()), bulk))
+    });
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(answer)).into_response())
+}
+
+/// One call, as far as it has come.
+struct Bulk {
+    api: Api,
+    tenant: TenantId,
+    body: BodyDataStream,
+    lines: Lines,
+    /// Lines read, empty ones included: what a text editor counts.
+    read: u64,
+    created: u64,
+    refused: u64,
+    is_over: bool,
+}
+
+impl Bulk {
+    /// The results of the next lines; `None` after the last.
+    async fn next(&mut self) -> Option<String> {
+        if self.is_over {
+            return None;
+        }
+        match tokio::time::timeout(PATIENCE, self.body.next()).await {
+            Ok(Some(Ok(chunk))) => {
+                let lines = self.lines.push(&chunk);
+                Some(self.create_lines(lines).await)
+            }
+            Ok(None) => {
+                let last = self.lines.end();
+                let mut text = self.create_lines(last.into_iter().collect()).await;
+                self.is_over = true;
+                text.push_str(&line(&json!({ "created": self.created, "refused": self.refused })));
+                Some(text)
+            }
+            Ok(Some(Err(_))) => Some(self.break_off("the body broke off")),
+            Err(_) => Some(self.break_off("the next line took too long to come")),
+        }
+    }
+
+    /// Ends the call early. What has a result stands.
+    fn break_off(&mut self, why: &str) -> String {
+        self.is_over = true;
+        line(&json!({ "problem": Problem::new(StatusCode::BAD_REQUEST, why) }))
+    }
+
+    async fn create_lines(&mut self, lines: Vec<Line>) -> String {
+        let mut text = String::new();
+        for batch in lines.chunks(BATCH) {
+            let (mut results, mut forms) = (Vec::new(), Vec::new());
+            for entry in batch {
+                self.read += 1;
+                let form = match entry {
+                    Line::Text(bytes) if bytes.trim_ascii().is_empty() => continue,
+                    Line::Text(bytes) => form::create(bytes, &self.api.policy),
+                    Line::TooLong => Err(too_long()),
+                };
+                match form {
+                    Ok(form) => {
+                        results.push((self.read, Ok(forms.len())));
+                        forms.push(form);
+                    }
+                    Err(problem) => results.push((self.read, Err(problem))),
+                }
+            }
+            let created = if forms.is_empty() {
+                Ok(Vec::new())
+            } else {
+                create_all(&self.api.store, &self.tenant, forms).await
+            };
+            for (number, result) in results {
+                text.push_str(&line(&self.answer(number, result, &created)));
+            }
+        }
+        text
+    }
+
+    /// The result of one line: what became of its form, which is at a place among those created.
+    fn answer(
+        &mut self,
+        number: u64,
+        form: Result<usize, Problem>,
+        created: &Result<Vec<Subscription>, Problem>,
+    ) -> Value {
+        let place = match form {
+            Ok(place) => place,
+            Err(problem) => return self.refuse(number, &problem),
+        };
+        let subscription = match created.as_ref().map(|created| created.get(place)) {
+            Ok(Some(subscription)) => subscription,
+            Ok(None) => return self.refuse(number, &Problem::unavailable("nothing was created")),
+            Err(problem) => return self.refuse(number, problem),
+        };
+        match newest_secret(subscription) {
+            Ok(secret) => {
+                self.created += 1;
+                json!({ "line": number, "status": 201, "id": subscription.id, "secret": secret.reveal() })
+            }
+            Err(problem) => self.refuse(number, &problem),
+        }
+    }
+
+    fn refuse(&mut self, number: u64, problem: &Problem) -> Value {
+        self.refused += 1;
+        json!({ "line": number, "status": problem.status(), "problem": problem })
+    }
+}
+
+fn too_long() -> Problem {
+    let detail = format!("a line may have at most {MAX_BODY} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+}
+
+fn line(value: &Value) -> String {
+    format!("{value}\n")
+}

@@ -1,0 +1,75 @@
+//! Events for many: split into pages, shared by dispatchers, and not begun anew after a crash.
+
+use std::time::Duration;
+
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use serde_json::json;
+
+pub(crate) async fn a_kill_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
+    const ENDPOINTS: usize = 3000;
+    const IN_FLIGHT: usize = 40;
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
+    let world = World::with("big", setup).await?;
+    world.subscribe_many("acme", ("many", ENDPOINTS), &["big.#"]).await?;
+    for n in 0..ENDPOINTS {
+        world.receiver.behave(&format!("many-{n}"), Behaviour::Slow(Duration::from_millis(150)));
+    }
+    world.subscribe("beside", "beside", &["#"]).await?;
+    world.in_force().await;
+    world.publish("acme", "big.one", json!(1)).await?;
+    for part in 1..4 {
+        eventually("a part has arrived", seconds(60), || async {
+            world.receiver.posts().len() > part * ENDPOINTS / 4
+        })
+        .await?;
+        for name in ["dispatcher-1", "dispatcher-2"] {
+            world.kill_and_restart(name).await?;
+        }
+        // Others are served beside it.
+        world.publish("beside", "small", json!(part)).await?;
+    }
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    let known = world.metric("doorbell_ledger_hits_total").await?;
+    eprintln!(
+        "one event for {ENDPOINTS}, both dispatchers killed three times: {duplicates} duplicates, {known} known to the ledger since the last kill"
+    );
+    // Three kills of two dispatchers.
+    assert!(duplicates <= 3 * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
+
+pub(crate) async fn a_broadcast_reaches_everyone_once() -> anyhow::Result<()> {
+    let world = World::start("everyone").await?;
+    for n in 0..4 {
+        let tenant = format!("tenant-{n}");
+        world.subscribe_many(&tenant, (&format!("{tenant}-all"), 150), &["#"]).await?;
+        world.subscribe_many(&tenant, (&format!("{tenant}-other"), 5), &["other.#"]).await?;
+    }
+    let paused = world.subscribe("tenant-0", "paused", &["#"]).await?;
+    world.set_status("tenant-0", &paused, "paused").await?;
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    world.subscribe("tenant-1", "flaky", &["news.*"]).await?;
+    world.in_force().await;
+    world.publish("*", "news.today", json!({ "for": "everyone" })).await?;
+    let outsider = world.outsider().await?;
+    outsider.publish("news.amqp", amqp::event("*", Some("evt-all"), &[]), b"2").await?;
+    world.ledger.accepted("*", "news.amqp", "evt-all", "2");
+    world.publish("tenant-2", "news.two", json!(2)).await?;
+    eventually("all but the paused one are served", seconds(60), || async {
+        world.ledger.missing(&world.receiver).iter().all(|(endpoint, _)| endpoint == "paused")
+    })
+    .await?;
+    assert_eq!(world.receiver.count("paused"), 0);
+    world.set_status("tenant-0", &paused, "active").await?;
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.receiver.count("tenant-0-other-0"), 0);
+    // Each attempt stands in the history of the tenant whose endpoint it was.
+    let records = outsider.stream("doorbell.attempts", 1).await?;
+    let first = records.first().map(|record| String::from_utf8_lossy(&record.data).into_owned());
+    assert!(first.is_some_and(|text| text.contains("\"tenant\":\"tenant-")));
+    world.finish().await
+}
