@@ -2,7 +2,8 @@
 //! attempted now, waits a moment, or is held for later without an attempt.
 //!
 //! It asks, in this order: is the breaker open, did the endpoint ask to be left alone, does it
-//! not answer, are enough POSTs in flight. Time and chance are arguments.
+//! not answer, are enough POSTs in flight. The [rate limit](crate::rate) is asked beside it, because
+//! it counts the attempts of all dispatchers. Time and chance are arguments.
 
 use std::time::Duration;
 
@@ -51,11 +52,13 @@ pub enum HoldReason {
     Throttled,
     /// Enough POSTs to it are in flight, and enough wait.
     Busy,
+    /// Its subscription allows only so many a second.
+    RateLimit,
 }
 
 impl HoldReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 3] = [Self::Breaker, Self::Throttled, Self::Busy];
+    pub const ALL: [Self; 4] = [Self::Breaker, Self::Throttled, Self::Busy, Self::RateLimit];
 
     /// The reason as it stands in metrics.
     #[must_use]
@@ -64,6 +67,7 @@ impl HoldReason {
             Self::Breaker => "breaker",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
+            Self::RateLimit => "rate_limit",
         }
     }
 }
@@ -246,16 +250,31 @@ impl Gate {
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 /// The longest hold, but for what an endpoint or a breaker asks for.
 const LONGEST_HOLD: Duration = Duration::from_secs(300);
+/// The same behind an endpoint that is busy: it answers, so the wait should be near its end.
+const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
 
-/// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`,
-/// longer each time, and up to half as long again by `chance` in `[0, 1)`, so that those who were
-/// held together do not come back together. A number of seconds that takes few rungs.
+/// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
+/// Behind an endpoint in trouble it is longer each time, and up to half as long again by `chance`
+/// in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
+/// that takes few rungs.
 #[must_use]
-pub fn hold_until(opens_at: Timestamp, holds: u32, now: Timestamp, chance: f64) -> Timestamp {
-    let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16)).min(LONGEST_HOLD);
-    let wait = opens_at.since(now) + growing.mul_f64(1.0 + chance / 2.0);
-    let least = wait.as_secs() + u64::from(wait.subsec_millis() > 0);
-    now.plus(Duration::from_secs(fewest_rungs(least, least + least / 8)))
+pub fn hold_until(
+    (reason, opens_at): (HoldReason, Timestamp),
+    holds: u32,
+    now: Timestamp,
+    chance: f64,
+) -> Timestamp {
+    let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
+    let more = match reason {
+        HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
+        HoldReason::Busy => growing.min(LONGEST_BUSY_HOLD),
+        // Its time is its turn in a line.
+        HoldReason::RateLimit => Duration::ZERO,
+    };
+    let wait = opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0);
+    let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
+    let rounding = if reason == HoldReason::RateLimit { 32 } else { 8 };
+    now.plus(Duration::from_secs(fewest_rungs(least, least + least / rounding)))
 }
 
 #[cfg(test)]

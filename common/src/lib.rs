@@ -22,6 +22,7 @@ pub mod next_move;
 pub mod outcome;
 pub mod pattern;
 pub mod payload;
+pub mod rate;
 pub mod retry;
 pub mod rung;
 pub mod signature;

@@ -10,6 +10,7 @@ use crate::event::EventType;
 use crate::ids::{SubscriptionId, TenantId};
 use crate::pattern::Pattern;
 use crate::payload::Payload;
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::signature::Secret;
 use crate::time::Timestamp;
@@ -46,6 +47,12 @@ pub struct Subscription {
     pub timeout: DurationText,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How many attempts a second its endpoint takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// How many POSTs may be in flight at once, if fewer than the operator allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
     /// One more signature in an older style.
     #[serde(default)]
     pub signature: Option<OlderSignature>,
@@ -81,6 +88,21 @@ pub enum DisabledReason {
     Failing,
     /// Someone asked for it over the API; what waits is kept.
     Manual,
+}
+
+impl DisabledReason {
+    /// Those for which Doorbell itself disables a subscription.
+    pub const OURS: [Self; 2] = [Self::Gone, Self::Failing];
+
+    /// The reason as it stands in metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Failing => "failing",
+            Self::Manual => "manual",
+        }
+    }
 }
 
 /// A signing secret and when it ends.
@@ -190,6 +212,8 @@ mod tests {
             headers: BTreeMap::new(),
             timeout: "15s".parse().unwrap(),
             retry: RetryPolicy::default(),
+            rate_limit: None,
+            max_concurrency: None,
             signature: None,
             secrets: vec![
                 SigningSecret { secret: secret(2), expires_at: None },

@@ -8,6 +8,7 @@ use doorbell_common::address::AddressPolicy;
 use doorbell_common::duration::DurationText;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::payload::Payload;
+use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::{DisabledReason, OlderSignature, Status, Subscription};
 use doorbell_platform::http::{Members, pointer};
@@ -21,6 +22,8 @@ use crate::headers;
 const MAX_PATTERNS: usize = 100;
 const MAX_DESCRIPTION: usize = 2000;
 const MAX_METADATA: usize = 16 * 1024;
+const RATES: std::ops::RangeInclusive<u32> = 1..=10_000;
+const CONCURRENCIES: std::ops::RangeInclusive<u32> = 1..=1024;
 const TIMEOUTS: std::ops::RangeInclusive<u64> = 1000..=30_000;
 
 /// Everything about a subscription that people write.
@@ -35,6 +38,8 @@ pub(crate) struct Form {
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) timeout: DurationText,
     pub(crate) retry: RetryPolicy,
+    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) max_concurrency: Option<u32>,
     pub(crate) signature: Option<OlderSignature>,
 }
 
@@ -50,6 +55,8 @@ impl Default for Form {
             headers: BTreeMap::new(),
             timeout: std::time::Duration::from_secs(15).into(),
             retry: RetryPolicy::default(),
+            rate_limit: None,
+            max_concurrency: None,
             signature: None,
         }
     }
@@ -67,6 +74,8 @@ impl From<&Subscription> for Form {
             headers: subscription.headers.clone(),
             timeout: subscription.timeout,
             retry: subscription.retry.clone(),
+            rate_limit: subscription.rate_limit,
+            max_concurrency: subscription.max_concurrency,
             signature: subscription.signature.clone(),
         }
     }
@@ -113,6 +122,8 @@ impl Form {
         subscription.headers = self.headers;
         subscription.timeout = self.timeout;
         subscription.retry = self.retry;
+        subscription.rate_limit = self.rate_limit;
+        subscription.max_concurrency = self.max_concurrency;
         subscription.signature = self.signature;
     }
 }
@@ -194,8 +205,10 @@ impl Reading<'_> {
             "retry" => form.retry = retry(value)?,
             "signature" if null => form.signature = None,
             "signature" => form.signature = Some(signature(value)?),
-            "rate_limit" | "max_concurrency" if null => {}
-            "rate_limit" | "max_concurrency" => return Err("cannot be set yet: nothing is stored that is not enforced".into()),
+            "rate_limit" if null => form.rate_limit = None,
+            "rate_limit" => form.rate_limit = Some(rate_limit(form.rate_limit, value)?),
+            "max_concurrency" if null => form.max_concurrency = None,
+            "max_concurrency" => form.max_concurrency = Some(max_concurrency(value)?),
             "id" | "disabled_reason" | "created_at" | "updated_at" => return Err("is set by Doorbell".into()),
             "secret" => return Err("is made by Doorbell; read it with GET …/secret, change it with POST …/secret/rotate".into()),
             _ => return Err("is not a field of a subscription".into()),
@@ -299,6 +312,52 @@ fn retry(value: &RawValue) -> Result<RetryPolicy, Wrong> {
     serde_json::from_value(Value::Object(policy)).map_err(|error| error.to_string().into())
 }
 
+/// Merged into what there is, if there is any, as a merge patch asks.
+fn rate_limit(current: Option<RateLimit>, value: &RawValue) -> Result<RateLimit, Wrong> {
+    let members: Map<String, Value> =
+        read(value, "must be an object, such as {\"per_second\": 50, \"burst\": 100}")?;
+    let mut per_second = current.map(|limit| limit.per_second);
+    let mut burst = current.map(|limit| limit.burst);
+    let mut errors = Vec::new();
+    for (name, value) in &members {
+        let place = || format!("/rate_limit{}", pointer(name));
+        let known = match name.as_str() {
+            "per_second" => &mut per_second,
+            "burst" => &mut burst,
+            _ => {
+                errors.push(FieldError::new(place(), "is not a field of a rate limit"));
+                continue;
+            }
+        };
+        match (value.as_u64().and_then(|number| u32::try_from(number).ok()), value.is_null()) {
+            (_, true) => *known = None,
+            (Some(number), _) if RATES.contains(&number) => *known = Some(number),
+            (Some(_) | None, false) => errors.push(FieldError::new(
+                place(),
+                format!("must be a whole number from {} to {}", RATES.start(), RATES.end()),
+            )),
+        }
+    }
+    let Some(per_second) = per_second else {
+        if !errors.iter().any(|error| error.pointer == "/rate_limit/per_second") {
+            errors.push(FieldError::new("/rate_limit/per_second", "is required"));
+        }
+        return Err(Wrong::Inside(errors));
+    };
+    if errors.is_empty() {
+        Ok(RateLimit { per_second, burst: burst.unwrap_or(per_second) })
+    } else {
+        Err(Wrong::Inside(errors))
+    }
+}
+
+fn max_concurrency(value: &RawValue) -> Result<u32, Wrong> {
+    let expected =
+        format!("must be a whole number from {} to {}", CONCURRENCIES.start(), CONCURRENCIES.end());
+    let number: u32 = read(value, &expected)?;
+    if CONCURRENCIES.contains(&number) { Ok(number) } else { Err(expected.into()) }
+}
+
 fn signature(value: &RawValue) -> Result<OlderSignature, Wrong> {
     let mut signature: OlderSignature = serde_json::from_str(value.get()).map_err(|_| {
         "must be an object with header and format, such as {\"header\": \"X-Signature\", \"format\": \"sha256-hex\"}"
@@ -381,7 +440,7 @@ mod tests {
     fn every_wrong_field_is_named_at_once() {
         let body = r#"{"url":"http://localhost/","events":["a..b","ok","*x"],"status":"on","payload":1,
             "headers":{"host":"x","ok":"1"},"timeout":"31s","retry":{"fixed":{"delay":"1s","attempts":0}},
-            "rate_limit":{"per_second":1},"max_concurrency":1,"signature":{"header":"webhook-x","format":"sha256-hex"},
+            "rate_limit":{"burst":0,"x":1},"max_concurrency":0,"signature":{"header":"webhook-x","format":"sha256-hex"},
             "id":"x","colour":"red","metadata":[],"description":5}"#;
         let mut pointers = wrong(body);
         pointers.sort();
@@ -395,7 +454,9 @@ mod tests {
             "/max_concurrency",
             "/metadata",
             "/payload",
-            "/rate_limit",
+            "/rate_limit/burst",
+            "/rate_limit/per_second",
+            "/rate_limit/x",
             "/retry",
             "/signature/header",
             "/status",
@@ -419,6 +480,26 @@ mod tests {
         let raw: Box<RawValue> = serde_json::from_str(r#"{"X-A": null, "x-c": "3"}"#).unwrap();
         let Ok(headers) = merge_headers(&current, &raw) else { panic!("not merged") };
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-b", "x-c"]);
+    }
+
+    #[test]
+    fn a_rate_limit_is_whole() {
+        let raw = |text: &str| -> Box<RawValue> { serde_json::from_str(text).unwrap() };
+        let read = |current, text: &str| rate_limit(current, &raw(text)).ok();
+        let limit = |per_second, burst| RateLimit { per_second, burst };
+        assert_eq!(read(None, r#"{"per_second":50}"#), Some(limit(50, 50)));
+        assert_eq!(read(None, r#"{"per_second":50,"burst":1}"#), Some(limit(50, 1)));
+        let current = Some(limit(5, 7));
+        assert_eq!(read(current, r#"{"per_second":6}"#), Some(limit(6, 7)));
+        assert_eq!(read(current, r#"{"burst":null}"#), Some(limit(5, 5)));
+        for wrong in [r#"{"burst":5}"#, r#"{"per_second":0}"#, r#"{"per_second":1.5}"#, "5", "[]"] {
+            assert_eq!(read(None, wrong), None, "{wrong}");
+        }
+        assert_eq!(read(current, r#"{"per_second":null}"#), None);
+        assert_eq!(max_concurrency(&raw("32")).ok(), Some(32));
+        for wrong in ["0", "1025", "-1", "\"5\""] {
+            assert!(max_concurrency(&raw(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -254,6 +254,8 @@ fn new_subscription(
         headers: form.headers,
         timeout: form.timeout,
         retry: form.retry,
+        rate_limit: form.rate_limit,
+        max_concurrency: form.max_concurrency,
         signature: form.signature,
         secrets: vec![SigningSecret { secret, expires_at: None }],
         created_at: now,

@@ -25,11 +25,13 @@ use tokio::sync::Mutex;
 use crate::fan_out::{Begun, Served};
 use crate::gates::Gates;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::understand::{Destination, Identity, Task, understand_event, understand_work};
+use crate::working::Working;
 
 /// A message that came so often without an end is worked alone: it may be what ends us.
 const SUSPECT_AFTER: u64 = 3;
@@ -51,6 +53,8 @@ pub(crate) struct Dispatcher {
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     pub(crate) gates: Gates,
+    pub(crate) limits: Limits,
+    pub(crate) working: Working,
     /// One permit for each POST that may be in flight.
     pub(crate) posts: Permits,
     /// One permit for each page that may be begun.

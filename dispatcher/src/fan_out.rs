@@ -162,7 +162,15 @@ impl Dispatcher {
         subscription: &Subscription,
         Begun { permit, ledger }: Begun<'_>,
     ) -> anyhow::Result<()> {
-        // First: who waits for us does not wait for the endpoint, and is not held for it.
+        let came_back = delivery.state.holds > 0;
+        if let Some(limit) = subscription.rate_limit
+            && let Err(wait) = self.limits.turn(&subscription.id, limit, came_back).await
+        {
+            drop(permit);
+            let opens_at = clock::now().plus(wait);
+            return self.hold(delivery, (HoldReason::RateLimit, opens_at), ledger).await;
+        }
+        // Before the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
             Some(permit) => permit,
             None => self.posts.acquire(&served.event.tenant).await?,
@@ -172,7 +180,7 @@ impl Dispatcher {
             drop(permit);
             return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
         }
-        let admitted = match self.gates.enter(&subscription.id, delivery.state.holds > 0).await {
+        let admitted = match self.gates.enter(subscription, came_back).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => {
                 // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
@@ -209,6 +217,7 @@ impl Dispatcher {
                 }
                 drop(permit);
             };
+            self.working.note(&subscription.id, attempt);
             tokio::join!(noting, self.recorder.record(&record));
             self.metrics.ended(Final::Delivered);
             return Ok(());
@@ -232,7 +241,7 @@ impl Dispatcher {
     ) -> anyhow::Result<()> {
         let now = clock::now();
         let work = Work::Delivery(delivery.clone());
-        let until = hold_until(opens_at, delivery.state.holds, now, chance(&work.name()));
+        let until = hold_until((reason, opens_at), delivery.state.holds, now, chance(&work.name()));
         let held = delivery.hold_at_gate(until, now);
         self.hand_on_noted(held, Destination::Retries, ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();

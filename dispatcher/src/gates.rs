@@ -10,6 +10,7 @@ use std::time::Duration;
 use doorbell_common::breaker::Sign;
 use doorbell_common::gate::{Admission, Bounds, Gate, HoldReason, Pass};
 use doorbell_common::ids::SubscriptionId;
+use doorbell_common::subscription::Subscription;
 use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
 use prometheus::IntGauge;
@@ -69,11 +70,21 @@ impl Gates {
     /// instead, and that nothing will be different before a certain time.
     pub(crate) async fn enter(
         &self,
+        subscription: &Subscription,
+        came_back: bool,
+    ) -> Result<Admitted, (HoldReason, Timestamp)> {
+        let most = self.bounds.concurrency;
+        let concurrency = subscription.max_concurrency.map_or(most, |fewer| fewer.min(most));
+        self.enter_within(&subscription.id, Bounds { concurrency, ..self.bounds }, came_back).await
+    }
+
+    async fn enter_within(
+        &self,
         subscription: &SubscriptionId,
+        bounds: Bounds,
         came_back: bool,
     ) -> Result<Admitted, (HoldReason, Timestamp)> {
         let guarded = self.guarded(subscription);
-        let bounds = self.bounds;
         let mut admission = guarded.lock().arrive(bounds, came_back, clock::now());
         let give_up_at = Instant::now() + PATIENCE;
         while admission == Admission::Wait {
@@ -173,9 +184,11 @@ mod tests {
 
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { concurrency: 2, waiting: 10, failures: 3 };
+
     fn gates() -> Gates {
         let open = IntGauge::new("open", "Open.").unwrap();
-        Gates::new(Bounds { concurrency: 2, waiting: 10, failures: 3 }, open)
+        Gates::new(BOUNDS, open)
     }
 
     fn id(number: u128) -> SubscriptionId {
@@ -189,10 +202,10 @@ mod tests {
     #[tokio::test]
     async fn who_waits_goes_when_another_ends_and_idle_gates_are_forgotten() {
         let gates = gates();
-        let first = gates.enter(&id(1), false).await.unwrap();
-        let second = gates.enter(&id(1), false).await.unwrap();
+        let first = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
+        let second = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
         let same = id(1);
-        let (entered, ()) = tokio::join!(gates.enter(&same, false), async {
+        let (entered, ()) = tokio::join!(gates.enter_within(&same, BOUNDS, false), async {
             tokio::task::yield_now().await;
             first.end(Sign::Answers, None);
         });
@@ -207,22 +220,27 @@ mod tests {
     #[tokio::test]
     async fn who_waits_in_vain_is_held() {
         let gates = gates();
-        let _passes =
-            (gates.enter(&id(1), false).await.unwrap(), gates.enter(&id(1), false).await.unwrap());
-        let held = gates.enter(&id(1), false).await.map(drop).unwrap_err();
+        let _passes = (
+            gates.enter_within(&id(1), BOUNDS, false).await.unwrap(),
+            gates.enter_within(&id(1), BOUNDS, false).await.unwrap(),
+        );
+        let held = gates.enter_within(&id(1), BOUNDS, false).await.map(drop).unwrap_err();
         assert_eq!(held.0, HoldReason::Busy);
         // Another subscription has nothing to do with it.
-        gates.enter(&id(2), false).await.unwrap();
+        gates.enter_within(&id(2), BOUNDS, false).await.unwrap();
     }
 
     #[tokio::test]
     async fn open_breakers_are_counted_and_kept() {
         let gates = gates();
         for _ in 0..3 {
-            gates.enter(&id(1), false).await.unwrap().end(Sign::Fails, None);
+            gates.enter_within(&id(1), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
         }
         assert_eq!(gates.open.get(), 1);
         assert_eq!(count(&gates), 1);
-        assert_eq!(gates.enter(&id(1), false).await.map(drop).unwrap_err().0, HoldReason::Breaker);
+        assert_eq!(
+            gates.enter_within(&id(1), BOUNDS, false).await.map(drop).unwrap_err().0,
+            HoldReason::Breaker
+        );
     }
 }

@@ -10,12 +10,14 @@ mod dispatch;
 mod fan_out;
 mod gates;
 mod ledger;
+mod limits;
 mod metrics;
 mod permits;
 mod recorder;
 mod sender;
 mod test_call;
 mod understand;
+mod working;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,10 +37,12 @@ use doorbell_platform::targets::TargetArgs;
 use dispatch::Dispatcher;
 use gates::Gates;
 use ledger::Ledger;
+use limits::Limits;
 use metrics::Metrics;
 use permits::Permits;
 use recorder::Recorder;
 use sender::Sender;
+use working::Working;
 
 /// Deliveries allocate on one thread and free on another; the system's allocator then makes the
 /// threads wait for each other, which a profile showed as the largest single cost.
@@ -59,7 +63,7 @@ struct Args {
     /// How many POSTs may be in flight at once.
     #[arg(long, env = "DOORBELL_MAX_IN_FLIGHT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_in_flight: u32,
-    /// How many POSTs may be in flight at once to one endpoint, unless its subscription says otherwise.
+    /// How many POSTs may be in flight at once to one endpoint; its subscription may ask for fewer.
     #[arg(long, env = "DOORBELL_ENDPOINT_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     endpoint_concurrency: u32,
     /// How many deliveries may wait in memory for one endpoint; the others are held through RabbitMQ.
@@ -118,6 +122,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             },
             metrics.breakers_open.clone(),
         ),
+        limits: Limits::new(store.clone()),
+        working: Working::start(store.clone(), &shutdown),
         metrics,
         posts: Permits::new(usize::try_from(args.max_in_flight)?),
         pages: Permits::new(PAGES_AT_ONCE),

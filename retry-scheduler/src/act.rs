@@ -39,7 +39,7 @@ impl Scheduler {
 
     async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
         if reason == DeadReason::Gone {
-            self.patiently(|| self.disable(&delivery)).await?;
+            self.patiently(|| self.disable(&delivery, DisabledReason::Gone)).await?;
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
         let mut message =
@@ -52,30 +52,43 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Disables a subscription whose endpoint answered 410, if that is still its endpoint.
-    async fn disable(&self, delivery: &Delivery) -> Result<(), StoreError> {
+    /// Disables a subscription for this reason, which a failure at an endpoint brought about, if that
+    /// is still its endpoint; answers whether it is disabled now. One that someone has changed lately
+    /// has not been failing for long.
+    pub(crate) async fn disable(
+        &self,
+        delivery: &Delivery,
+        reason: DisabledReason,
+    ) -> Result<bool, StoreError> {
         let id = &delivery.state.subscription;
         loop {
-            let Lookup::Live(stored) = self.store.subscription(id).await? else { return Ok(()) };
+            let Lookup::Live(stored) = self.store.subscription(id).await? else {
+                return Ok(false);
+            };
             let mut changed = stored.subscription.clone();
             let same_endpoint = delivery
                 .state
                 .last_failure
                 .as_ref()
                 .is_some_and(|failure| failure.endpoint == changed.endpoint());
-            let already = changed.disabled_reason == Some(DisabledReason::Gone);
-            if already || !same_endpoint {
-                return Ok(());
+            if changed.status == Status::Disabled && changed.disabled_reason == Some(reason) {
+                return Ok(true);
+            }
+            let now = clock::now();
+            let lately = reason == DisabledReason::Failing
+                && now.since(changed.updated_at) < self.disable_after;
+            if lately || !same_endpoint {
+                return Ok(false);
             }
             changed.status = Status::Disabled;
-            changed.disabled_reason = Some(DisabledReason::Gone);
-            changed.updated_at = clock::now();
+            changed.disabled_reason = Some(reason);
+            changed.updated_at = now;
             changed.version = ids::token();
             // Someone else has changed it in the meantime: look again.
             if self.store.update_subscription(&stored, &changed).await? {
-                tracing::info!(subscription.id = %id, "subscription disabled: its endpoint answered 410");
-                self.metrics.disabled.inc();
-                return Ok(());
+                tracing::info!(subscription.id = %id, reason = reason.as_str(), "subscription disabled");
+                self.metrics.disabled.with_label_values(&[reason.as_str()]).inc();
+                return Ok(true);
             }
         }
     }

@@ -44,6 +44,9 @@ struct Args {
     /// How long after its policy's last nominal attempt a delivery is given up, time spent held not counted.
     #[arg(long, env = "DOORBELL_EXPIRE_AFTER", default_value = "7d")]
     expire_after: DurationText,
+    /// After how long with nothing but failures a subscription is disabled; 0s is never.
+    #[arg(long, env = "DOORBELL_DISABLE_AFTER", default_value = "5d")]
+    disable_after: DurationText,
 }
 
 impl ServiceArgs for Args {
@@ -70,6 +73,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
         expire_after: args.expire_after.0,
+        disable_after: args.disable_after.0,
         unrouted: Redeclaration::default(),
     });
     if store.until_up(&shutdown).await.is_some() {

@@ -1,6 +1,7 @@
 //! What a retry-scheduler counts.
 
 use doorbell_common::next_move::DeadReason;
+use doorbell_common::subscription::DisabledReason;
 use doorbell_platform::metrics::{counter, counters, gauge, held_deliveries};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
@@ -14,7 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) rejected: IntCounter,
     pub(crate) copies: IntCounter,
     pub(crate) unrouted: IntCounter,
-    pub(crate) disabled: IntCounter,
+    pub(crate) disabled: IntCounterVec,
     pub(crate) waiting: IntGauge,
     deliveries: IntCounterVec,
     dead_letters: IntCounterVec,
@@ -50,9 +51,14 @@ impl Metrics {
                 "doorbell_messages_unrouted_total",
                 "Messages that no queue had taken, published again.",
             )?,
-            disabled: count(
-                "doorbell_subscriptions_disabled_total",
-                "Subscriptions disabled because their endpoint answered 410.",
+            disabled: counters(
+                registry,
+                (
+                    "doorbell_subscriptions_disabled_total",
+                    "Subscriptions disabled: their endpoint is gone (410), or has been failing for days.",
+                ),
+                "reason",
+                DisabledReason::OURS.map(DisabledReason::as_str),
             )?,
             waiting: gauge(
                 registry,

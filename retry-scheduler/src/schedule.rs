@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::next_move::next_move;
-use doorbell_common::subscription::Standing;
+use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
-use doorbell_common::work::Work;
+use doorbell_common::work::{Delivery, Stage, Work};
 use doorbell_platform::broker::topology::UNROUTED;
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
@@ -30,6 +30,8 @@ pub(crate) struct Scheduler {
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     pub(crate) expire_after: Duration,
+    /// Zero: never.
+    pub(crate) disable_after: Duration,
     pub(crate) unrouted: Redeclaration,
 }
 
@@ -69,7 +71,12 @@ impl Scheduler {
             return Ok(());
         }
         let known = self.known(&work).await?;
-        let standing = known.as_ref().map_or(Standing::Missing, Known::standing);
+        let mut standing = known.as_ref().map_or(Standing::Missing, Known::standing);
+        if let (Standing::Active(policy), Work::Delivery(delivery)) = (standing, &work)
+            && self.has_failed_for_days(delivery).await?
+        {
+            standing = Standing::Suspended(policy);
+        }
         self.act(next_move(work, standing, self.expire_after, clock::now())).await?;
         self.store.finish(&note).await;
         Ok(())
@@ -79,6 +86,20 @@ impl Scheduler {
     async fn known(&self, work: &Work) -> Result<Option<Known>, Unanswered> {
         let Work::Delivery(delivery) = work else { return Ok(None) };
         self.patiently(|| self.snapshots.get(&delivery.state.subscription)).await.map(Some)
+    }
+
+    /// Notes a failure; disables the subscription if there has been nothing else for days, and
+    /// answers whether it is disabled.
+    async fn has_failed_for_days(&self, delivery: &Delivery) -> Result<bool, Unanswered> {
+        if delivery.state.stage != Stage::Failed || self.disable_after.is_zero() {
+            return Ok(false);
+        }
+        let (id, now) = (&delivery.state.subscription, clock::now());
+        let since = self.store.note_failing(id, 2 * self.disable_after, now).await;
+        if now.since(since) < self.disable_after {
+            return Ok(false);
+        }
+        self.patiently(|| self.disable(delivery, DisabledReason::Failing)).await
     }
 
     async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {

@@ -186,10 +186,10 @@ pub(crate) async fn bad_requests_are_named() -> anyhow::Result<()> {
         (json!({"url": "http://10.0.0.1/", "events": ["a"]}), vec!["/url"]),
         (json!({"url": url, "events": ["a", "a..b"]}), vec!["/events/1"]),
         (
-            json!({"url": url, "events": ["a"], "rate_limit": {"per_second": 1, "burst": 1}}),
-            vec!["/rate_limit"],
+            json!({"url": url, "events": ["a"], "rate_limit": {"per_second": 0, "burst": 1}}),
+            vec!["/rate_limit/per_second"],
         ),
-        (json!({"url": url, "events": ["a"], "max_concurrency": 5}), vec!["/max_concurrency"]),
+        (json!({"url": url, "events": ["a"], "max_concurrency": 0}), vec!["/max_concurrency"]),
         (
             json!({"url": url, "events": ["a"], "headers": {"Webhook-Id": "x"}, "colour": 1}),
             vec!["/headers/Webhook-Id", "/colour"],

@@ -130,3 +130,82 @@ async fn neighbours_are_served(world: &World) -> anyhow::Result<()> {
     })
     .await
 }
+
+pub(crate) async fn a_rate_limit_holds_over_two_dispatchers() -> anyhow::Result<()> {
+    const EVENTS: u64 = 400;
+    const PER_SECOND: usize = 50;
+    const BURST: usize = 10;
+    let world = World::start("rate").await?;
+    let mut body = subscription(&world.receiver.url("limited"), &["#"]);
+    body["rate_limit"] = json!({ "per_second": PER_SECOND, "burst": BURST });
+    world.subscribe_as("acme", "limited", body).await?;
+    world.subscribe("acme", "free", &["#"]).await?;
+    world.in_force().await;
+    publish_many(&world, "acme", EVENTS).await?;
+    eventually("nobody else waits for it", seconds(20), || async {
+        world.receiver.accepted("free") == usize::try_from(EVENTS).unwrap_or_default()
+    })
+    .await?;
+    let left = world.ledger.missing(&world.receiver).len();
+    world.settle(seconds(60)).await?;
+    let posts = world.receiver.posts_to("limited");
+    assert_eq!(posts.len(), usize::try_from(EVENTS)?, "none failed, none came twice");
+    assert!(posts.iter().all(|post| post.attempt == 1), "no attempt was spent on waiting");
+    // Turns are given by the clock of Redis; on their way two may come closer to each other.
+    let most = (0..posts.len())
+        .map(|i| {
+            let second = posts[i].at + seconds(1);
+            posts[i..].iter().take_while(|post| post.at < second).count()
+        })
+        .max();
+    let took = posts[posts.len() - 1].at.duration_since(posts[0].at);
+    eprintln!(
+        "{EVENTS} at {PER_SECOND}/s (burst {BURST}): at most {most:?} in any second, all in {took:.1?}; {left} were left when the others had theirs"
+    );
+    assert!(most.is_some_and(|most| most <= PER_SECOND + BURST + 5), "{most:?} in a second");
+    assert!(left > 0, "the limit held nothing back");
+    let held = world.metric("doorbell_deliveries_held_total{reason=\"rate_limit\"}").await?;
+    assert!(held > 0.5, "none was held");
+    world.finish().await
+}
+
+pub(crate) async fn a_subscription_that_only_fails_is_disabled_in_the_end() -> anyhow::Result<()> {
+    let mut setup = Setup::default().without_breaker();
+    setup.extra.push(("DOORBELL_DISABLE_AFTER".to_owned(), "6s".to_owned()));
+    let world = World::with("failing", setup).await?;
+    world.receiver.behave("broken", Behaviour::Status(500));
+    world.receiver.behave("shaky", Behaviour::FailFirst(1, 500));
+    let patient = |endpoint: &str| {
+        let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
+        body["retry"] = json!({ "fixed": { "delay": "1s", "attempts": 100 } });
+        body
+    };
+    let broken = world.subscribe_as("acme", "broken", patient("broken")).await?;
+    let shaky = world.subscribe_as("acme", "shaky", patient("shaky")).await?;
+    world.in_force().await;
+    let show = |id: &str| {
+        let path = format!("/v1/tenants/acme/subscriptions/{id}");
+        async {
+            Ok::<_, anyhow::Error>(
+                world.control.call(reqwest::Method::GET, &{ path }, json!(null)).await?.body,
+            )
+        }
+    };
+    for n in 0..12 {
+        world.publish("acme", "a", json!(n)).await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    eventually("it is disabled", seconds(40), || async {
+        show(&broken).await.is_ok_and(|body| body["disabled_reason"] == "failing")
+    })
+    .await?;
+    assert_eq!(show(&shaky).await?["status"], "active");
+    let disabled =
+        world.metric("doorbell_subscriptions_disabled_total{reason=\"failing\"}").await?;
+    assert!((disabled - 1.0).abs() < 0.1, "{disabled}");
+    // What waits for it is kept, and comes when it is back.
+    world.receiver.behave("broken", Behaviour::Status(200));
+    world.set_status("acme", &broken, "active").await?;
+    world.settle(seconds(60)).await?;
+    world.finish().await
+}

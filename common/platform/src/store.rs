@@ -10,11 +10,13 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub mod changes;
+pub mod failing;
 pub mod held;
 pub mod keys;
 pub mod ledger;
 mod link;
 pub mod notes;
+pub mod rate;
 pub mod records;
 pub mod snapshots;
 pub mod tenants;

@@ -155,12 +155,21 @@ proptest! {
     ) {
         let now = at(0);
         let opens_at = now.plus(Duration::from_secs(opens_in));
-        let until = hold_until(opens_at, holds, now, chance);
-        prop_assert!(until >= opens_at.plus(FIRST_HOLD));
-        let most = (opens_in + 450 + 1) * 9 / 8 + 1;
-        prop_assert!(until <= now.plus(Duration::from_secs(most)));
-        let next = hold_until(now, holds + 1, now, 0.0);
-        prop_assert!(next >= hold_until(now, holds, now, 0.0));
+        for (reason, shortest, longest) in [
+            (HoldReason::Breaker, 1, 450),
+            (HoldReason::Throttled, 1, 450),
+            (HoldReason::Busy, 1, 45),
+            (HoldReason::RateLimit, 0, 0),
+        ] {
+            let until = hold_until((reason, opens_at), holds, now, chance);
+            prop_assert!(until >= opens_at.plus(Duration::from_secs(shortest)));
+            let most = (opens_in + longest + 1) * 9 / 8 + 1;
+            prop_assert!(until <= now.plus(Duration::from_secs(most)));
+            let next = hold_until((reason, now), holds + 1, now, 0.0);
+            prop_assert!(next >= hold_until((reason, now), holds, now, 0.0));
+            // Never hot.
+            prop_assert!(next >= now.plus(Duration::from_secs(1)));
+        }
     }
 
     /// Whatever comes and ends in whatever order, no more are in flight than may be.

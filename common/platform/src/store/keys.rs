@@ -1,7 +1,7 @@
 //! The names of Redis keys. Braces are hash tags: what stands in the same braces lives on the
 //! same node of a cluster.
 
-use doorbell_common::ids::{Addressee, EventId, SlotNumber, TenantId};
+use doorbell_common::ids::{Addressee, EventId, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
 
 /// Makes the names of keys.
@@ -73,6 +73,16 @@ impl Keys {
     /// String with a TTL: how far an event with an id of its publisher's has come.
     pub(super) fn event_note(&self, tenant: &Addressee, event: &EventId) -> String {
         format!("{}:event:{{{tenant}/{event}}}", self.prefix)
+    }
+
+    /// Hash with a TTL: how much of a subscription's rate limit is used.
+    pub(super) fn rate(&self, id: &SubscriptionId) -> String {
+        format!("{}:rate:{{{id}}}", self.prefix)
+    }
+
+    /// String with a TTL: since when a subscription's attempts have done nothing but fail.
+    pub(super) fn failing(&self, id: &SubscriptionId) -> String {
+        format!("{}:failing:{{{id}}}", self.prefix)
     }
 
     /// Set with a TTL: the subscriptions of a fan-out that are done with.

@@ -79,6 +79,11 @@ impl Link {
         Ok(Self::Cluster { client: Arc::new(client), connection: Arc::default() })
     }
 
+    /// Whether keys of one command must have one hash tag.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster { .. })
+    }
+
     async fn cluster_connection(
         client: &ClusterClient,
         connection: &Mutex<Option<ClusterConnection>>,

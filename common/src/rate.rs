@@ -1,0 +1,136 @@
+//! The rate limit of a subscription: so many attempts a second, some of them at once.
+//!
+//! The generic cell rate algorithm (ITU-T I.371): what is remembered is one time, at which the next
+//! attempt would come if they came evenly. One who comes too early waits a moment for its turn, or
+//! is told when to come back, each a little later than the one before, so that those who were sent
+//! away come back at the pace of the limit. In Redis the same is done by a script
+//! (`doorbell_platform::store::rate`); this is its model, and what holds while Redis is away.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How many attempts a subscription allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// In each second, in the long run; at least 1.
+    pub per_second: u32,
+    /// At once, after a time with fewer; at least 1.
+    pub burst: u32,
+}
+
+impl RateLimit {
+    /// The time between two attempts that come evenly, in microseconds.
+    #[must_use]
+    pub fn interval(self) -> u64 {
+        1_000_000_u64.div_ceil(u64::from(self.per_second.max(1)))
+    }
+
+    /// How much earlier than that an attempt may come, in microseconds.
+    #[must_use]
+    pub fn tolerance(self) -> u64 {
+        self.interval() * u64::from(self.burst.saturating_sub(1))
+    }
+}
+
+/// What one who comes is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is its turn after this wait.
+    After(Duration),
+    /// That would take too long: it may ask again after this time.
+    AskAgainAfter(Duration),
+}
+
+/// How much of a limit is used. Times are microseconds of one clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meter {
+    /// When the next one would come, if they came evenly.
+    even: u64,
+    /// When the last one may ask again that was sent away.
+    line: u64,
+}
+
+impl Meter {
+    /// One comes at `now`, and would wait for so long.
+    pub fn ask(&mut self, limit: RateLimit, patience: Duration, now: u64) -> Turn {
+        let even = self.even.max(now);
+        let opens = even.saturating_sub(limit.tolerance()).max(now);
+        let wait = Duration::from_micros(opens - now);
+        if wait <= patience {
+            self.even = even + limit.interval();
+            return Turn::After(wait);
+        }
+        self.line = self.line.max(opens) + limit.interval();
+        Turn::AskAgainAfter(Duration::from_micros(self.line - now))
+    }
+
+    /// Whether a fresh meter would do as well.
+    #[must_use]
+    pub fn is_idle(&self, now: u64) -> bool {
+        self.even <= now && self.line <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    #[test]
+    fn a_burst_passes_and_the_others_come_evenly() {
+        let limit = RateLimit { per_second: 50, burst: 3 };
+        let mut meter = Meter::default();
+        let mut ask = |patience| meter.ask(limit, Duration::from_millis(patience), SECOND);
+        let after = |millis| Turn::After(Duration::from_millis(millis));
+        let again = |millis| Turn::AskAgainAfter(Duration::from_millis(millis));
+        assert_eq!([ask(0), ask(0), ask(0)], [after(0); 3]);
+        assert_eq!([ask(50), ask(50)], [after(20), after(40)]);
+        assert_eq!([ask(50), ask(50), ask(50)], [again(80), again(100), again(120)]);
+        // Who has been sent away once is more patient than who has just come.
+        assert_eq!(ask(100), after(60));
+    }
+
+    #[test]
+    fn who_comes_back_when_told_to_finds_a_turn() {
+        let limit = RateLimit { per_second: 10, burst: 1 };
+        let mut meter = Meter::default();
+        let mut coming = std::collections::BTreeMap::new();
+        for n in 0..1000 {
+            if let Turn::AskAgainAfter(wait) = meter.ask(limit, Duration::ZERO, n) {
+                coming.insert(n + u64::try_from(wait.as_micros()).unwrap(), n);
+            }
+        }
+        assert_eq!(coming.len(), 999);
+        for at in coming.into_keys() {
+            let turn = meter.ask(limit, Duration::from_secs(1), at);
+            assert!(matches!(turn, Turn::After(_)), "{turn:?} at {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_second_has_more_than_its_share(
+            (per_second, burst) in (1_u32..200, 1_u32..50),
+            steps in prop::collection::vec((0_u64..50_000, 0_u64..500), 1..500),
+        ) {
+            let limit = RateLimit { per_second, burst };
+            let (mut meter, mut now, mut turns) = (Meter::default(), 5 * SECOND, Vec::new());
+            for (step, patience) in steps {
+                now += step;
+                if let Turn::After(wait) = meter.ask(limit, Duration::from_millis(patience), now) {
+                    prop_assert!(wait <= Duration::from_millis(patience));
+                    turns.push(now + u64::try_from(wait.as_micros()).unwrap());
+                }
+            }
+            turns.sort_unstable();
+            for (i, from) in turns.iter().enumerate() {
+                let within = turns.iter().skip(i).take_while(|at| **at < from + SECOND).count();
+                prop_assert!(within <= usize::try_from(per_second + burst).unwrap());
+            }
+        }
+    }
+}
