@@ -4,12 +4,16 @@
 //! Source: AMQP 0-9-1 §3.1.3.3. The law that ours match what RabbitMQ's topic exchange matches
 //! is checked against a real one in `tests/`.
 
+mod tree;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::event::EventType;
 use crate::text::serde_as_text;
+
+pub use tree::PatternTree;
 
 /// A pattern over event types.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -55,6 +55,11 @@ pub enum Scenario {
     HangingTenth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
     FloodingNeighbour,
+    /// What an event costs as its tenant has more subscriptions that do not want it, and as there
+    /// are more tenants.
+    Growth,
+    /// One event for everyone.
+    Broadcast,
 }
 
 /// What to measure.
@@ -62,6 +67,8 @@ pub enum Scenario {
 pub struct Plan {
     /// How many deliveries each scenario makes that has no other measure.
     pub deliveries: u32,
+    /// How many subscriptions a broadcast is for.
+    pub subscriptions: u32,
     /// Which scenarios; none means all.
     pub scenarios: Vec<Scenario>,
 }
@@ -79,6 +86,7 @@ pub async fn run(stack: &StackState, plan: &Plan, say: impl Fn(&str)) -> anyhow:
         http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(PUBLISHES).build()?,
         publisher: Publisher::connect(&stack.amqp_url).await?,
         deliveries: u64::from(plan.deliveries),
+        subscriptions: u64::from(plan.subscriptions),
     };
     let mut rows: Vec<Row> = Vec::new();
     let mut tell = |row: Row| {
@@ -119,25 +127,42 @@ struct Bench<'a> {
     http: reqwest::Client,
     publisher: Publisher,
     deliveries: u64,
+    subscriptions: u64,
 }
 
 impl Bench<'_> {
-    /// Subscribes an endpoint that behaves so to everything of a tenant.
-    async fn subscribe(&self, tenant: &str, url: &str, more: Value) -> anyhow::Result<()> {
-        let path = format!("{}/v1/tenants/{tenant}/subscriptions", self.stack.control_plane_url);
-        let mut body = json!({ "url": url, "events": ["#"] });
-        if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
-            body.extend(more);
+    /// Creates so many equal subscriptions of a tenant in one call.
+    async fn subscribe(&self, tenant: &str, body: &Value, count: u64) -> anyhow::Result<()> {
+        let path = self.stack.control_plane_url.clone();
+        let path = format!("{path}/v1/tenants/{tenant}/subscriptions/bulk");
+        let lines = format!("{body}\n").repeat(usize::try_from(count)?);
+        let request = self.http.post(path).bearer_auth(&self.stack.admin_key);
+        let request = request.header("content-type", "application/x-ndjson").body(lines);
+        let mut answer = request.send().await?.error_for_status()?;
+        // The last line is all that matters.
+        let mut end = Vec::new();
+        while let Some(chunk) = answer.chunk().await? {
+            end.extend_from_slice(&chunk);
+            end.drain(..end.len().saturating_sub(1000));
         }
-        let request = self.http.post(path).bearer_auth(&self.stack.admin_key).json(&body);
-        request.send().await?.error_for_status()?;
+        let end = String::from_utf8_lossy(&end).into_owned();
+        let expected = json!({ "created": count, "refused": 0 }).to_string();
+        anyhow::ensure!(end.trim_end().ends_with(&expected), "not all were created: {end}");
         Ok(())
     }
 
     /// Publishes so many events of a tenant over AMQP, as fast as confirms allow.
     async fn publish(&self, tenant: &str, count: u64) -> anyhow::Result<()> {
+        self.publish_to(count, |_| tenant.to_owned()).await
+    }
+
+    /// The same, each event of a tenant of its own.
+    async fn publish_to(&self, count: u64, tenant: impl Fn(u64) -> String) -> anyhow::Result<()> {
         let publishing = futures_util::stream::iter(0..count)
-            .map(|_| self.publish_one(tenant))
+            .map(|n| {
+                let tenant = tenant(n);
+                async move { self.publish_one(&tenant).await }
+            })
             .buffer_unordered(PUBLISHES);
         let failed = publishing.filter(|result| std::future::ready(result.is_err())).count().await;
         anyhow::ensure!(failed == 0, "{failed} events were not confirmed");

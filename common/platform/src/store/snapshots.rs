@@ -13,7 +13,7 @@ use std::time::Duration;
 use doorbell_common::event::EventType;
 use doorbell_common::fan_out::{self, SlotRange};
 use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
-use doorbell_common::pattern::Pattern;
+use doorbell_common::pattern::{Pattern, PatternTree};
 use doorbell_common::subscription::{Record, Standing, Subscription};
 use moka::future::Cache;
 use tokio::time::Instant;
@@ -44,7 +44,7 @@ pub struct Snapshots {
 
 type Slot = HashMap<SubscriptionId, Entry>;
 /// The ids of each pattern are sorted, and so in the order of their slots.
-type Index = Vec<(Pattern, Vec<SubscriptionId>)>;
+type Index = PatternTree<Vec<SubscriptionId>>;
 
 #[derive(Clone, Debug)]
 enum Entry {
@@ -132,8 +132,8 @@ impl Snapshots {
         range: SlotRange,
     ) -> Result<Share, Arc<StoreError>> {
         let index = self.index(tenant).await?;
-        let matched = index.iter().filter(|(pattern, _)| pattern.matches(event_type));
-        let lists: Vec<&[SubscriptionId]> = matched.map(|(_, ids)| within(ids, range)).collect();
+        let matched = index.matching(event_type).into_iter();
+        let lists: Vec<&[SubscriptionId]> = matched.map(|ids| within(ids, range)).collect();
         // Slots that come into use later are not part of it.
         let last = lists.iter().filter_map(|ids| ids.last()).map(|id| id.slot().0).max();
         let range = SlotRange { end: last.map_or(range.first, |last| last + 1), ..range };
@@ -416,7 +416,7 @@ impl Store {
         let (exists, patterns): (bool, Vec<String>) = pipe.query_async(&mut link).await?;
         let patterns: Vec<Pattern> =
             patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
-        let mut index = Index::new();
+        let mut index = Index::default();
         if !patterns.is_empty() {
             let mut pipe = redis::pipe();
             for pattern in &patterns {
@@ -427,7 +427,7 @@ impl Store {
                 let mut ids: Vec<SubscriptionId> =
                     ids.iter().filter_map(|id| id.parse().ok()).collect();
                 ids.sort_unstable();
-                index.push((pattern, ids));
+                index.insert(&pattern, ids);
             }
         }
         // After the reading, as above. On a cluster the epoch may be there although this tenant's

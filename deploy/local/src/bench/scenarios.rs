@@ -43,6 +43,8 @@ impl Bench<'_> {
             Scenario::HangingNeighbour => self.hanging("hanging neighbour", (32, 2), (1, 50)).await,
             Scenario::HangingTenth => self.hanging("hanging tenth", (180, 1), (20, 1)).await,
             Scenario::FloodingNeighbour => self.flooding().await,
+            Scenario::Growth => self.growth().await,
+            Scenario::Broadcast => self.broadcast().await,
         }
     }
 
@@ -156,6 +158,69 @@ impl Bench<'_> {
         Ok(vec![row])
     }
 
+    async fn growth(&self) -> anyhow::Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for others in [10, 1_000, 100_000] {
+            let tenant = format!("grown-{others}");
+            let mut body = self.subscription("ok", "others");
+            body["events"] = json!(["others.#", "another.*.one"]);
+            self.subscribe(&tenant, &body, others).await?;
+            self.subscribe_all(&tenant, "ok", 1, json!({})).await?;
+            let (costs, start) = (Costs::begin(self.stack), Instant::now());
+            self.publish(&tenant, self.deliveries / 4).await?;
+            self.arrived(&tenant, self.deliveries / 4).await?;
+            let name = format!("one to one beside {others}");
+            rows.push(self.row(&name, &tenant, start, &costs));
+        }
+        for tenants in [10, 1_000, 10_000] {
+            let (label, count) = (format!("many-{tenants}"), self.deliveries / 4);
+            let body = self.subscription("ok", &label);
+            let creating = futures_util::stream::iter(0..tenants)
+                .map(|n| {
+                    let (tenant, body) = (format!("{label}-{n}"), &body);
+                    async move { self.subscribe(&tenant, body, 1).await }
+                })
+                .buffer_unordered(16);
+            let created: Vec<anyhow::Result<()>> = creating.collect().await;
+            created.into_iter().collect::<anyhow::Result<()>>()?;
+            tokio::time::sleep(IN_FORCE).await;
+            let (costs, start) = (Costs::begin(self.stack), Instant::now());
+            self.publish_to(count, |n| format!("{label}-{}", n % tenants)).await?;
+            self.arrived(&label, count).await?;
+            rows.push(self.row(&format!("one to one, {tenants} tenants"), &label, start, &costs));
+        }
+        Ok(rows)
+    }
+
+    /// The last of all: its event comes to whoever wants everything, too.
+    async fn broadcast(&self) -> anyhow::Result<Vec<Row>> {
+        let (tally, tenants) = ("broadcast", self.subscriptions.clamp(1, 100));
+        let body = self.subscription("ok", tally);
+        let creating = Instant::now();
+        let each = self.subscriptions / tenants;
+        for n in 0..tenants {
+            self.subscribe(&format!("broadcast-{n}"), &body, each).await?;
+        }
+        let created = creating.elapsed();
+        tokio::time::sleep(IN_FORCE).await;
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        self.publish_one("*").await?;
+        self.arrived(tally, each * tenants).await?;
+        let mut row = self.row("broadcast", tally, start, &costs);
+        row.of_reqwest = Some(0.0);
+        row.notes.push(format!(
+            "one event for {} subscriptions, which were created at {:.0} a second",
+            each * tenants,
+            super::report::per_second(each * tenants, created)
+        ));
+        Ok(vec![row])
+    }
+
+    /// A subscription to everything, for an endpoint that behaves so.
+    fn subscription(&self, behaviour: &str, tally: &str) -> Value {
+        json!({ "url": self.receiver.url(behaviour, tally), "events": ["#"] })
+    }
+
     /// Makes tenants with one endpoint each that behaves so; each is to publish so many events a
     /// second.
     async fn tenants(
@@ -167,7 +232,7 @@ impl Bench<'_> {
     ) -> anyhow::Result<Steady> {
         let tenants: Vec<String> = (0..count).map(|n| format!("{label}-{n}")).collect();
         for tenant in &tenants {
-            self.subscribe(tenant, &self.receiver.url(behaviour, tenant), json!({})).await?;
+            self.subscribe(tenant, &self.subscription(behaviour, tenant), 1).await?;
         }
         tokio::time::sleep(IN_FORCE).await;
         Ok(Steady { tenants, pause: millis(1000 / rate.max(1)) })
@@ -182,12 +247,11 @@ impl Bench<'_> {
         endpoints: u64,
         more: Value,
     ) -> anyhow::Result<()> {
-        let url = self.receiver.url(behaviour, tenant);
-        let subscribing = futures_util::stream::iter(0..endpoints)
-            .map(|_| self.subscribe(tenant, &url, more.clone()))
-            .buffer_unordered(16);
-        let results: Vec<anyhow::Result<()>> = subscribing.collect().await;
-        results.into_iter().collect::<anyhow::Result<()>>()?;
+        let mut body = self.subscription(behaviour, tenant);
+        if let (Value::Object(body), Value::Object(more)) = (&mut body, more) {
+            body.extend(more);
+        }
+        self.subscribe(tenant, &body, endpoints).await?;
         tokio::time::sleep(IN_FORCE).await;
         Ok(())
     }

@@ -39,6 +39,9 @@ enum Command {
         /// How many deliveries each scenario makes that has no other measure.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
         deliveries: u32,
+        /// How many subscriptions the broadcast is for.
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+        subscriptions: u32,
         /// How many dispatchers to start.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
         dispatchers: u16,
@@ -52,8 +55,9 @@ async fn main() -> ExitCode {
             let purpose = if bare { Purpose::Bare } else { Purpose::Demo };
             up::up(Options { dispatchers, purpose }, say).await
         }
-        Command::Bench { scenarios, deliveries, dispatchers } => {
-            let purpose = Purpose::Bench(Plan { deliveries, scenarios });
+        Command::Bench { scenarios, deliveries, subscriptions, dispatchers } => {
+            let plan = Plan { deliveries, subscriptions, scenarios };
+            let purpose = Purpose::Bench(plan);
             up::up(Options { dispatchers, purpose }, say).await
         }
         Command::Down => down::down(&paths::stack()).await.map(|ended| match ended {
