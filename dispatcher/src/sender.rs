@@ -116,7 +116,7 @@ impl Sender {
         let deadline = start + post.subscription.timeout.0;
         let headers = request_headers(post, answer.started_at);
         let request = self.client.post(url).headers(headers).body(post.body.clone());
-        let response = match tokio::time::timeout_at(deadline, request.send()).await {
+        let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 (answer.outcome, answer.detail) = explain(&error);
@@ -136,7 +136,7 @@ impl Sender {
         if answer.outcome != OutcomeClass::Delivered {
             answer.detail = format!("the endpoint answered {status}");
         }
-        answer.headers = response.headers().clone();
+        answer.headers = std::mem::take(response.headers_mut());
         (answer.body, answer.truncated) = read_body(response, deadline).await;
     }
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::ids::SubscriptionId;
-use futures_util::future::join;
-use redis::Value;
+use redis::Pipeline;
 
 use super::Store;
 
@@ -24,29 +23,36 @@ impl Store {
         if !self.is_up() {
             return;
         }
-        let adding = served.iter().map(|(name, ids)| async move {
-            let mut link = self.link.clone();
-            let key = self.keys.ledger(name);
-            let mut pipe = redis::pipe();
+        let mut pipes = vec![redis::pipe()];
+        for (name, ids) in served {
+            let (pipe, key) = (self.pipe_for_key(&mut pipes), self.keys.ledger(name));
             let add = pipe.cmd("SADD").arg(&key);
             for id in ids {
                 add.arg(id.as_str());
             }
-            pipe.cmd("EXPIRE").arg(&key).arg(KEPT.as_secs());
-            if let Err(error) = pipe.query_async::<Value>(&mut link).await {
+            add.ignore();
+            pipe.cmd("EXPIRE").arg(&key).arg(KEPT.as_secs()).ignore();
+        }
+        for name in closed {
+            self.pipe_for_key(&mut pipes).cmd("UNLINK").arg(self.keys.ledger(name)).ignore();
+        }
+        let writing = pipes.iter().filter(|pipe| !pipe.is_empty()).map(|pipe| async move {
+            let mut link = self.link.clone();
+            if let Err(error) = pipe.query_async::<()>(&mut link).await {
                 tracing::debug!(%error, "ledger not written");
             }
         });
-        let closing = closed.iter().map(|name| async move {
-            let mut link = self.link.clone();
-            let mut unlink = redis::cmd("UNLINK");
-            unlink.arg(self.keys.ledger(name));
-            if let Err(error) = unlink.query_async::<Value>(&mut link).await {
-                tracing::debug!(%error, "ledger not closed");
-            }
-        });
-        let adding = futures_util::future::join_all(adding);
-        join(adding, futures_util::future::join_all(closing)).await;
+        futures_util::future::join_all(writing).await;
+    }
+
+    /// Where to put the commands of one more key: one pipeline takes them all, unless each key may
+    /// live on another node.
+    fn pipe_for_key<'a>(&self, pipes: &'a mut Vec<Pipeline>) -> &'a mut Pipeline {
+        if self.link.is_cluster() {
+            pipes.push(redis::pipe());
+        }
+        let last = pipes.len() - 1;
+        &mut pipes[last]
     }
 
     /// Who is done with in a fan-out; nobody, if Redis does not say.
