@@ -4,6 +4,7 @@
 //! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
 //! again, and after minutes its channel is closed so that another replica may have it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -293,11 +294,12 @@ impl Dispatcher {
     /// Publishes work under its next name, until it is confirmed.
     pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
         let (queue, label) = match to {
-            Destination::Retries => (RETRIES, "retries"),
-            Destination::Deliveries => (DELIVERIES, "deliveries"),
-            Destination::Pages => (PAGES, "pages"),
+            Destination::Retries => (RETRIES.into(), "retries"),
+            Destination::Deliveries => (DELIVERIES.into(), "deliveries"),
+            Destination::Pages => (PAGES.into(), "pages"),
+            Destination::Delay(rung) => (Cow::Owned(rung.queue()), "delays"),
         };
-        self.publisher.publish_surely(&Message::work(queue, &work.next())?).await?;
+        self.publisher.publish_surely(&Message::work(&queue, &work.next())?).await?;
         self.metrics.handed_on.with_label_values(&[label]).inc();
         Ok(())
     }

@@ -11,6 +11,7 @@ use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::payload::Payload;
+use doorbell_common::rung::Rung;
 use doorbell_common::subscription::{Standing, Subscription};
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{Delivery, Failure, Work, chance};
@@ -21,7 +22,7 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::dispatch::Dispatcher;
 use crate::ledger::LedgerPage;
-use crate::metrics::Final;
+use crate::metrics::{Final, Wait};
 use crate::permits::Permit;
 use crate::sender::{Answer, Post};
 use crate::understand::{Destination, pages};
@@ -106,7 +107,7 @@ impl Dispatcher {
         if !is_active || self.shutdown.is_stopping() {
             return Ok(None);
         }
-        self.posts.acquire(tenant).await.map(Some)
+        self.metrics.waiting(Wait::Permit, self.posts.acquire(tenant)).await.map(Some)
     }
 
     async fn deliver_known(
@@ -164,7 +165,10 @@ impl Dispatcher {
     ) -> anyhow::Result<()> {
         let came_back = delivery.state.holds > 0;
         if let Some(limit) = subscription.rate_limit
-            && let Err(wait) = self.limits.turn(&subscription.id, limit, came_back).await
+            && let Err(wait) = self
+                .metrics
+                .waiting(Wait::Turn, self.limits.turn(&subscription.id, limit, came_back))
+                .await
         {
             drop(permit);
             let opens_at = clock::now().plus(wait);
@@ -173,14 +177,18 @@ impl Dispatcher {
         // Before the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
             Some(permit) => permit,
-            None => self.posts.acquire(&served.event.tenant).await?,
+            None => {
+                let acquiring = self.posts.acquire(&served.event.tenant);
+                self.metrics.waiting(Wait::Permit, acquiring).await?
+            }
         };
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);
             return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
         }
-        let admitted = match self.gates.enter(subscription, came_back).await {
+        let entering = self.gates.enter(subscription, came_back);
+        let admitted = match self.metrics.waiting(Wait::Endpoint, entering).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => {
                 // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
@@ -243,7 +251,10 @@ impl Dispatcher {
         let work = Work::Delivery(delivery.clone());
         let until = hold_until((reason, opens_at), delivery.state.holds, now, chance(&work.name()));
         let held = delivery.hold_at_gate(until, now);
-        self.hand_on_noted(held, Destination::Retries, ledger).await?;
+        // Not by way of the retry-scheduler, which would only put it there: a flood is moved aside
+        // at half the cost. Whatever else is to be said of it is said when it comes back.
+        let rung = Rung::for_wait(until.since(now));
+        self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(())
     }

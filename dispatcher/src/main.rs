@@ -108,7 +108,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let (publisher, store) = (plumbing.publisher.clone(), plumbing.store.clone());
     let metrics = Metrics::new(&service.registry)?;
     let dispatcher = Arc::new(Dispatcher {
-        sender: Sender::new(args.targets.policy())?,
+        sender: Sender::new(args.targets.policy(), metrics.connections_opened.clone())?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
         publisher,
         store: store.clone(),

@@ -1,11 +1,17 @@
 //! What a dispatcher counts.
 
+use std::time::Duration;
+
 use doorbell_common::gate::HoldReason;
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_platform::metrics::{
-    LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, held_deliveries, histogram,
+    LAG_BUCKETS, LATENCY_BUCKETS, counter, counters, gauge, held_deliveries, histogram, seconds,
 };
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use prometheus::{CounterVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+use tokio::time::Instant;
+
+/// Less is no wait, but the time of asking.
+const COUNTED_WAIT: Duration = Duration::from_micros(100);
 
 /// A dispatcher's metrics.
 #[derive(Clone, Debug)]
@@ -24,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) blocked_addresses: IntCounter,
     pub(crate) unconfirmed_records: IntCounter,
     pub(crate) ledger_hits: IntCounter,
+    pub(crate) connections_opened: IntCounter,
+    waited: CounterVec,
     deliveries: IntCounterVec,
     attempts: IntCounterVec,
 }
@@ -33,6 +41,26 @@ pub(crate) struct Metrics {
 pub(crate) enum Final {
     Delivered,
     Cancelled,
+}
+
+/// What a delivery in hand waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Permit,
+    Endpoint,
+    Turn,
+}
+
+impl Wait {
+    const ALL: [Self; 3] = [Self::Permit, Self::Endpoint, Self::Turn];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Permit => "permit",
+            Self::Endpoint => "endpoint",
+            Self::Turn => "turn",
+        }
+    }
 }
 
 impl Metrics {
@@ -64,7 +92,7 @@ impl Metrics {
                 registry,
                 ("doorbell_handoffs_total", "Messages handed on with a confirm, by queue."),
                 "queue",
-                ["retries", "deliveries", "pages"],
+                ["retries", "deliveries", "pages", "delays"],
             )?,
             attempt_seconds: histogram(
                 registry,
@@ -93,6 +121,19 @@ impl Metrics {
                 "doorbell_attempt_records_unconfirmed_total",
                 "Attempts whose record was not confirmed in time; they may be missing in the history.",
             )?,
+            connections_opened: count(
+                "doorbell_connections_opened_total",
+                "Connections to endpoints begun; the other attempts went over one that was there.",
+            )?,
+            waited: seconds(
+                registry,
+                (
+                    "doorbell_delivery_wait_seconds_total",
+                    "Time that deliveries in hand waited: for a permit for a POST, for another POST to the endpoint to end, for their turn within a rate limit.",
+                ),
+                "for",
+                Wait::ALL.map(Wait::as_str),
+            )?,
             ledger_hits: count(
                 "doorbell_ledger_hits_total",
                 "Deliveries not made again after a crash, because they were known to be done with.",
@@ -110,6 +151,17 @@ impl Metrics {
                 classes,
             )?,
         })
+    }
+
+    /// What the future gives; counts the time that it took, if it had to wait at all.
+    pub(crate) async fn waiting<T>(&self, wait: Wait, future: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let output = future.await;
+        let waited = start.elapsed();
+        if waited >= COUNTED_WAIT {
+            self.waited.with_label_values(&[wait.as_str()]).inc_by(waited.as_secs_f64());
+        }
+        output
     }
 
     pub(crate) fn ended(&self, state: Final) {

@@ -1,5 +1,6 @@
 //! Makes one POST and says what came back. An endpoint's failure is a value here, never an error.
 
+mod connections;
 mod failure;
 mod resolver;
 
@@ -14,11 +15,13 @@ use doorbell_common::signature::sign_with_all;
 use doorbell_common::subscription::{SignatureFormat, Subscription};
 use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
+use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response};
 use tokio::time::Instant;
 use url::Url;
 
+use connections::CountConnections;
 use failure::explain;
 use resolver::GuardedResolver;
 
@@ -69,7 +72,8 @@ pub(crate) struct Post<'a> {
 }
 
 impl Sender {
-    pub(crate) fn new(policy: AddressPolicy) -> anyhow::Result<Self> {
+    /// `opened` counts the connections that are begun.
+    pub(crate) fn new(policy: AddressPolicy, opened: IntCounter) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
         let client = Client::builder()
             .user_agent(concat!("Doorbell/", env!("CARGO_PKG_VERSION")))
@@ -81,6 +85,7 @@ impl Sender {
             .tcp_nodelay(true)
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_PER_HOST)
+            .connector_layer(CountConnections(opened))
             .dns_resolver(Arc::new(GuardedResolver::new(Arc::clone(&policy))))
             .build()?;
         Ok(Self { client, policy })

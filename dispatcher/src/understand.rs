@@ -6,6 +6,7 @@ use doorbell_common::event::Event;
 use doorbell_common::fan_out::PAGE;
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::intake::{Arrival, admit};
+use doorbell_common::rung::Rung;
 use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
@@ -34,6 +35,8 @@ pub(crate) enum Destination {
     Retries,
     Deliveries,
     Pages,
+    /// A delay queue, from which it goes to the retry-scheduler.
+    Delay(Rung),
 }
 
 /// By which copies of a message are told.

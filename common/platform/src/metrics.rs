@@ -1,6 +1,8 @@
 //! Registering metrics: each is made once, in its service's own registry, with its help text.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 /// Bounds for times from a tenth of a millisecond to 30 s, in seconds.
 pub const LATENCY_BUCKETS: [f64; 16] = [
@@ -35,6 +37,24 @@ pub fn counters(
     let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
     for value in values {
         metric.with_label_values(&[value]).inc_by(0);
+    }
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// Counters of seconds told apart by one label, all of whose values are there from the start.
+///
+/// # Errors
+/// The name is taken or wrong.
+pub fn seconds(
+    registry: &Registry,
+    (name, help): (&str, &str),
+    label: &str,
+    values: impl IntoIterator<Item = &'static str>,
+) -> prometheus::Result<CounterVec> {
+    let metric = CounterVec::new(Opts::new(name, help), &[label])?;
+    for value in values {
+        metric.with_label_values(&[value]).inc_by(0.0);
     }
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)

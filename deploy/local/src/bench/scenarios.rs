@@ -184,10 +184,17 @@ impl Bench<'_> {
             let created: Vec<anyhow::Result<()>> = creating.collect().await;
             created.into_iter().collect::<anyhow::Result<()>>()?;
             tokio::time::sleep(IN_FORCE).await;
+            // One for each first: what is measured is not the reading of subscriptions.
+            self.publish_to(tenants, |n| format!("{label}-{n}")).await?;
+            self.arrived(&label, tenants).await?;
+            self.receiver.tally(&label).take_times();
             let (costs, start) = (Costs::begin(self.stack), Instant::now());
             self.publish_to(count, |n| format!("{label}-{}", n % tenants)).await?;
-            self.arrived(&label, count).await?;
-            rows.push(self.row(&format!("one to one, {tenants} tenants"), &label, start, &costs));
+            self.arrived(&label, tenants + count).await?;
+            let mut row =
+                Row::new(&format!("one to one, {tenants} tenants"), count, start.elapsed());
+            row.times_ms = Percentiles::of(self.receiver.tally(&label).take_times());
+            rows.push(row.costing(&costs.since(self.stack), peaks(self.stack)));
         }
         Ok(rows)
     }
