@@ -213,8 +213,11 @@ impl Gate {
         if let Some(until) = self.throttled_until.filter(|until| now < *until) {
             return Admission::Hold(HoldReason::Throttled, until);
         }
-        if self.is_slow(now) && self.passes.len() >= SLOW_CONCURRENCY {
-            return Admission::Hold(HoldReason::Busy, now);
+        if let Some(silence) = self.silence(now)
+            && self.passes.len() >= SLOW_CONCURRENCY
+        {
+            // Who has been silent for long will be for as long again.
+            return Admission::Hold(HoldReason::Busy, now.plus(silence));
         }
         if self.passes.len() < usize::try_from(bounds.concurrency).unwrap_or(usize::MAX) {
             return self.pass(false);
@@ -238,11 +241,12 @@ impl Gate {
         Admission::Go(Pass { number, is_probe })
     }
 
-    fn is_slow(&self, now: Timestamp) -> bool {
-        let oldest = self.passes.iter().filter_map(|(_, began)| *began).min();
-        oldest.is_some_and(|began| {
-            now.since(began) > SLOW_AFTER && self.last_answer.is_none_or(|last| last < began)
-        })
+    /// How long the endpoint has answered nothing although it was asked, if that is long.
+    fn silence(&self, now: Timestamp) -> Option<Duration> {
+        let began = self.passes.iter().filter_map(|(_, began)| *began).min()?;
+        let silence = now.since(began);
+        let is_silent = self.last_answer.is_none_or(|last| last < began);
+        (is_silent && silence > SLOW_AFTER).then_some(silence)
     }
 }
 

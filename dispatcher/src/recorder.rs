@@ -51,10 +51,19 @@ impl Recorder {
     }
 }
 
+/// How long the first record of a message waits for others: RabbitMQ works on one message with ten
+/// for little more than on one with one.
+const LINGER: Duration = Duration::from_millis(5);
+/// With so many others there already it does not wait.
+const ENOUGH: usize = 64;
+
 /// Writes one message after the other: what comes while one waits for its confirm fills the next,
-/// so that batches are as large as the load makes them, and an idle dispatcher waits for nothing.
+/// so that batches are as large as the load makes them.
 async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher) {
     while let Some(first) = waiting.recv().await {
+        if waiting.len() < ENOUGH {
+            tokio::time::sleep(LINGER).await;
+        }
         let mut body = first.line;
         let mut confirmed = vec![first.confirmed];
         while body.len() < BATCH_BYTES

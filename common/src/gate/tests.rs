@@ -73,11 +73,12 @@ fn an_endpoint_that_says_nothing_gets_little_more() {
     let first = go(&mut gate, at(0));
     let _second = go(&mut gate, at(900));
     let _third = go(&mut gate, at(1000));
-    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Busy, at(1001)));
+    // For as long again as it has said nothing.
+    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Busy, at(2002)));
     end(&mut gate, first, Sign::Fails, at(1500));
     // The oldest is young again.
     assert!(matches!(gate.arrive(BOUNDS, false, at(1501)), Admission::Go(_)));
-    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Busy, at(1901)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Busy, at(2902)));
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub enum Scenario {
     Failing,
     /// Healthy tenants, alone and beside one whose endpoint hangs.
     HangingNeighbour,
-    /// 180 healthy tenants, alone and beside 20 whose endpoints hang.
+    /// 900 healthy tenants, alone and beside 100 whose endpoints hang.
     HangingTenth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
     FloodingNeighbour,

@@ -41,7 +41,7 @@ impl Bench<'_> {
             Scenario::Latency => self.latency().await,
             Scenario::Failing => self.failing().await,
             Scenario::HangingNeighbour => self.hanging("hanging neighbour", (32, 2), (1, 50)).await,
-            Scenario::HangingTenth => self.hanging("hanging tenth", (180, 1), (20, 1)).await,
+            Scenario::HangingTenth => self.hanging("hanging tenth", (900, 1), (100, 1)).await,
             Scenario::FloodingNeighbour => self.flooding().await,
             Scenario::Growth => self.growth().await,
             Scenario::Broadcast => self.broadcast().await,
