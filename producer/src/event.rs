@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 /// An event to be published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewEvent {
-    /// Whose event it is.
+    /// Whose event it is; `*` for everyone.
     pub tenant: String,
     /// What happened: dot-separated words, such as `payment.succeeded`.
     pub event_type: String,
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_event_that_breaks_the_rules_is_refused() {
-        assert!(prepare(&NewEvent::new("*", "a", "{}"), 10).is_err());
+        assert!(prepare(&NewEvent::new("**", "a", "{}"), 10).is_err());
         assert!(prepare(&NewEvent::new("acme", "a..b", "{}"), 10).is_err());
         assert!(prepare(&NewEvent::new("acme", "a", "{"), 10).is_err());
         assert!(prepare(&NewEvent::new("acme", "a", "[1,2,3,4,5,6]"), 10).is_err());
