@@ -219,6 +219,9 @@ impl Dispatcher {
             Ok(turn) => turn,
             Err(error) => return to_done(Err(error)),
         };
+        if self.shutdown.is_stopping() {
+            return Done::NotBegun;
+        }
         let done = match page.section {
             Section::Slots(range) => self.serve_range(page.event, range, redelivered).await,
             Section::Subscriptions(_) => self.serve_listed(page, redelivered).await,

@@ -33,7 +33,7 @@ const KEPT_BYTES: usize = 16 * 1024;
 /// seldom meets a connection that was just closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Unused connections kept per host.
-const POOL_PER_HOST: usize = 256;
+const POOL_PER_HOST: usize = 1024;
 
 /// Makes POSTs. One client for all endpoints, so that connections are used again.
 #[derive(Clone, Debug)]

@@ -75,9 +75,10 @@ impl Scheduler {
                 return Ok(true);
             }
             let now = clock::now();
-            let lately = reason == DisabledReason::Failing
-                && now.since(changed.updated_at) < self.disable_after;
-            if lately || !same_endpoint {
+            let not_yet = reason == DisabledReason::Failing
+                && (changed.status != Status::Active
+                    || now.since(changed.updated_at) < self.disable_after);
+            if not_yet || !same_endpoint {
                 return Ok(false);
             }
             changed.status = Status::Disabled;

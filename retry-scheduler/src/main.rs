@@ -16,6 +16,7 @@ mod waiting;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use doorbell_common::duration::DurationText;
@@ -23,6 +24,7 @@ use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::plumbing::Plumbing;
+use doorbell_platform::recent::Recent;
 use doorbell_platform::service::{self, Service, ServiceArgs};
 use doorbell_platform::store::snapshots::Snapshots;
 
@@ -55,6 +57,11 @@ impl ServiceArgs for Args {
     }
 }
 
+/// How long a note of a failure is good for at most.
+const FAILURE_GOOD_FOR: Duration = Duration::from_secs(60);
+/// Subscriptions remembered whose failure was noted.
+const FAILURES_REMEMBERED: usize = 100_000;
+
 fn main() -> ExitCode {
     service::run("doorbell-retry-scheduler", run)
 }
@@ -74,6 +81,10 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         expire_after: args.expire_after.0,
         disable_after: args.disable_after.0,
+        failing: Recent::new(
+            (args.disable_after.0 / 20).min(FAILURE_GOOD_FOR),
+            FAILURES_REMEMBERED,
+        ),
         unrouted: Redeclaration::default(),
     });
     if store.until_up(&shutdown).await.is_some() {

@@ -12,6 +12,7 @@ use doorbell_platform::broker::topology::UNROUTED;
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::patience::{Unanswered, patiently};
+use doorbell_platform::recent::Recent;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Taken;
@@ -32,6 +33,8 @@ pub(crate) struct Scheduler {
     pub(crate) expire_after: Duration,
     /// Zero: never.
     pub(crate) disable_after: Duration,
+    /// Subscriptions whose failure was noted lately.
+    pub(crate) failing: Recent,
     pub(crate) unrouted: Redeclaration,
 }
 
@@ -91,10 +94,13 @@ impl Scheduler {
     /// Notes a failure; disables the subscription if there has been nothing else for days, and
     /// answers whether it is disabled.
     async fn has_failed_for_days(&self, delivery: &Delivery) -> Result<bool, Unanswered> {
-        if delivery.state.stage != Stage::Failed || self.disable_after.is_zero() {
+        let (id, now) = (&delivery.state.subscription, clock::now());
+        let counts = delivery.state.stage == Stage::Failed && !self.disable_after.is_zero();
+        // Where there are many failures, one now and then says enough.
+        if !counts || self.failing.contains(id) {
             return Ok(false);
         }
-        let (id, now) = (&delivery.state.subscription, clock::now());
+        self.failing.insert(id);
         let since = self.store.note_failing(id, 2 * self.disable_after, now).await;
         if now.since(since) < self.disable_after {
             return Ok(false);

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use doorbell_local::engines::{Redis, TlsFiles};
+use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, engines, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -11,10 +12,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-/// Everything that crosses the engines: subscribe, deliver, retry, hold, resume, delete.
+/// Everything that crosses the engines: subscribe, deliver, retry, split, broadcast, limit, hold,
+/// resume, delete.
 async fn exercise(world: &World) -> anyhow::Result<()> {
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
     world.subscribe("acme", "flaky", &["order.*"]).await?;
+    let mut limited = subscription(&world.receiver.url("limited"), &["order.#"]);
+    limited["rate_limit"] = json!({ "per_second": 20, "burst": 5 });
+    world.subscribe_as("acme", "limited", limited).await?;
+    world.subscribe_many("beta", ("many", 300), &["order.#"]).await?;
     let id = world.subscribe("acme", "pausing", &["#"]).await?;
     let path = format!("/v1/tenants/acme/subscriptions/{id}");
     world
@@ -25,6 +31,8 @@ async fn exercise(world: &World) -> anyhow::Result<()> {
     for n in 0..30 {
         world.publish("acme", "order.made", json!(n)).await?;
     }
+    world.publish("*", "order.everyone", json!("all")).await?;
+    world.publish("beta", "order.many", json!("many")).await?;
     let held = || async {
         world.metric("doorbell_deliveries_held_total{reason=\"suspended\"}").await.unwrap_or(0.0)
     };

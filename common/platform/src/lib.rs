@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod patience;
 pub mod plumbing;
 pub mod problem;
+pub mod recent;
 pub mod service;
 pub mod shutdown;
 pub mod store;

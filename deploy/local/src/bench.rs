@@ -28,7 +28,7 @@ const DATA_BYTES: usize = 1000;
 /// Publishes in flight at once.
 const PUBLISHES: usize = 500;
 /// How long a scenario may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// A change is in force everywhere within two seconds.
 const IN_FORCE: Duration = Duration::from_secs(2);
 
@@ -55,6 +55,8 @@ pub enum Scenario {
     HangingTenth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
     FloodingNeighbour,
+    /// 20,000 events for an endpoint that is out for two minutes, and others beside it.
+    Outage,
     /// What an event costs as its tenant has more subscriptions that do not want it, and as there
     /// are more tenants.
     Growth,

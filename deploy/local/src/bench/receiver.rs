@@ -1,10 +1,11 @@
 //! A receiver that costs next to nothing: raw hyper, no routing, no check of anything. The path says
 //! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
-//! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers).
+//! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers), `/out/TALLY` (503 while it is out, and
+//! then not counted).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -50,6 +51,9 @@ pub(super) struct Receiver {
     base: String,
     start: Instant,
     tallies: Arc<RwLock<HashMap<String, Arc<Tally>>>>,
+    /// How often an endpoint that was out was called.
+    in_vain: Arc<AtomicU64>,
+    is_out: Arc<AtomicBool>,
 }
 
 impl Receiver {
@@ -57,11 +61,24 @@ impl Receiver {
     pub(super) async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let base = format!("http://{}", listener.local_addr()?);
-        let receiver = Self { base, start: Instant::now(), tallies: Arc::default() };
+        let receiver = Self {
+            base,
+            start: Instant::now(),
+            tallies: Arc::default(),
+            in_vain: Arc::default(),
+            is_out: Arc::default(),
+        };
         let accepting = receiver.clone();
         #[expect(clippy::disallowed_methods, reason = "the receiver lives as long as its process")]
         tokio::spawn(async move { accepting.accept(listener).await });
         Ok(receiver)
+    }
+
+    /// Takes the endpoints out that can be, or brings them back; answers how often they were called
+    /// while they were out.
+    pub(super) fn take_out(&self, is_out: bool) -> u64 {
+        self.is_out.store(is_out, Ordering::Release);
+        self.in_vain.load(Ordering::Acquire)
     }
 
     /// The URL of an endpoint that behaves so and counts there.
@@ -107,6 +124,12 @@ impl Receiver {
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let mut path = head.uri.path().split('/').skip(1);
         let behaviour = path.next().unwrap_or_default();
+        if behaviour == "out" && self.is_out.load(Ordering::Acquire) {
+            self.in_vain.fetch_add(1, Ordering::AcqRel);
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return Ok(response);
+        }
         self.tell(path.next().unwrap_or_default(), &body);
         let status = match behaviour {
             "hang" => {

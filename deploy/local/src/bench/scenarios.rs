@@ -20,6 +20,9 @@ const BESIDE: Duration = Duration::from_secs(60);
 const FAILING_ENDPOINTS: u64 = 20;
 /// Tenants beside a flood.
 const BESIDE_FLOOD: u64 = 32;
+/// How long an endpoint is out, and how many events wait for it meanwhile.
+const OUTAGE: Duration = Duration::from_secs(120);
+const WAITING: u64 = 20_000;
 /// A tenant that is disturbed no more than this is undisturbed by a flood, in milliseconds.
 const UNDISTURBED_MS: f64 = 250.0;
 
@@ -43,6 +46,7 @@ impl Bench<'_> {
             Scenario::HangingNeighbour => self.hanging("hanging neighbour", (32, 2), (1, 50)).await,
             Scenario::HangingTenth => self.hanging("hanging tenth", (900, 1), (100, 1)).await,
             Scenario::FloodingNeighbour => self.flooding().await,
+            Scenario::Outage => self.outage().await,
             Scenario::Growth => self.growth().await,
             Scenario::Broadcast => self.broadcast().await,
         }
@@ -154,6 +158,35 @@ impl Bench<'_> {
             "{undisturbed} of {} tenants at most {UNDISTURBED_MS} ms at p99; the worst {:.0} ms",
             p99s.len(),
             p99s.last().copied().unwrap_or_default()
+        ));
+        Ok(vec![row])
+    }
+
+    async fn outage(&self) -> anyhow::Result<Vec<Row>> {
+        let steady = self.tenants("outage-beside", "ok", BESIDE_FLOOD, 2).await?;
+        self.subscribe_all("outage", "out", 1, json!({})).await?;
+        self.receiver.take_out(true);
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let (beside, flooded) =
+            tokio::join!(self.publish_steadily(&steady, OUTAGE), self.publish("outage", WAITING));
+        flooded?;
+        let in_vain = self.receiver.take_out(false);
+        let back = Instant::now();
+        self.arrived("outage", WAITING).await?;
+        let drained = back.elapsed();
+        self.all_arrived(&steady, beside?).await?;
+        let times: Vec<u64> = steady
+            .tenants
+            .iter()
+            .flat_map(|tenant| self.receiver.tally(tenant).take_times())
+            .collect();
+        let mut row = Row::new("beside an outage", u64::try_from(times.len())?, start.elapsed());
+        row.times_ms = Percentiles::of(times);
+        row = row.costing(&costs.since(self.stack), peaks(self.stack));
+        row.notes.push(format!(
+            "{WAITING} events for an endpoint that was out for {} s: {in_vain} attempts meanwhile, all delivered {:.0} s after its return",
+            OUTAGE.as_secs(),
+            drained.as_secs_f64()
         ));
         Ok(vec![row])
     }
