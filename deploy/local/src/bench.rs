@@ -62,6 +62,8 @@ pub enum Scenario {
     Growth,
     /// One event for everyone.
     Broadcast,
+    /// The dispatcher is killed under full load, and started again.
+    Restart,
 }
 
 /// What to measure.

@@ -108,15 +108,18 @@ async fn run(
     stack.start_services().await?;
     stack.write()?;
     match options.purpose {
-        Purpose::Bench(plan) => return bench::run(&stack.state, &plan, say).await,
+        Purpose::Bench(plan) => {
+            let state = stack.state.clone();
+            return tokio::select! {
+                measured = bench::run(&state, &plan, say) => measured,
+                ended = stack.keep_alive(say) => ended,
+            };
+        }
         Purpose::Demo => demo::play(&stack.state, say).await?,
         Purpose::Bare => {}
     }
     say(&stack.describe());
-    loop {
-        tokio::time::sleep(LOOK).await;
-        stack.revive(say).await?;
-    }
+    stack.keep_alive(say).await
 }
 
 /// Builds the binaries; the compiler's own progress is shown.
@@ -239,6 +242,14 @@ impl Stack {
             }
         }
         Ok(())
+    }
+
+    /// Starts again whatever dies, for as long as that works.
+    async fn keep_alive(&mut self, say: impl Fn(&str) + Copy) -> anyhow::Result<()> {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.revive(say).await?;
+        }
     }
 
     /// Starts again what has died.

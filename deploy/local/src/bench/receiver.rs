@@ -1,16 +1,16 @@
 //! A receiver that costs next to nothing: raw hyper, no routing, no check of anything. The path says
 //! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
 //! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers), `/out/TALLY` (503 while it is out, and
-//! then not counted).
+//! then not counted), `/once/TALLY` (counts each event once, and the others as duplicates).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -30,6 +30,9 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     count: AtomicU64,
+    /// The events that came to an endpoint that tells them apart, and how many came again.
+    seen: Mutex<HashSet<HeaderValue>>,
+    duplicates: AtomicU64,
     /// How long each took from its publishing, in microseconds.
     times: Mutex<Vec<u64>>,
 }
@@ -37,6 +40,11 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// How many events came again.
+    pub(super) fn duplicates(&self) -> u64 {
+        self.duplicates.load(Ordering::Acquire)
     }
 
     /// Takes the times out.
@@ -130,7 +138,12 @@ impl Receiver {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             return Ok(response);
         }
-        self.tell(path.next().unwrap_or_default(), &body);
+        let name = path.next().unwrap_or_default();
+        if behaviour == "once" && !self.is_new(name, head.headers.get("webhook-id")) {
+            self.tally(name).duplicates.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.tell(name, &body);
+        }
         let status = match behaviour {
             "hang" => {
                 tokio::time::sleep(FOR_EVER).await;
@@ -146,6 +159,12 @@ impl Receiver {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
         Ok(response)
+    }
+
+    fn is_new(&self, name: &str, id: Option<&HeaderValue>) -> bool {
+        let (tally, id) = (self.tally(name), id.cloned());
+        let mut seen = tally.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        id.is_none_or(|id| seen.insert(id))
     }
 
     fn tell(&self, name: &str, body: &Bytes) {

@@ -1,14 +1,19 @@
 //! What is measured, scenario by scenario.
 
+use std::fs;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures_util::StreamExt as _;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::costs::{Costs, peaks};
 use super::report::{Percentiles, Row};
 use super::{Bench, IN_FORCE, Scenario};
+use crate::paths;
+use crate::state::{StackState, Trace};
 
 /// How long the light load lasts.
 const LIGHT: Duration = Duration::from_secs(15);
@@ -49,6 +54,7 @@ impl Bench<'_> {
             Scenario::Outage => self.outage().await,
             Scenario::Growth => self.growth().await,
             Scenario::Broadcast => self.broadcast().await,
+            Scenario::Restart => self.restart().await,
         }
     }
 
@@ -164,7 +170,9 @@ impl Bench<'_> {
 
     async fn outage(&self) -> anyhow::Result<Vec<Row>> {
         let steady = self.tenants("outage-beside", "ok", BESIDE_FLOOD, 2).await?;
-        self.subscribe_all("outage", "out", 1, json!({})).await?;
+        // Those that were tried in vain are soon tried again.
+        let retry = json!({"retry": {"fixed": {"delay": "5s", "attempts": 100}}});
+        self.subscribe_all("outage", "out", 1, retry).await?;
         self.receiver.take_out(true);
         let (costs, start) = (Costs::begin(self.stack), Instant::now());
         let (beside, flooded) =
@@ -254,6 +262,53 @@ impl Bench<'_> {
             super::report::per_second(each * tenants, created)
         ));
         Ok(vec![row])
+    }
+
+    /// Kills the dispatcher in the middle of what `fan_out` measures.
+    async fn restart(&self) -> anyhow::Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for endpoints in [1, 100] {
+            let tenant = format!("restart-{endpoints}");
+            for n in 0..endpoints {
+                let url = format!("{tenant}-{n}");
+                self.subscribe(&tenant, &self.subscription("once", &url), 1).await?;
+            }
+            tokio::time::sleep(IN_FORCE).await;
+            let tallies: Vec<_> =
+                (0..endpoints).map(|n| self.receiver.tally(&format!("{tenant}-{n}"))).collect();
+            let arrived = || tallies.iter().map(|tally| tally.count()).sum::<u64>();
+            let events = (self.deliveries / endpoints).max(1);
+            let start = Instant::now();
+            let killing = async {
+                while arrived() < events * endpoints / 3 {
+                    tokio::time::sleep(millis(1)).await;
+                }
+                kill_dispatcher()?;
+                // Until something comes that was not on its way.
+                tokio::time::sleep(millis(100)).await;
+                let (killed, before) = (Instant::now(), arrived());
+                while arrived() == before {
+                    anyhow::ensure!(killed.elapsed() < super::PATIENCE, "nothing comes any more");
+                    tokio::time::sleep(millis(1)).await;
+                }
+                anyhow::Ok(killed.elapsed() + millis(100))
+            };
+            let (published, silent) = tokio::join!(self.publish(&tenant, events), killing);
+            published?;
+            let silent = silent?;
+            for n in 0..endpoints {
+                self.arrived(&format!("{tenant}-{n}"), events).await?;
+            }
+            let name = format!("kill -9 amid one to {endpoints}");
+            let mut row = Row::new(&name, arrived(), start.elapsed());
+            let duplicates: u64 = tallies.iter().map(|tally| tally.duplicates()).sum();
+            row.notes.push(format!(
+                "all arrived, {duplicates} of them twice; the first came {:.1} s after the kill",
+                silent.as_secs_f64()
+            ));
+            rows.push(row);
+        }
+        Ok(rows)
     }
 
     /// A subscription to everything, for an endpoint that behaves so.
@@ -353,4 +408,12 @@ impl Bench<'_> {
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+/// Kills the first dispatcher as it is now: it may have been started again since the stack came up.
+fn kill_dispatcher() -> anyhow::Result<()> {
+    let state: StackState = serde_json::from_slice(&fs::read(paths::stack().join("stack.json"))?)?;
+    let pid = state.pids.get("dispatcher").copied().context("there is no dispatcher")?;
+    Trace::of(pid).context("the dispatcher does not run")?.signal(Signal::SIGKILL);
+    Ok(())
 }
