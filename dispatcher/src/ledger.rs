@@ -19,6 +19,7 @@ const BATCH: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     store: Store,
+    /// Without a bound of its own: whoever sends an entry waits for it, and they are bounded.
     entries: mpsc::UnboundedSender<Entry>,
 }
 

@@ -127,7 +127,9 @@ async fn save(
     let keys: Vec<String> =
         redis::cmd("KEYS").arg(format!("{prefix}:*{{*")).query_async(redis).await?;
     let mut saved = Vec::new();
-    for key in keys.into_iter().filter(|key| !key.contains(":event:") && !key.contains(":note:")) {
+    let lasting =
+        |key: &String| ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
+    for key in keys.into_iter().filter(lasting) {
         let value: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(redis).await?;
         saved.extend(value.map(|value| (key, value)));
     }

@@ -23,7 +23,7 @@ impl Store {
         if !self.is_up() {
             return;
         }
-        let mut pipes = vec![redis::pipe()];
+        let mut pipes = vec![transaction()];
         for (name, ids) in served {
             let (pipe, key) = (self.pipe_for_key(&mut pipes), self.keys.ledger(name));
             let add = pipe.cmd("SADD").arg(&key);
@@ -49,7 +49,7 @@ impl Store {
     /// live on another node.
     fn pipe_for_key<'a>(&self, pipes: &'a mut Vec<Pipeline>) -> &'a mut Pipeline {
         if self.link.is_cluster() {
-            pipes.push(redis::pipe());
+            pipes.push(transaction());
         }
         let last = pipes.len() - 1;
         &mut pipes[last]
@@ -71,4 +71,11 @@ impl Store {
             }
         }
     }
+}
+
+/// All of it or nothing: a key that is there has its time to live, whenever Redis is killed.
+fn transaction() -> Pipeline {
+    let mut pipe = redis::pipe();
+    pipe.atomic();
+    pipe
 }
