@@ -2,8 +2,10 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`fan_out`] serves the subscriptions of an event, [`permits`] are shared fairly among tenants, [`gates`] say
-//! whether an endpoint may be called now, [`sender`] makes one POST, [`recorder`] writes down what came of it, [`test_call`] serves
+//! [`fan_out`] serves the subscriptions of an event, [`ledger`] remembers whom it has served. Before
+//! a POST, [`permits`] are shared fairly among tenants, [`limits`] keep to the rate that a subscription
+//! allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes one POST,
+//! [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`test_call`] serves
 //! the test call of the control-plane.
 
 mod dispatch;
