@@ -77,6 +77,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::an_endpoint_that_hangs_holds_nobody_up,
         gate::a_flood_for_a_slow_endpoint_holds_nobody_up,
         gate::a_rate_limit_holds_over_two_dispatchers,
+        gate::turns_are_given_by_one_clock_for_all,
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
