@@ -144,25 +144,37 @@ impl SlotNumber {
     }
 }
 
-/// A subscription's id: `sub_`, its slot as 6 hexadecimal digits, and 18 random ones.
+/// A subscription's id: `sub_`, its slot as 6 hexadecimal digits, and 18 random ones. Kept as the
+/// numbers that it stands for, because a dispatcher may know a million of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SubscriptionId(Arc<str>);
-text_id!(SubscriptionId);
+pub struct SubscriptionId {
+    /// First, so that ids are in the order of their slots, as their texts are.
+    slot: SlotNumber,
+    random: [u8; 9],
+}
+serde_as_text!(SubscriptionId);
 
 impl SubscriptionId {
-    /// The id for a subscription in `slot`, told apart from the slot's others by `random`
-    /// (of which 72 bits are used).
+    /// The id for a subscription in `slot` (below [`SlotNumber::END`]), told apart from the slot's
+    /// others by `random` (of which 72 bits are used).
     #[must_use]
     pub fn new(slot: SlotNumber, random: u128) -> Self {
-        let random = random & ((1 << 72) - 1);
-        Self(format!("sub_{:06x}{random:018x}", slot.0).into())
+        let mut bytes = [0; 9];
+        bytes.copy_from_slice(random.to_be_bytes().split_at(16 - 9).1);
+        Self { slot, random: bytes }
     }
 
     /// The slot that holds the subscription.
     #[must_use]
     pub fn slot(&self) -> SlotNumber {
-        let digits = self.0.get(4..10).unwrap_or_default();
-        SlotNumber(u32::from_str_radix(digits, 16).unwrap_or_default())
+        self.slot
+    }
+}
+
+impl fmt::Display for SubscriptionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let random = self.random.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
+        write!(f, "sub_{:06x}{random:018x}", self.slot.0)
     }
 }
 
@@ -175,7 +187,9 @@ impl FromStr for SubscriptionId {
         if digits.len() != 24 || !digits.bytes().all(is_hex) {
             return Err(InvalidId::NotASubscription);
         }
-        Ok(Self(text.into()))
+        let number = u128::from_str_radix(digits, 16).map_err(|_| InvalidId::NotASubscription)?;
+        let slot = u32::try_from(number >> 72).map_err(|_| InvalidId::NotASubscription)?;
+        Ok(Self::new(SlotNumber(slot), number))
     }
 }
 
@@ -204,6 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn a_subscription_id_is_written_in_one_way_only() {
+        let id = "sub_00000a0123456789abcdef01";
+        assert_eq!(id.parse::<SubscriptionId>().unwrap().to_string(), id);
+        for wrong in [
+            "",
+            "sub_",
+            "sub_00000a0123456789abcdef0",
+            "sub_00000a0123456789abcdef011",
+            "sub_00000A0123456789abcdef01",
+            "sub_+0000a0123456789abcdef01",
+            "00000a0123456789abcdef01",
+        ] {
+            assert_eq!(wrong.parse::<SubscriptionId>(), Err(InvalidId::NotASubscription));
+        }
+    }
+
+    #[test]
     fn slots_fill_in_order_and_end() {
         assert_eq!(SlotNumber::of_nth(0), Some(SlotNumber(0)));
         assert_eq!(SlotNumber::of_nth(255), Some(SlotNumber(0)));
@@ -217,7 +248,17 @@ mod tests {
         fn a_subscription_id_tells_its_slot(slot in 0..SlotNumber::END, random: u128) {
             let id = SubscriptionId::new(SlotNumber(slot), random);
             prop_assert_eq!(id.slot(), SlotNumber(slot));
-            prop_assert_eq!(id.as_str().parse::<SubscriptionId>(), Ok(id));
+            prop_assert_eq!(id.to_string().len(), 28);
+            prop_assert_eq!(id.to_string().parse::<SubscriptionId>(), Ok(id));
+        }
+
+        #[test]
+        fn ids_are_in_the_order_of_their_texts(
+            slots in (0..SlotNumber::END, 0..SlotNumber::END), random: (u128, u128),
+        ) {
+            let one = SubscriptionId::new(SlotNumber(slots.0), random.0);
+            let other = SubscriptionId::new(SlotNumber(slots.1), random.1);
+            prop_assert_eq!(one.cmp(&other), one.to_string().cmp(&other.to_string()));
         }
     }
 }

@@ -212,7 +212,8 @@ impl Work {
             Self::Page(page) => {
                 let section = match &page.section {
                     Section::Subscriptions(ids) => {
-                        let first = ids.first().map_or("none", SubscriptionId::as_str);
+                        let first =
+                            ids.first().map_or_else(|| "none".to_owned(), ToString::to_string);
                         format!("page-{first}/{}", ids.len())
                     }
                     Section::Slots(SlotRange { first, end }) => format!("slots-{first}-{end}"),

@@ -91,7 +91,7 @@ pub(crate) async fn list(
         .await
         .map_err(trouble)?;
     let data: Vec<Value> = subscriptions.iter().map(view::subscription).collect();
-    Ok(list::answer(&data, next.as_ref().map(SubscriptionId::as_str)))
+    Ok(list::answer(&data, next.as_ref().map(ToString::to_string).as_deref()))
 }
 
 pub(crate) async fn show(

@@ -52,7 +52,7 @@ impl TestCaller {
             ));
         };
         let id = ids::token();
-        let mut message = Message::internal(TESTS, subscription.id.as_str().as_bytes().to_vec());
+        let mut message = Message::internal(TESTS, subscription.id.to_string().into_bytes());
         message.properties = message
             .properties
             .with_reply_to(reply_to)

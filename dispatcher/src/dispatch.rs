@@ -25,7 +25,7 @@ use tokio::sync::Mutex;
 
 use crate::fan_out::{Begun, Served};
 use crate::gates::Gates;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
@@ -68,10 +68,11 @@ pub(crate) struct Dispatcher {
 }
 
 /// How the work on a message ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Done {
-    /// What follows from it is confirmed, or nothing does.
-    Finished,
+    /// What follows from it is confirmed, or nothing does. A page of the ledger is of no use any
+    /// more once the message is acknowledged.
+    Finished(Option<LedgerPage>),
     /// It was not begun, because the service is stopping.
     NotBegun,
     /// Our own trouble has lasted too long.
@@ -96,7 +97,8 @@ impl Dispatcher {
         let working = self.serve(&queue, received);
         let done = if suspect { self.work_alone(working).await } else { working.await };
         match done {
-            Done::Finished => settle.ack(),
+            Done::Finished(None) => settle.ack(),
+            Done::Finished(Some(page)) => settle.ack_and(Box::new(move || page.close())),
             Done::NotBegun => settle.requeue(),
             Done::Stuck => settle.recycle(),
         }
@@ -119,7 +121,7 @@ impl Dispatcher {
     async fn serve(&self, queue: &str, received: Received) -> Done {
         if *queue == *TESTS {
             self.serve_test(&received).await;
-            return Done::Finished;
+            return Done::Finished(None);
         }
         self.work(queue, received).await
     }
@@ -141,7 +143,7 @@ impl Dispatcher {
         {
             let counter = if ours { &self.metrics.copies } else { &self.metrics.duplicate };
             counter.inc();
-            return Done::Finished;
+            return Done::Finished(None);
         }
         let redelivered = received.redelivered;
         let done = match task {
@@ -149,7 +151,7 @@ impl Dispatcher {
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
             Task::FanOut(event) => {
                 let done = self.serve_range(event, SlotRange::ALL, redelivered).await;
-                if done == Done::Finished {
+                if matches!(done, Done::Finished(_)) {
                     self.metrics.events.inc();
                 }
                 done
@@ -157,7 +159,7 @@ impl Dispatcher {
             Task::Page(page) => self.serve_page(page, redelivered).await,
             Task::Deliver(delivery) => self.serve_delivery(delivery).await,
         };
-        if let (Done::Finished, Some(note)) = (done, &note) {
+        if let (Done::Finished(_), Some(note)) = (&done, &note) {
             self.store.finish(note).await;
         }
         done
@@ -188,12 +190,8 @@ impl Dispatcher {
     async fn serve_range(&self, event: Arc<Event>, range: SlotRange, redelivered: bool) -> Done {
         let sharing = || self.snapshots.share(&event.tenant, &event.event_type, range);
         match self.patiently(sharing).await {
-            Ok(Share::Serve(matches)) => {
-                let live = matches.live.into_iter();
-                let live = live.map(|found| (found.id.clone(), Known::Live(found)));
-                let missing = matches.missing.into_iter().map(|id| (id, Known::Missing));
+            Ok(Share::Serve(targets)) => {
                 let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
-                let targets = live.chain(missing).collect();
                 self.serve_all(event, targets, &name, (0, redelivered)).await
             }
             Ok(Share::Split(parts)) => to_done(self.split(&event, parts).await),
@@ -235,15 +233,12 @@ impl Dispatcher {
         let work = Work::Page(page);
         let name = work.name();
         let Work::Page(Page { event, section: Section::Subscriptions(ids), .. }) = work else {
-            return Done::Finished;
+            return Done::Finished(None);
         };
-        let mut targets: Vec<(SubscriptionId, Known)> = Vec::with_capacity(ids.len());
-        for id in ids {
-            match self.patiently(|| self.snapshots.get(&id)).await {
-                Ok(known) => targets.push((id, known)),
-                Err(done) => return done,
-            }
-        }
+        let targets = match self.patiently(|| self.snapshots.get_all(ids.clone())).await {
+            Ok(targets) => targets,
+            Err(done) => return done,
+        };
         self.serve_all(event, targets, &name, (sequence, redelivered)).await
     }
 
@@ -256,8 +251,10 @@ impl Dispatcher {
         name: &str,
         (sequence, redelivered): (u32, bool),
     ) -> Done {
-        // The acknowledgement says enough about a single one.
-        let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
+        // The acknowledgement says enough about a single one. Another event that is given the same
+        // id later has another time.
+        let name = || format!("{name}@{}", event.timestamp.as_millis());
+        let ledger = (targets.len() > 1).then(|| self.ledger.page(&name()));
         if let Some(page) = &ledger
             && redelivered
         {
@@ -266,11 +263,10 @@ impl Dispatcher {
             targets.retain(|(id, _)| !served.contains(id));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        let done = to_done(self.fan_out(event, targets, ledger.as_ref(), sequence).await);
-        if let (Done::Finished, Some(page)) = (done, ledger) {
-            page.close();
+        match self.fan_out(event, targets, ledger.as_ref(), sequence).await {
+            Ok(()) => Done::Finished(ledger),
+            Err(error) => to_done(Err(error)),
         }
-        done
     }
 
     async fn serve_delivery(&self, delivery: Delivery) -> Done {
@@ -311,7 +307,7 @@ impl Dispatcher {
 /// A failure that is not waiting for anything better: a message that cannot be written at all.
 fn to_done(result: anyhow::Result<()>) -> Done {
     match result {
-        Ok(()) => Done::Finished,
+        Ok(()) => Done::Finished(None),
         Err(error) => {
             tracing::error!(%error, "a message cannot be settled");
             Done::Stuck

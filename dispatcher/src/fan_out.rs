@@ -7,6 +7,7 @@ use bytes::Bytes;
 use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
+use doorbell_common::fan_out::PAGE;
 use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
@@ -18,6 +19,7 @@ use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 
 use crate::dispatch::Dispatcher;
@@ -96,8 +98,11 @@ impl Dispatcher {
             result = result.and(ended);
         }
         result?;
-        for page in pages(&event, &left, sequence) {
+        for (page, ids) in pages(&event, &left, sequence).into_iter().zip(left.chunks(PAGE)) {
             self.hand_on(page, Destination::Pages).await?;
+            if let Some(page) = ledger {
+                join_all(ids.iter().map(|id| page.note(id))).await;
+            }
         }
         Ok(())
     }

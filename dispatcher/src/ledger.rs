@@ -34,7 +34,7 @@ pub(crate) struct LedgerPage {
 enum Entry {
     /// This subscription is done with; the sender is told once that is written.
     Done(Arc<str>, SubscriptionId, oneshot::Sender<()>),
-    /// The message is done with: nobody asks any more.
+    /// The message is acknowledged: nobody asks any more.
     Closed(Arc<str>),
 }
 
@@ -70,7 +70,7 @@ impl LedgerPage {
         }
     }
 
-    /// Says that the message is done with.
+    /// Says that nobody will ask any more: the message is acknowledged.
     pub(crate) fn close(self) {
         // The writer ends only with the service.
         let _ended = self.ledger.entries.send(Entry::Closed(self.name)).is_err();

@@ -178,7 +178,7 @@ fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
     headers.insert("webhook-timestamp", HeaderValue::from(timestamp));
     headers.insert("doorbell-attempt", HeaderValue::from(attempt));
     insert(&mut headers, "webhook-id", event.id.as_str());
-    insert(&mut headers, "doorbell-subscription", subscription.id.as_str());
+    insert(&mut headers, "doorbell-subscription", &subscription.id.to_string());
     let signature = sign_with_all(subscription.live_secrets(now), &event.id, timestamp, body);
     insert(&mut headers, "webhook-signature", &signature);
     if let Some(older) = &subscription.signature

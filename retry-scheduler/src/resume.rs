@@ -19,7 +19,7 @@ use doorbell_platform::broker::{Broker, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
-use doorbell_platform::store::snapshots::Snapshots;
+use doorbell_platform::store::snapshots::{Known, Snapshots};
 use tokio::time::Instant;
 
 use crate::held::{Entry, Held};
@@ -38,6 +38,8 @@ const PASS: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 100;
 /// How long the stream may say nothing although there is more to read.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Subscriptions looked up at once.
+const LOOKED_UP_AT_ONCE: usize = 1000;
 /// Subscriptions named in one note.
 const NAMED_AT_ONCE: usize = 1000;
 
@@ -108,15 +110,15 @@ impl Resumer {
 
     /// Looks who is back, and hands their deliveries on.
     async fn look(&self, held: &mut Held) -> anyhow::Result<()> {
+        let ids: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
         let mut back = HashSet::new();
-        for id in held.index.subscriptions() {
-            let known = self.snapshots.get(id).await?;
-            match known.standing() {
-                Standing::Suspended(_) | Standing::Missing => {}
-                Standing::Active(_) | Standing::Cancelled => {
-                    back.insert(id.clone());
-                }
-            }
+        for ids in ids.chunks(LOOKED_UP_AT_ONCE) {
+            let known = self.snapshots.get_all(ids.to_vec()).await?.into_iter();
+            let is_back = |known: &Known| match known.standing() {
+                Standing::Suspended(_) | Standing::Missing => false,
+                Standing::Active(_) | Standing::Cancelled => true,
+            };
+            back.extend(known.filter(|(_, known)| is_back(known)).map(|(id, _)| id));
         }
         let first = back.iter().filter_map(|id| held.index.span(id)).map(|span| span.first).min();
         let (Some(first), Some(end)) = (first, held.through()) else { return Ok(()) };

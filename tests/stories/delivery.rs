@@ -135,7 +135,8 @@ pub(crate) async fn every_failure_has_its_end() -> anyhow::Result<()> {
         };
         let failure = delivery.state.last_failure.clone().unwrap();
         assert_eq!(delivery.event.id.as_str(), event);
-        let place = ids.iter().position(|id| *id == delivery.state.subscription.as_str()).unwrap();
+        let place =
+            ids.iter().position(|id| *id == delivery.state.subscription.to_string()).unwrap();
         found.insert(
             place,
             (

@@ -1,5 +1,6 @@
 //! What comes in, what is refused, and what is known of it.
 
+use anyhow::Context as _;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{World, amqp, eventually};
 use lapin::BasicProperties;
@@ -8,6 +9,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 pub(crate) async fn copies_that_come_at_once_are_delivered_once() -> anyhow::Result<()> {
+    const MANY: u32 = 300;
+    const COPIES: u32 = 20;
     let world = World::start("copies").await?;
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
@@ -27,10 +30,25 @@ pub(crate) async fn copies_that_come_at_once_are_delivered_once() -> anyhow::Res
         assert_eq!(accepted?.status, 202);
         copies.into_iter().collect::<anyhow::Result<()>>()?;
     }
-    world.settle(seconds(30)).await?;
+    // So many that windows grow meanwhile, and channels take the place of others.
+    let copies = (0..MANY * COPIES).map(|n| {
+        let id = format!("many-{}", n / COPIES);
+        if n % COPIES == 0 {
+            world.ledger.accepted("acme", "a", &id, "1");
+        }
+        let outsider = &outsider;
+        async move { outsider.publish("a", amqp::event("acme", Some(&id), &[]), b"1").await }
+    });
+    futures_util::future::try_join_all(copies).await?;
+    world.settle(seconds(60)).await?;
+    let all = 30 * 20 + MANY * (COPIES - 1);
     let dropped = || async { world.metric("doorbell_events_duplicate_total").await.unwrap_or(0.0) };
-    eventually("the copies are dropped", seconds(30), || async { dropped().await > 599.5 }).await?;
-    assert_eq!(world.receiver.count("all"), 30);
+    eventually("the copies are dropped", seconds(60), || async {
+        dropped().await > f64::from(all) - 0.5
+    })
+    .await
+    .with_context(|| format!("{} were delivered", world.receiver.count("all")))?;
+    assert_eq!(world.receiver.count("all"), 30 + usize::try_from(MANY)?);
     world.finish().await
 }
 

@@ -14,6 +14,6 @@ pub mod stream;
 pub mod topology;
 
 pub use connection::Broker;
-pub use consumer::{ConsumerSpec, Incoming, Intake};
+pub use consumer::{Afterwards, ConsumerSpec, Incoming, Intake};
 pub use message::{Message, Received};
 pub use publisher::{PublishError, Publisher};

@@ -8,6 +8,7 @@
 //! only believed while that epoch is there, and the same.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 pub mod changes;
 pub mod failing;
@@ -28,6 +29,9 @@ use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
 use crate::shutdown::Shutdown;
 use crate::tls::Trust;
+
+/// How often a service looks whether the store is there.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Redis as Doorbell uses it. Cheap to clone.
 #[derive(Clone)]
@@ -137,5 +141,31 @@ impl Store {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.health.is_up(Dependency::Redis)
+    }
+
+    /// Watches over the store's health alone, for services that keep no snapshots.
+    pub fn watch(&self, shutdown: &Shutdown) {
+        let watching = self.clone().keep_watch(shutdown.clone());
+        shutdown.spawn_vital("watch over Redis", watching);
+    }
+
+    async fn keep_watch(self, shutdown: Shutdown) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while shutdown.until_finished(look.tick()).await.is_some() {
+            match self.check_epoch().await {
+                Ok(()) => self.health.up(Dependency::Redis),
+                Err(error) => self.health.down(Dependency::Redis, error.to_string()),
+            }
+        }
+    }
+
+    /// What the future gives, if the store can be asked just now: a command to a Redis that is away
+    /// would only keep its caller waiting.
+    async fn if_up<T>(
+        &self,
+        loading: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        if self.is_up() { loading.await } else { Err(StoreError::NotReady) }
     }
 }

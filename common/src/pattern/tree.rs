@@ -55,6 +55,11 @@ impl<T> PatternTree<T> {
         self.nodes[at].value = Some(value);
     }
 
+    /// All values.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.nodes.iter().filter_map(|node| node.value.as_ref())
+    }
+
     /// The values of the patterns that match.
     #[must_use]
     pub fn matching(&self, event_type: &EventType) -> Vec<&T> {

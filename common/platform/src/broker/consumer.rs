@@ -14,6 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use session::{Ended, Session, Settled, Settlement};
 
+pub use session::Afterwards;
+
 use super::connection::Broker;
 use super::message::Received;
 use crate::backoff::Backoff;
@@ -56,24 +58,29 @@ pub struct Settle {
 impl Settle {
     /// The message is done with; what follows from it is confirmed.
     pub fn ack(mut self) {
-        self.send(Settlement::Ack);
+        self.send(Settlement::Ack, None);
+    }
+
+    /// The same, and something is to be done once RabbitMQ was told; never, if it cannot be.
+    pub fn ack_and(mut self, afterwards: Afterwards) {
+        self.send(Settlement::Ack, Some(afterwards));
     }
 
     /// The message goes back to its queue, untouched.
     pub fn requeue(mut self) {
-        self.send(Settlement::Requeue);
+        self.send(Settlement::Requeue, None);
     }
 
     /// Our own trouble has kept this message too long: its channel is closed, so that all its
     /// messages are free for others.
     pub fn recycle(mut self) {
-        self.send(Settlement::Recycle);
+        self.send(Settlement::Recycle, None);
     }
 
-    fn send(&mut self, settlement: Settlement) {
+    fn send(&mut self, settlement: Settlement, afterwards: Option<Afterwards>) {
         if let Some(session) = self.session.take() {
             let Self { tag, queue, bytes, .. } = *self;
-            let settled = Settled { tag, queue, bytes, settlement };
+            let settled = Settled { tag, queue, bytes, settlement, afterwards };
             // The channel may be gone; then the broker has taken the message back already.
             let _gone = session.send(settled).is_err();
         }
@@ -82,7 +89,7 @@ impl Settle {
 
 impl Drop for Settle {
     fn drop(&mut self) {
-        self.send(Settlement::Requeue);
+        self.send(Settlement::Requeue, None);
     }
 }
 

@@ -84,12 +84,12 @@ impl Store {
         eval.arg(PLACE).arg(format!("{} {}", place.offset, place.message_id));
         for (id, span) in changes {
             if let Some(Span { first, last }) = span {
-                eval.arg(id.as_str()).arg(format!("{first}:{last}"));
+                eval.arg(id.to_string()).arg(format!("{first}:{last}"));
             }
         }
         for (id, span) in changes {
             if span.is_none() {
-                eval.arg(id.as_str());
+                eval.arg(id.to_string());
             }
         }
         let saved: u8 = eval.query_async(&mut link).await?;

@@ -28,7 +28,7 @@ impl Store {
             let (pipe, key) = (self.pipe_for_key(&mut pipes), self.keys.ledger(name));
             let add = pipe.cmd("SADD").arg(&key);
             for id in ids {
-                add.arg(id.as_str());
+                add.arg(id.to_string());
             }
             add.ignore();
             pipe.cmd("EXPIRE").arg(&key).arg(KEPT.as_secs()).ignore();

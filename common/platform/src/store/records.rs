@@ -75,9 +75,9 @@ impl Store {
         self.check_epoch().await?;
         self.ensure_tenant(tenant).await?;
         let mut link = self.link.clone();
-        let mut slots: BTreeMap<SlotNumber, Vec<(&str, String)>> = BTreeMap::new();
+        let mut slots: BTreeMap<SlotNumber, Vec<(String, String)>> = BTreeMap::new();
         for subscription in subscriptions {
-            let record = (subscription.id.as_str(), to_raw(subscription)?);
+            let record = (subscription.id.to_string(), to_raw(subscription)?);
             slots.entry(subscription.id.slot()).or_default().push(record);
         }
         let changes: Vec<Change> = slots
@@ -111,7 +111,7 @@ impl Store {
         let mut link = self.link.clone();
         let key = self.keys.slot(id.slot());
         let raw: Option<String> =
-            redis::cmd("HGET").arg(&key).arg(id.as_str()).query_async(&mut link).await?;
+            redis::cmd("HGET").arg(&key).arg(id.to_string()).query_async(&mut link).await?;
         self.check_epoch().await?;
         let Some(raw) = raw else { return Ok(Lookup::Missing) };
         match serde_json::from_str(&raw)
@@ -169,7 +169,9 @@ impl Store {
                 .await?;
             let mut link = self.link.clone();
             let mut remove = redis::cmd("ZREM");
-            remove.arg(self.keys.subscriptions(&subscription.tenant)).arg(subscription.id.as_str());
+            remove
+                .arg(self.keys.subscriptions(&subscription.tenant))
+                .arg(subscription.id.to_string());
             remove.query_async::<Value>(&mut link).await?;
         }
         self.log(subscription, true).await?;
@@ -187,9 +189,9 @@ impl Store {
         after: Option<&SubscriptionId>,
         limit: usize,
     ) -> Result<(Vec<Subscription>, Option<SubscriptionId>), StoreError> {
-        let after = after.map(SubscriptionId::as_str);
+        let after = after.map(ToString::to_string);
         let mut ids: Vec<SubscriptionId> = self
-            .page_of_names(self.keys.subscriptions(tenant), after, limit + 1)
+            .page_of_names(self.keys.subscriptions(tenant), after.as_deref(), limit + 1)
             .await?
             .iter()
             .filter_map(|id| id.parse().ok())
@@ -234,7 +236,7 @@ impl Store {
         eval.arg(REPLACE)
             .arg(1)
             .arg(self.keys.slot(id.slot()))
-            .arg(id.as_str())
+            .arg(id.to_string())
             .arg(before)
             .arg(after);
         Ok(eval.query_async::<u8>(&mut link).await? == 1)
@@ -246,12 +248,12 @@ impl Store {
         tenant: &TenantId,
         links: impl Iterator<Item = (&'a SubscriptionId, &'a [Pattern])>,
     ) -> Result<(), StoreError> {
-        let mut by_pattern: BTreeMap<&Pattern, Vec<&str>> = BTreeMap::new();
+        let mut by_pattern: BTreeMap<&Pattern, Vec<String>> = BTreeMap::new();
         let mut ids = Vec::new();
         for (id, patterns) in links.filter(|(_, patterns)| !patterns.is_empty()) {
-            ids.push((0, id.as_str()));
+            ids.push((0, id.to_string()));
             for pattern in patterns {
-                by_pattern.entry(pattern).or_default().push(id.as_str());
+                by_pattern.entry(pattern).or_default().push(id.to_string());
             }
         }
         if ids.is_empty() {
@@ -284,7 +286,7 @@ impl Store {
         for pattern in patterns {
             eval.arg(self.keys.pattern(tenant, pattern));
         }
-        eval.arg(id.as_str());
+        eval.arg(id.to_string());
         for pattern in patterns {
             eval.arg(pattern.as_str());
         }

@@ -4,33 +4,35 @@
 //! With Redis away, what is known goes on being used; what is not known is an error, never an
 //! empty answer.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::Hash;
+mod follower;
+mod load;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use doorbell_common::event::EventType;
 use doorbell_common::fan_out::{self, SlotRange};
 use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
-use doorbell_common::pattern::{Pattern, PatternTree};
-use doorbell_common::subscription::{Record, Standing, Subscription};
+use doorbell_common::pattern::PatternTree;
+use doorbell_common::subscription::{Standing, Subscription};
+use futures_util::TryStreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use moka::Entry;
 use moka::future::Cache;
-use tokio::time::Instant;
+use moka::ops::compute::Op;
 
-use super::changes::{self, Change, News};
+use super::changes::Change;
 use super::{Store, StoreError};
-use crate::health::Dependency;
 use crate::shutdown::Shutdown;
+use follower::Follower;
 
-/// How often the log is read.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long after an announcement its change is looked for again: longer than a command may take.
-const LATER: Duration = Duration::from_secs(5);
-/// Slots kept in memory, of 256 subscriptions each.
-const SLOTS: u64 = 512;
-/// Tenants' indexes kept in memory.
-const TENANTS: u64 = 100_000;
+/// Subscriptions kept in memory.
+const SUBSCRIPTIONS: u64 = 128 * 1024;
+/// What the indexes of tenants may weigh: a pattern of a subscription weighs 1, which is 16 bytes.
+const INDEXES: u64 = 4 * 1024 * 1024;
+/// What an index weighs that has nothing in it.
+const EMPTY_INDEX: u32 = 16;
 
 /// What is known of subscriptions. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,15 +44,11 @@ pub struct Snapshots {
     changes: Arc<AtomicU64>,
 }
 
-type Slot = HashMap<SubscriptionId, Entry>;
+/// Those of a slot's subscriptions that someone has asked for: a tenant's lie in many slots, among
+/// those of others.
+type Slot = HashMap<SubscriptionId, Known>;
 /// The ids of each pattern are sorted, and so in the order of their slots.
 type Index = PatternTree<Vec<SubscriptionId>>;
-
-#[derive(Clone, Debug)]
-enum Entry {
-    Live(Arc<Subscription>),
-    Deleted,
-}
 
 /// What is known under an id.
 #[derive(Clone, Debug)]
@@ -80,31 +78,27 @@ impl Known {
 pub enum Share {
     /// They are more than a page: each of these ranges has a part of them.
     Split(Vec<SlotRange>),
-    /// These are to be served.
-    Serve(Matches),
-}
-
-/// The subscriptions that want an event.
-#[derive(Clone, Debug, Default)]
-pub struct Matches {
-    /// These, whatever their status.
-    pub live: Vec<Arc<Subscription>>,
-    /// The index names these, and there is neither a record nor a tombstone.
-    pub missing: Vec<SubscriptionId>,
+    /// These are to be served, whatever their status. Missing are those that the index names, and
+    /// that have neither a record nor a tombstone.
+    Serve(Vec<(SubscriptionId, Known)>),
 }
 
 impl Snapshots {
     /// Knows nothing yet; from now on it follows the changes and watches over the store's health.
     #[must_use]
     pub fn start(store: Store, shutdown: &Shutdown) -> Self {
+        let weigh_slot = |_: &SlotNumber, slot: &Arc<Slot>| weight(slot.len());
+        let weigh_index = |_: &TenantId, index: &Arc<Index>| {
+            weight(index.values().map(Vec::len).sum()).saturating_add(EMPTY_INDEX)
+        };
         let snapshots = Self {
             store,
-            slots: Cache::new(SLOTS),
-            tenants: Cache::new(TENANTS),
+            slots: Cache::builder().weigher(weigh_slot).max_capacity(SUBSCRIPTIONS).build(),
+            tenants: Cache::builder().weigher(weigh_index).max_capacity(INDEXES).build(),
             changes: Arc::default(),
         };
-        let following = snapshots.clone().follow(shutdown.clone());
-        shutdown.spawn_vital("follower of changes", following);
+        let follower = Follower::new(snapshots.clone());
+        shutdown.spawn_vital("follower of changes", follower.follow(shutdown.clone()));
         snapshots
     }
 
@@ -142,21 +136,19 @@ impl Snapshots {
         if !parts.is_empty() && parts != [range] {
             return Ok(Share::Split(parts));
         }
-        let ids: HashSet<&SubscriptionId> = lists.into_iter().flatten().collect();
-        let mut matches = Matches::default();
-        for id in ids {
-            match self.get(id).await? {
-                // The index may say too much; the record decides.
-                Known::Live(subscription)
-                    if subscription.tenant == *tenant && subscription.wants(event_type) =>
-                {
-                    matches.live.push(subscription);
-                }
-                Known::Live(_) | Known::Deleted => {}
-                Known::Missing => matches.missing.push(id.clone()),
+        let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut found = self.get_all(ids).await?;
+        // The index may say too much; the record decides.
+        found.retain(|(_, known)| match known {
+            Known::Live(subscription) => {
+                subscription.tenant == *tenant && subscription.wants(event_type)
             }
-        }
-        Ok(Share::Serve(matches))
+            Known::Deleted => false,
+            Known::Missing => true,
+        });
+        Ok(Share::Serve(found))
     }
 
     /// Reads slots as they are, without an index; each is as large as a page.
@@ -174,21 +166,16 @@ impl Snapshots {
         if !parts.is_empty() && parts != [range] {
             return Ok(Share::Split(parts));
         }
-        let mut matches = Matches::default();
+        let mut found = Vec::new();
         for number in range.slots() {
             // Not kept: a broadcast reads every slot once, and would drive out what others need.
-            let slot = match self.slots.get(&number).await {
-                Some(slot) => slot,
-                None => self.store.if_up(self.store.load_slot(number)).await?,
-            };
-            matches.live.extend(slot.values().filter_map(|entry| match entry {
-                Entry::Live(subscription) if subscription.wants(event_type) => {
-                    Some(Arc::clone(subscription))
-                }
-                Entry::Live(_) | Entry::Deleted => None,
-            }));
+            found.extend(self.store.if_up(self.store.load_slot(number)).await?);
         }
-        Ok(Share::Serve(matches))
+        found.retain(|(_, known)| match known {
+            Known::Live(subscription) => subscription.wants(event_type),
+            Known::Deleted | Known::Missing => false,
+        });
+        Ok(Share::Serve(found))
     }
 
     /// What is known under an id.
@@ -196,49 +183,99 @@ impl Snapshots {
     /// # Errors
     /// It is not known, and Redis is away or not what it was.
     pub async fn get(&self, id: &SubscriptionId) -> Result<Known, Arc<StoreError>> {
-        let number = id.slot();
-        let slot = self.known(&self.slots, &number, self.store.load_slot(number)).await?;
-        Ok(match slot.get(id) {
-            Some(Entry::Live(subscription)) => Known::Live(Arc::clone(subscription)),
-            Some(Entry::Deleted) => Known::Deleted,
-            None => Known::Missing,
-        })
+        let slot = self.slot(id.slot(), std::slice::from_ref(id)).await?;
+        Ok(slot.get(id).cloned().unwrap_or(Known::Missing))
     }
 
-    async fn index(&self, tenant: &TenantId) -> Result<Arc<Index>, Arc<StoreError>> {
-        self.known(&self.tenants, tenant, self.store.load_index(tenant)).await
-    }
-
-    /// What a cache holds, or what `load` brings. That is kept only if nothing changed meanwhile:
-    /// it may be from before the change.
-    async fn known<K, V>(
+    /// The same for many.
+    ///
+    /// # Errors
+    /// As above, for any of them.
+    pub async fn get_all(
         &self,
-        cache: &Cache<K, Arc<V>>,
-        key: &K,
-        load: impl Future<Output = Result<Arc<V>, StoreError>>,
-    ) -> Result<Arc<V>, Arc<StoreError>>
-    where
-        K: Clone + Eq + Hash + Send + Sync + 'static,
-        V: Send + Sync + 'static,
-    {
-        if let Some(found) = cache.get(key).await {
-            return Ok(found);
+        ids: Vec<SubscriptionId>,
+    ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
+        let mut by_slot: HashMap<SlotNumber, Vec<SubscriptionId>> = HashMap::new();
+        for id in ids {
+            by_slot.entry(id.slot()).or_default().push(id);
         }
-        let before = self.changes.load(Ordering::Acquire);
-        let found = cache.try_get_with_by_ref(key, self.store.if_up(load)).await?;
-        if self.changes.load(Ordering::Acquire) != before {
-            cache.invalidate(key).await;
+        let mut asked: FuturesUnordered<_> =
+            by_slot.into_iter().map(|(number, ids)| self.get_in_slot(number, ids)).collect();
+        let mut found = Vec::new();
+        while let Some(known) = asked.try_next().await? {
+            found.extend(known);
         }
         Ok(found)
     }
 
-    async fn follow(self, shutdown: Shutdown) {
-        let mut follower = Follower { snapshots: self, position: None, later: VecDeque::new() };
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.until_finished(look.tick()).await.is_some() {
-            follower.look().await;
+    async fn get_in_slot(
+        &self,
+        number: SlotNumber,
+        ids: Vec<SubscriptionId>,
+    ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
+        let slot = self.slot(number, &ids).await?;
+        let known = |id: &SubscriptionId| slot.get(id).cloned().unwrap_or(Known::Missing);
+        Ok(ids
+            .into_iter()
+            .map(|id| {
+                let known = known(&id);
+                (id, known)
+            })
+            .collect())
+    }
+
+    /// What is known of a slot: at least what it has under these ids.
+    async fn slot(
+        &self,
+        number: SlotNumber,
+        ids: &[SubscriptionId],
+    ) -> Result<Arc<Slot>, Arc<StoreError>> {
+        if let Some(slot) = self.slots.get(&number).await
+            && ids.iter().all(|id| slot.contains_key(id))
+        {
+            return Ok(slot);
         }
+        let (mut found, mut before) = (Arc::default(), None);
+        // One after the other for each slot: what the first one finds, the next ones need not ask.
+        let filling = self.slots.entry(number).and_try_compute_with(|known| {
+            let (found, before) = (&mut found, &mut before);
+            async move {
+                let slot = known.map(Entry::into_value).unwrap_or_default();
+                let unknown: Vec<_> =
+                    ids.iter().filter(|id| !slot.contains_key(id)).cloned().collect();
+                if unknown.is_empty() {
+                    *found = slot;
+                    return Ok(Op::Nop);
+                }
+                let changes = *before.insert(self.changes.load(Ordering::Acquire));
+                let fresh = self.store.if_up(self.store.load_known(number, unknown)).await?;
+                let mut slot = Arc::unwrap_or_clone(slot);
+                slot.extend(fresh);
+                *found = Arc::new(slot);
+                let is_current = self.changes.load(Ordering::Acquire) == changes;
+                Ok::<_, StoreError>(if is_current { Op::Put(Arc::clone(found)) } else { Op::Nop })
+            }
+        });
+        filling.await?;
+        // What was read may be from before a change, even if it was put there a moment ago.
+        if before.is_some_and(|before| self.changes.load(Ordering::Acquire) != before) {
+            self.slots.invalidate(&number).await;
+        }
+        Ok(found)
+    }
+
+    async fn index(&self, tenant: &TenantId) -> Result<Arc<Index>, Arc<StoreError>> {
+        if let Some(index) = self.tenants.get(tenant).await {
+            return Ok(index);
+        }
+        let before = self.changes.load(Ordering::Acquire);
+        let loading = self.store.if_up(self.store.load_index(tenant));
+        let index = self.tenants.try_get_with_by_ref(tenant, loading).await?;
+        // It may be from before a change.
+        if self.changes.load(Ordering::Acquire) != before {
+            self.tenants.invalidate(tenant).await;
+        }
+        Ok(index)
     }
 
     /// Reads again what has changed, if it is known at all. What is known stays until the new is
@@ -247,15 +284,20 @@ impl Snapshots {
         // First, so that whoever reads just now does not keep what it finds.
         self.changes.fetch_add(1, Ordering::AcqRel);
         match change {
-            Change::Slot(slot) if self.slots.contains_key(slot) => {
-                let fresh = self.store.load_slot(*slot).await?;
-                self.slots.insert(*slot, fresh).await;
+            Change::Slot(number) => {
+                let refreshing = |known: Option<Entry<SlotNumber, Arc<Slot>>>| async move {
+                    let Some(known) = known else { return Ok(Op::Nop) };
+                    let ids = known.value().keys().cloned().collect();
+                    let fresh = self.store.load_known(*number, ids).await?;
+                    Ok::<_, StoreError>(Op::Put(Arc::new(fresh)))
+                };
+                self.slots.entry(*number).and_try_compute_with(refreshing).await?;
             }
             Change::Tenant(tenant) if self.tenants.contains_key(tenant) => {
                 let fresh = self.store.load_index(tenant).await?;
                 self.tenants.insert(tenant.clone(), fresh).await;
             }
-            Change::Slot(_) | Change::Tenant(_) => {}
+            Change::Tenant(_) => {}
             Change::Initialised => self.invalidate_all(),
         }
         Ok(())
@@ -268,179 +310,14 @@ impl Snapshots {
     }
 }
 
+fn weight(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
 /// Those of these sorted ids that are in a range of slots.
 fn within(ids: &[SubscriptionId], range: SlotRange) -> &[SubscriptionId] {
     let from = ids.partition_point(|id| id.slot().0 < range.first);
     let ids = ids.get(from..).unwrap_or_default();
     let to = ids.partition_point(|id| id.slot().0 < range.end);
     ids.get(..to).unwrap_or_default()
-}
-
-struct Follower {
-    snapshots: Snapshots,
-    /// The last entry seen.
-    position: Option<String>,
-    /// Announced changes to look for again, and when.
-    later: VecDeque<(Instant, Change)>,
-}
-
-impl Follower {
-    async fn look(&mut self) {
-        let store = self.snapshots.store.clone();
-        match self.read().await {
-            Ok(()) => store.health.up(Dependency::Redis),
-            Err(error) => store.health.down(Dependency::Redis, error.to_string()),
-        }
-    }
-
-    async fn read(&mut self) -> Result<(), StoreError> {
-        let store = &self.snapshots.store;
-        // First, so that an emptied or another store never clears what is known.
-        store.check_epoch().await?;
-        match store.changes_since(self.position.as_deref()).await? {
-            News::Entries(entries, position) => {
-                let changed: HashSet<&Change> = entries.iter().map(|entry| &entry.change).collect();
-                for change in changed {
-                    self.snapshots.refresh(change).await?;
-                }
-                // Only now: after an error the same entries are read again.
-                self.position = Some(position);
-                for entry in entries {
-                    self.note(entry);
-                }
-            }
-            News::Lost(position) => {
-                if self.position.is_some() {
-                    tracing::warn!(
-                        "the log of changes was trimmed or lost: reading subscriptions afresh"
-                    );
-                }
-                self.snapshots.invalidate_all();
-                self.position = Some(position);
-            }
-        }
-        self.look_again().await
-    }
-
-    /// Remembers an announcement until the change that it announces is logged.
-    fn note(&mut self, entry: changes::Entry) {
-        if entry.announced {
-            self.later.push_back((Instant::now() + LATER, entry.change));
-        } else if let Some(place) =
-            self.later.iter().position(|(_, change)| *change == entry.change)
-        {
-            self.later.remove(place);
-        }
-    }
-
-    /// Looks again for changes that were announced and never logged: their writer has died, after
-    /// the change or before it.
-    async fn look_again(&mut self) -> Result<(), StoreError> {
-        while let Some((due, change)) = self.later.front() {
-            if *due > Instant::now() {
-                break;
-            }
-            self.snapshots.refresh(change).await?;
-            self.later.pop_front();
-        }
-        Ok(())
-    }
-}
-
-impl Store {
-    /// Watches over the store's health alone, for services that keep no snapshots.
-    pub fn watch(&self, shutdown: &Shutdown) {
-        let watching = self.clone().keep_watch(shutdown.clone());
-        shutdown.spawn_vital("watch over Redis", watching);
-    }
-
-    async fn keep_watch(self, shutdown: Shutdown) {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.until_finished(look.tick()).await.is_some() {
-            match self.check_epoch().await {
-                Ok(()) => self.health.up(Dependency::Redis),
-                Err(error) => self.health.down(Dependency::Redis, error.to_string()),
-            }
-        }
-    }
-
-    /// What the future gives, if the store can be asked just now: a command to a Redis that is away
-    /// would only keep its caller waiting.
-    async fn if_up<T>(
-        &self,
-        loading: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        if self.is_up() { loading.await } else { Err(StoreError::NotReady) }
-    }
-
-    /// One past the last slot in which a subscription was created.
-    async fn slots_in_use(&self) -> Result<u32, StoreError> {
-        let mut link = self.link.clone();
-        let created: Option<u64> =
-            redis::cmd("GET").arg(self.keys.created()).query_async(&mut link).await?;
-        self.check_epoch().await?;
-        let slots = created.unwrap_or(0).div_ceil(SlotNumber::CAPACITY);
-        Ok(u32::try_from(slots).map_or(SlotNumber::END, |slots| slots.min(SlotNumber::END)))
-    }
-
-    async fn load_slot(&self, number: SlotNumber) -> Result<Arc<Slot>, StoreError> {
-        let mut link = self.link.clone();
-        let key = self.keys.slot(number);
-        let records: Vec<(String, String)> =
-            redis::cmd("HGETALL").arg(&key).query_async(&mut link).await?;
-        // After the reading: a store emptied before it is found out here.
-        self.check_epoch().await?;
-        let mut slot = Slot::new();
-        for (id, raw) in records {
-            match (id.parse(), serde_json::from_str(&raw)) {
-                (Ok(id), Ok(Record::Live(subscription))) => {
-                    slot.insert(id, Entry::Live(Arc::new(*subscription)));
-                }
-                (Ok(id), Ok(Record::Deleted(_))) => {
-                    slot.insert(id, Entry::Deleted);
-                }
-                // It counts as missing: its deliveries are held, the others go on.
-                (_, Err(error)) => tracing::error!(key, id, %error, "record is not understood"),
-                (Err(error), _) => tracing::error!(key, id, %error, "record has no valid id"),
-            }
-        }
-        Ok(Arc::new(slot))
-    }
-
-    async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
-        let mut link = self.link.clone();
-        let mut pipe = redis::pipe();
-        pipe.cmd("EXISTS").arg(self.keys.tenant(tenant));
-        pipe.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
-        let (exists, patterns): (bool, Vec<String>) = pipe.query_async(&mut link).await?;
-        let patterns: Vec<Pattern> =
-            patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
-        let mut index = Index::default();
-        if !patterns.is_empty() {
-            let mut pipe = redis::pipe();
-            for pattern in &patterns {
-                pipe.cmd("SMEMBERS").arg(self.keys.pattern(tenant, pattern));
-            }
-            let sets: Vec<Vec<String>> = pipe.query_async(&mut link).await?;
-            for (pattern, ids) in patterns.into_iter().zip(sets) {
-                let mut ids: Vec<SubscriptionId> =
-                    ids.iter().filter_map(|id| id.parse().ok()).collect();
-                ids.sort_unstable();
-                index.insert(&pattern, ids);
-            }
-        }
-        // After the reading, as above. On a cluster the epoch may be there although this tenant's
-        // node was emptied: then the tenant is listed, but has no record.
-        self.check_epoch().await?;
-        if !exists {
-            let mut score = redis::cmd("ZSCORE");
-            score.arg(self.keys.tenants()).arg(tenant.as_str());
-            let listed: Option<f64> = score.query_async(&mut link).await?;
-            if listed.is_some() {
-                return Err(StoreError::Lost(tenant.to_string()));
-            }
-        }
-        Ok(Arc::new(index))
-    }
 }

@@ -44,14 +44,17 @@ pub(super) enum Settlement {
     Recycle,
 }
 
+/// What is to be done once RabbitMQ was told that a message is done with.
+pub type Afterwards = Box<dyn FnOnce() + Send>;
+
 /// A message that was settled.
-#[derive(Clone, Copy, Debug)]
 pub(super) struct Settled {
     pub(super) tag: u64,
     /// Which of the session's queues it came from.
     pub(super) queue: usize,
     pub(super) bytes: usize,
     pub(super) settlement: Settlement,
+    pub(super) afterwards: Option<Afterwards>,
 }
 
 /// What a consumer's stream yields, with the number of its queue; `None` when it ended, which a
@@ -225,7 +228,9 @@ impl Session {
         item: Option<lapin::Result<Delivery>>,
     ) -> Result<(), String> {
         match item {
-            Some(Ok(delivery)) if self.stopping => {
+            // Not where another channel takes this one's place: a message that is handed back
+            // comes again as one that may have been begun.
+            Some(Ok(delivery)) if self.supervisor.shutdown.is_stopping() => {
                 self.ledger.forget(delivery.delivery_tag);
                 hand_back(&self.channel, delivery.delivery_tag).await.map_err(|error| lost(&error))
             }
@@ -297,14 +302,17 @@ impl Session {
     /// Tells the broker what was settled; answers whether the channel may go on.
     async fn apply(&mut self, batch: &mut Vec<Settled>) -> lapin::Result<bool> {
         let mut go_on = true;
-        let mut settled = Vec::with_capacity(batch.len());
-        for Settled { tag, queue, bytes, settlement } in batch.drain(..) {
+        let (mut settled, mut afterwards) = (Vec::with_capacity(batch.len()), Vec::new());
+        for Settled { tag, queue, bytes, settlement, afterwards: after } in batch.drain(..) {
             let outstanding = &mut self.queues[queue].outstanding;
             *outstanding = outstanding.saturating_sub(1);
             self.supervisor.in_hand.dec();
             self.seen.bytes = self.seen.bytes.saturating_sub(bytes);
             match settlement {
-                Settlement::Ack => settled.push(tag),
+                Settlement::Ack => {
+                    settled.push(tag);
+                    afterwards.extend(after);
+                }
                 Settlement::Recycle => go_on = false,
                 Settlement::Requeue => {
                     self.ledger.forget(tag);
@@ -314,6 +322,9 @@ impl Session {
         }
         for ack in self.ledger.settle(&settled) {
             self.channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await?;
+        }
+        for after in afterwards {
+            after();
         }
         Ok(go_on)
     }

@@ -1,0 +1,137 @@
+//! Reads what is not known from the store. Whether the store is the one that it was is checked
+//! after each reading: a store emptied before it is found out there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
+use doorbell_common::pattern::Pattern;
+use doorbell_common::subscription::Record;
+
+use super::{Index, Known};
+use crate::store::{Store, StoreError};
+
+/// Members of a set that are read in one go.
+const PIECE: usize = 2000;
+
+impl Store {
+    /// One past the last slot in which a subscription was created.
+    pub(super) async fn slots_in_use(&self) -> Result<u32, StoreError> {
+        let mut link = self.link.clone();
+        let created: Option<u64> =
+            redis::cmd("GET").arg(self.keys.created()).query_async(&mut link).await?;
+        self.check_epoch().await?;
+        let slots = created.unwrap_or(0).div_ceil(SlotNumber::CAPACITY);
+        Ok(u32::try_from(slots).map_or(SlotNumber::END, |slots| slots.min(SlotNumber::END)))
+    }
+
+    /// What a slot has under these ids.
+    pub(super) async fn load_known(
+        &self,
+        number: SlotNumber,
+        ids: Vec<SubscriptionId>,
+    ) -> Result<HashMap<SubscriptionId, Known>, StoreError> {
+        let mut link = self.link.clone();
+        let key = self.keys.slot(number);
+        let mut get = redis::cmd("HMGET");
+        get.arg(&key);
+        for id in &ids {
+            get.arg(id.to_string());
+        }
+        let records: Vec<Option<String>> = get.query_async(&mut link).await?;
+        self.check_epoch().await?;
+        let known = |(id, raw): (SubscriptionId, Option<String>)| {
+            let known = raw.map_or(Known::Missing, |raw| read(&key, &id.to_string(), &raw));
+            (id, known)
+        };
+        Ok(ids.into_iter().zip(records).map(known).collect())
+    }
+
+    /// All that a slot has.
+    pub(super) async fn load_slot(
+        &self,
+        number: SlotNumber,
+    ) -> Result<Vec<(SubscriptionId, Known)>, StoreError> {
+        let mut link = self.link.clone();
+        let key = self.keys.slot(number);
+        let records: Vec<(String, String)> =
+            redis::cmd("HGETALL").arg(&key).query_async(&mut link).await?;
+        self.check_epoch().await?;
+        let known = |(id, raw): (String, String)| Some((id.parse().ok()?, read(&key, &id, &raw)));
+        Ok(records.into_iter().filter_map(known).collect())
+    }
+
+    /// Which of a tenant's subscriptions have which pattern.
+    pub(super) async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
+        let mut link = self.link.clone();
+        let mut pipe = redis::pipe();
+        pipe.cmd("EXISTS").arg(self.keys.tenant(tenant));
+        pipe.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
+        let (exists, patterns): (bool, Vec<String>) = pipe.query_async(&mut link).await?;
+        let patterns: Vec<Pattern> =
+            patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
+        let mut index = Index::default();
+        for (pattern, ids) in self.load_patterns(tenant, patterns).await? {
+            index.insert(&pattern, ids);
+        }
+        // On a cluster the epoch may be there although this tenant's node was emptied: then the
+        // tenant is listed, but has no record.
+        self.check_epoch().await?;
+        if !exists {
+            let mut score = redis::cmd("ZSCORE");
+            score.arg(self.keys.tenants()).arg(tenant.as_str());
+            let listed: Option<f64> = score.query_async(&mut link).await?;
+            if listed.is_some() {
+                return Err(StoreError::Lost(tenant.to_string()));
+            }
+        }
+        Ok(Arc::new(index))
+    }
+
+    /// The subscriptions that have these patterns, in the order of their ids. Read in pieces: the
+    /// set of one pattern may have a million members, and Redis does one thing at a time.
+    async fn load_patterns(
+        &self,
+        tenant: &TenantId,
+        patterns: Vec<Pattern>,
+    ) -> Result<Vec<(Pattern, Vec<SubscriptionId>)>, StoreError> {
+        let mut link = self.link.clone();
+        let mut found: Vec<(Pattern, Vec<SubscriptionId>)> =
+            patterns.into_iter().map(|pattern| (pattern, Vec::new())).collect();
+        // Which of these have more to read, and from where.
+        let mut unread: Vec<(usize, u64)> = (0..found.len()).map(|place| (place, 0)).collect();
+        while !unread.is_empty() {
+            let mut pipe = redis::pipe();
+            for (place, cursor) in &unread {
+                let key = self.keys.pattern(tenant, &found[*place].0);
+                pipe.cmd("SSCAN").arg(key).arg(cursor).arg("COUNT").arg(PIECE);
+            }
+            let pieces: Vec<(u64, Vec<String>)> = pipe.query_async(&mut link).await?;
+            for ((place, cursor), (next, ids)) in unread.iter_mut().zip(pieces) {
+                found[*place].1.extend(ids.iter().filter_map(|id| id.parse().ok()));
+                *cursor = next;
+            }
+            unread.retain(|(_, cursor)| *cursor != 0);
+        }
+        for (_, ids) in &mut found {
+            ids.sort_unstable();
+            // A set that grows or shrinks meanwhile may show a member twice.
+            ids.dedup();
+            ids.shrink_to_fit();
+        }
+        Ok(found)
+    }
+}
+
+/// What a record says. One that is not understood counts as missing: its deliveries are held, the
+/// others go on.
+fn read(key: &str, id: &str, raw: &str) -> Known {
+    match serde_json::from_str(raw) {
+        Ok(Record::Live(subscription)) => Known::Live(Arc::new(*subscription)),
+        Ok(Record::Deleted(_)) => Known::Deleted,
+        Err(error) => {
+            tracing::error!(key, id, %error, "record is not understood");
+            Known::Missing
+        }
+    }
+}
