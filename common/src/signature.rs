@@ -20,8 +20,7 @@ use crate::ids::EventId;
 #[derive(Clone)]
 pub struct Secret {
     text: String,
-    standard: Hmac<Sha256>,
-    older: Hmac<Sha256>,
+    prepared: Hmac<Sha256>,
 }
 
 /// Why a text is not a signing secret.
@@ -49,10 +48,8 @@ impl Secret {
         if !(24..=64).contains(&key.len()) {
             return Err(InvalidSecret::Length(key.len()));
         }
-        let text = format!("{PREFIX}{}", STANDARD.encode(key));
-        let prepare =
-            |key: &[u8]| Hmac::new_from_slice(key).map_err(|_| InvalidSecret::Length(key.len()));
-        Ok(Self { standard: prepare(key)?, older: prepare(text.as_bytes())?, text })
+        let prepared = Hmac::new_from_slice(key).map_err(|_| InvalidSecret::Length(key.len()))?;
+        Ok(Self { text: format!("{PREFIX}{}", STANDARD.encode(key)), prepared })
     }
 
     /// The secret as its holder sees it. Only the calls that exist to show it may use this.
@@ -65,7 +62,7 @@ impl Secret {
     /// `{id}.{timestamp}.{body}`; `timestamp` is in Unix seconds.
     #[must_use]
     pub fn sign(&self, id: &EventId, timestamp: i64, body: &[u8]) -> String {
-        let mut mac = self.standard.clone();
+        let mut mac = self.prepared.clone();
         mac.update(id.as_str().as_bytes());
         mac.update(format!(".{timestamp}.").as_bytes());
         mac.update(body);
@@ -76,11 +73,14 @@ impl Secret {
     /// secret's text as shown, prefix included.
     #[must_use]
     pub fn sign_sha256_hex(&self, body: &[u8]) -> String {
-        let mut mac = self.older.clone();
-        mac.update(body);
         let mut text = String::from("sha256=");
-        for byte in mac.finalize().into_bytes() {
-            text.push_str(&format!("{byte:02x}"));
+        // Prepared each time: few ask for it, and a dispatcher keeps many secrets. HMAC takes a key
+        // of any length.
+        if let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.text.as_bytes()) {
+            mac.update(body);
+            for byte in mac.finalize().into_bytes() {
+                text.push_str(&format!("{byte:02x}"));
+            }
         }
         text
     }

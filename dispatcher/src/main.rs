@@ -33,7 +33,7 @@ use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queu
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
-use doorbell_platform::store::snapshots::Snapshots;
+use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 use doorbell_platform::targets::TargetArgs;
 
 use dispatch::Dispatcher;
@@ -57,6 +57,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Args {
     #[command(flatten)]
     common: CommonArgs,
+    #[command(flatten)]
+    snapshots: SnapshotArgs,
     #[command(flatten)]
     targets: TargetArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
@@ -114,7 +116,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
         publisher,
         store: store.clone(),
-        snapshots: Snapshots::start(store.clone(), &shutdown),
+        snapshots: Snapshots::start(store.clone(), &args.snapshots, &shutdown),
         shutdown: shutdown.clone(),
         gates: Gates::new(
             Bounds {

@@ -1,13 +1,14 @@
 //! Writes attempts to the stream of attempts, many to a message: one publish for each would cost
 //! more than the POST.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::attempt::AttemptRecord;
 use doorbell_platform::broker::topology::ATTEMPTS;
 use doorbell_platform::broker::{Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::metrics::Metrics;
 
@@ -15,13 +16,15 @@ use crate::metrics::Metrics;
 const BATCH_BYTES: usize = 64 * 1024;
 /// How long a delivery waits for its record before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Records that may wait to be written.
+/// Records that may wait to be written, and their bytes: those of failures have the answers' bodies.
 const ROOM: usize = 8192;
+const ROOM_BYTES: usize = 16 * 1024 * 1024;
 
 /// Takes records of attempts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     records: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -29,25 +32,37 @@ pub(crate) struct Recorder {
 struct Waiting {
     line: Vec<u8>,
     confirmed: oneshot::Sender<()>,
+    /// Its part of the room.
+    _room: OwnedSemaphorePermit,
 }
 
 impl Recorder {
     pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
         let (records, waiting) = mpsc::channel(ROOM);
         shutdown.spawn_vital("recorder", write(waiting, publisher));
-        Self { records, metrics }
+        Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), metrics }
     }
 
     /// Writes a record and waits a moment for its confirm. An attempt that was made is a fact,
     /// written down or not: what is not confirmed in time is counted, and the delivery goes on.
     pub(crate) async fn record(&self, record: &AttemptRecord) {
         let Ok(line) = serde_json::to_vec(record) else { return };
-        let (confirmed, confirm) = oneshot::channel();
-        let sent = self.records.try_send(Waiting { line, confirmed }).is_ok();
-        let in_time = sent && matches!(tokio::time::timeout(PATIENCE, confirm).await, Ok(Ok(())));
+        let in_time = match self.send(line) {
+            Some(confirm) => matches!(tokio::time::timeout(PATIENCE, confirm).await, Ok(Ok(()))),
+            None => false,
+        };
         if !in_time {
             self.metrics.unconfirmed_records.inc();
         }
+    }
+
+    /// Has a record written, if there is room for it.
+    fn send(&self, line: Vec<u8>) -> Option<oneshot::Receiver<()>> {
+        let bytes = u32::try_from(line.len()).ok()?;
+        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()?;
+        let (confirmed, confirm) = oneshot::channel();
+        self.records.try_send(Waiting { line, confirmed, _room: room }).ok()?;
+        Some(confirm)
     }
 }
 

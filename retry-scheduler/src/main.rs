@@ -26,7 +26,7 @@ use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::recent::Recent;
 use doorbell_platform::service::{self, Service, ServiceArgs};
-use doorbell_platform::store::snapshots::Snapshots;
+use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 
 use metrics::Metrics;
 use resume::Resumer;
@@ -40,6 +40,8 @@ use unrouted::Redeclaration;
 struct Args {
     #[command(flatten)]
     common: CommonArgs,
+    #[command(flatten)]
+    snapshots: SnapshotArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
@@ -71,7 +73,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
     let Plumbing { broker, publisher, store, .. } = plumbing.clone();
     let metrics = Metrics::new(&service.registry)?;
-    let snapshots = Snapshots::start(store.clone(), &shutdown);
+    let snapshots = Snapshots::start(store.clone(), &args.snapshots, &shutdown);
     let scheduler = Arc::new(Scheduler {
         broker: broker.clone(),
         publisher: publisher.clone(),

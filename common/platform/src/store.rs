@@ -1,7 +1,7 @@
 //! Redis: subscriptions and tenants, what is known of hand-offs, and which deliveries are held.
 //!
-//! Redis is never the only copy of an undelivered event. One Redis or a cluster: every command
-//! and pipeline here stays within one hash tag.
+//! Redis is never the only copy of an undelivered event. One Redis or a cluster: there, every
+//! command and pipeline stays within one hash tag.
 //!
 //! An empty Redis must never look like "no subscriptions". The store is initialised once, by
 //! [`Store::init`], which writes an epoch; every answer that could mean "there is nothing" is
@@ -21,6 +21,8 @@ pub mod rate;
 pub mod records;
 pub mod snapshots;
 pub mod tenants;
+
+use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};
 
 use keys::Keys;
 use link::Link;
@@ -48,7 +50,7 @@ pub struct Store {
 pub enum StoreError {
     /// Redis is unreachable, or answered with an error.
     #[error("Redis: {0}")]
-    Redis(#[from] redis::RedisError),
+    Redis(#[from] RedisError),
     /// It did not answer when last asked, or it is not the store that this service began with.
     #[error("Redis is not ready")]
     NotReady,
@@ -117,8 +119,26 @@ impl Store {
     /// It is not, or Redis did not answer.
     pub async fn check_epoch(&self) -> Result<(), StoreError> {
         let mut link = self.link.clone();
-        let found: Option<String> =
-            redis::cmd("GET").arg(self.keys.epoch()).query_async(&mut link).await?;
+        self.judge_epoch(redis::cmd("GET").arg(self.keys.epoch()).query_async(&mut link).await?)
+    }
+
+    /// Sends commands whose answers could mean "there is nothing", and checks the epoch after them.
+    async fn ask<T: FromRedisValue>(&self, mut commands: Pipeline) -> Result<T, StoreError> {
+        let mut link = self.link.clone();
+        if link.is_cluster() {
+            let answers = commands.query_async(&mut link).await?;
+            // On another node, perhaps.
+            self.check_epoch().await?;
+            return Ok(answers);
+        }
+        commands.cmd("GET").arg(self.keys.epoch());
+        let mut answers: Vec<Value> = commands.query_async(&mut link).await?;
+        let epoch = answers.pop().unwrap_or(Value::Nil);
+        self.judge_epoch(from_redis_value(epoch).map_err(RedisError::from)?)?;
+        Ok(from_redis_value(Value::Array(answers)).map_err(RedisError::from)?)
+    }
+
+    fn judge_epoch(&self, found: Option<String>) -> Result<(), StoreError> {
         let found = found.ok_or(StoreError::NotInitialised)?;
         let mut known = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         if *known.get_or_insert_with(|| found.clone()) == found {

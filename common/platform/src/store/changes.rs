@@ -37,8 +37,8 @@ pub(super) struct Entry {
 /// What a look at the log brought.
 #[derive(Debug)]
 pub(super) enum News {
-    /// These entries, in order; the position after them.
-    Entries(Vec<Entry>, String),
+    /// These entries, in order; the position after them, and whether there may be more.
+    Entries { entries: Vec<Entry>, position: String, more: bool },
     /// The log no longer knows the position: everything may have changed. The new position.
     Lost(String),
 }
@@ -84,7 +84,11 @@ impl Store {
             return self.newest_position().await.map(News::Lost);
         }
         let newest = rest.last().map_or(position, |entry| &entry.id).to_owned();
-        Ok(News::Entries(rest.iter().filter_map(entry).collect(), newest))
+        Ok(News::Entries {
+            entries: rest.iter().filter_map(entry).collect(),
+            position: newest,
+            more: reply.ids.len() == BATCH,
+        })
     }
 
     async fn newest_position(&self) -> Result<String, StoreError> {

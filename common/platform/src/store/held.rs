@@ -50,10 +50,9 @@ impl Store {
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn held(&self) -> Result<SavedHeld, StoreError> {
-        let mut link = self.link.clone();
-        let mut fields: HashMap<String, String> =
-            redis::cmd("HGETALL").arg(self.keys.held()).query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        get.cmd("HGETALL").arg(self.keys.held());
+        let (mut fields,): (HashMap<String, String>,) = self.ask(get).await?;
         let version = fields.remove(VERSION).unwrap_or_default();
         let place = fields.remove(PLACE).as_deref().and_then(read_place);
         // Without its place an index says nothing: all is read again.

@@ -108,11 +108,10 @@ impl Store {
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn subscription(&self, id: &SubscriptionId) -> Result<Lookup, StoreError> {
-        let mut link = self.link.clone();
         let key = self.keys.slot(id.slot());
-        let raw: Option<String> =
-            redis::cmd("HGET").arg(&key).arg(id.to_string()).query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        get.cmd("HGET").arg(&key).arg(id.to_string());
+        let (raw,): (Option<String>,) = self.ask(get).await?;
         let Some(raw) = raw else { return Ok(Lookup::Missing) };
         match serde_json::from_str(&raw)
             .map_err(|error| StoreError::Corrupt { key: format!("{key} {id}"), error })?
@@ -216,12 +215,10 @@ impl Store {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
-        let mut link = self.link.clone();
         let start = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
-        let mut range = redis::cmd("ZRANGEBYLEX");
-        range.arg(key).arg(start).arg("+").arg("LIMIT").arg(0).arg(limit);
-        let names = range.query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut range = redis::pipe();
+        range.cmd("ZRANGEBYLEX").arg(key).arg(start).arg("+").arg("LIMIT").arg(0).arg(limit);
+        let (names,) = self.ask(range).await?;
         Ok(names)
     }
 

@@ -8,6 +8,7 @@ mod follower;
 mod load;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,12 +28,20 @@ use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
 use follower::Follower;
 
-/// Subscriptions kept in memory.
-const SUBSCRIPTIONS: u64 = 128 * 1024;
 /// What the indexes of tenants may weigh: a pattern of a subscription weighs 1, which is 16 bytes.
 const INDEXES: u64 = 4 * 1024 * 1024;
 /// What an index weighs that has nothing in it.
-const EMPTY_INDEX: u32 = 16;
+const EMPTY_INDEX: u32 = 64;
+/// Counters of changes: so many that a change seldom keeps others from being remembered.
+const COUNTERS: u64 = 4096;
+
+/// How much is known of subscriptions.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SnapshotArgs {
+    /// How many subscriptions are kept in memory, with some 1.5 KB each; others are read when they are needed.
+    #[arg(long, env = "DOORBELL_SUBSCRIPTIONS_IN_MEMORY", default_value_t = 65_536)]
+    subscriptions_in_memory: u64,
+}
 
 /// What is known of subscriptions. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -40,8 +49,43 @@ pub struct Snapshots {
     store: Store,
     slots: Cache<SlotNumber, Arc<Slot>>,
     tenants: Cache<TenantId, Arc<Index>>,
-    /// Raised with each change: a fill that began before one is not kept.
-    changes: Arc<AtomicU64>,
+    changes: Arc<Changes>,
+}
+
+/// Counts changes, each in one of many counters that its slot or tenant leads to: what was read
+/// while the counter of its own was raised is not kept, because it may be from before the change.
+#[derive(Debug)]
+struct Changes {
+    counters: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        let counters = (0..COUNTERS).map(|_| AtomicU64::new(0)).collect();
+        Self { counters, hasher: RandomState::new() }
+    }
+}
+
+impl Changes {
+    fn counter(&self, of: &impl Hash) -> &AtomicU64 {
+        let hash = usize::try_from(self.hasher.hash_one(of) % COUNTERS).unwrap_or_default();
+        &self.counters[hash]
+    }
+
+    fn count(&self, of: &impl Hash) -> u64 {
+        self.counter(of).load(Ordering::Acquire)
+    }
+
+    fn raise(&self, of: &impl Hash) {
+        self.counter(of).fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn raise_all(&self) {
+        for counter in &self.counters {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 /// Those of a slot's subscriptions that someone has asked for: a tenant's lie in many slots, among
@@ -86,14 +130,17 @@ pub enum Share {
 impl Snapshots {
     /// Knows nothing yet; from now on it follows the changes and watches over the store's health.
     #[must_use]
-    pub fn start(store: Store, shutdown: &Shutdown) -> Self {
+    pub fn start(store: Store, args: &SnapshotArgs, shutdown: &Shutdown) -> Self {
         let weigh_slot = |_: &SlotNumber, slot: &Arc<Slot>| weight(slot.len());
         let weigh_index = |_: &TenantId, index: &Arc<Index>| {
             weight(index.values().map(Vec::len).sum()).saturating_add(EMPTY_INDEX)
         };
         let snapshots = Self {
             store,
-            slots: Cache::builder().weigher(weigh_slot).max_capacity(SUBSCRIPTIONS).build(),
+            slots: Cache::builder()
+                .weigher(weigh_slot)
+                .max_capacity(args.subscriptions_in_memory)
+                .build(),
             tenants: Cache::builder().weigher(weigh_index).max_capacity(INDEXES).build(),
             changes: Arc::default(),
         };
@@ -247,18 +294,18 @@ impl Snapshots {
                     *found = slot;
                     return Ok(Op::Nop);
                 }
-                let changes = *before.insert(self.changes.load(Ordering::Acquire));
+                let changes = *before.insert(self.changes.count(&number));
                 let fresh = self.store.if_up(self.store.load_known(number, unknown)).await?;
                 let mut slot = Arc::unwrap_or_clone(slot);
                 slot.extend(fresh);
                 *found = Arc::new(slot);
-                let is_current = self.changes.load(Ordering::Acquire) == changes;
+                let is_current = self.changes.count(&number) == changes;
                 Ok::<_, StoreError>(if is_current { Op::Put(Arc::clone(found)) } else { Op::Nop })
             }
         });
         filling.await?;
         // What was read may be from before a change, even if it was put there a moment ago.
-        if before.is_some_and(|before| self.changes.load(Ordering::Acquire) != before) {
+        if before.is_some_and(|before| self.changes.count(&number) != before) {
             self.slots.invalidate(&number).await;
         }
         Ok(found)
@@ -268,11 +315,11 @@ impl Snapshots {
         if let Some(index) = self.tenants.get(tenant).await {
             return Ok(index);
         }
-        let before = self.changes.load(Ordering::Acquire);
+        let before = self.changes.count(tenant);
         let loading = self.store.if_up(self.store.load_index(tenant));
         let index = self.tenants.try_get_with_by_ref(tenant, loading).await?;
         // It may be from before a change.
-        if self.changes.load(Ordering::Acquire) != before {
+        if self.changes.count(tenant) != before {
             self.tenants.invalidate(tenant).await;
         }
         Ok(index)
@@ -281,10 +328,13 @@ impl Snapshots {
     /// Reads again what has changed, if it is known at all. What is known stays until the new is
     /// there, so that a Redis that goes away in between takes nothing with it.
     async fn refresh(&self, change: &Change) -> Result<(), StoreError> {
-        // First, so that whoever reads just now does not keep what it finds.
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        // Counted first, so that whoever reads just now does not keep what it finds.
         match change {
             Change::Slot(number) => {
+                self.changes.raise(number);
+                if !self.slots.contains_key(number) {
+                    return Ok(());
+                }
                 let refreshing = |known: Option<Entry<SlotNumber, Arc<Slot>>>| async move {
                     let Some(known) = known else { return Ok(Op::Nop) };
                     let ids = known.value().keys().cloned().collect();
@@ -293,18 +343,20 @@ impl Snapshots {
                 };
                 self.slots.entry(*number).and_try_compute_with(refreshing).await?;
             }
-            Change::Tenant(tenant) if self.tenants.contains_key(tenant) => {
-                let fresh = self.store.load_index(tenant).await?;
-                self.tenants.insert(tenant.clone(), fresh).await;
+            Change::Tenant(tenant) => {
+                self.changes.raise(tenant);
+                if self.tenants.contains_key(tenant) {
+                    let fresh = self.store.load_index(tenant).await?;
+                    self.tenants.insert(tenant.clone(), fresh).await;
+                }
             }
-            Change::Tenant(_) => {}
             Change::Initialised => self.invalidate_all(),
         }
         Ok(())
     }
 
     fn invalidate_all(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.raise_all();
         self.slots.invalidate_all();
         self.tenants.invalidate_all();
     }

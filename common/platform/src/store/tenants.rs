@@ -47,10 +47,10 @@ impl Store {
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn tenant(&self, id: &TenantId) -> Result<Option<Tenant>, StoreError> {
-        let mut link = self.link.clone();
         let key = self.keys.tenant(id);
-        let raw: Option<String> = redis::cmd("GET").arg(&key).query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        get.cmd("GET").arg(&key);
+        let (raw,): (Option<String>,) = self.ask(get).await?;
         raw.map(|raw| serde_json::from_str(&raw))
             .transpose()
             .map_err(|error| StoreError::Corrupt { key, error })

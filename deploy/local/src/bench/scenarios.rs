@@ -213,27 +213,34 @@ impl Bench<'_> {
             let name = format!("one to one beside {others}");
             rows.push(self.row(&name, &tenant, start, &costs));
         }
-        for tenants in [10, 1_000, 10_000] {
-            let (label, count) = (format!("many-{tenants}"), self.deliveries / 4);
-            let body = self.subscription("ok", &label);
-            let creating = futures_util::stream::iter(0..tenants)
-                .map(|n| {
-                    let (tenant, body) = (format!("{label}-{n}"), &body);
-                    async move { self.subscribe(&tenant, body, 1).await }
-                })
-                .buffer_unordered(16);
-            let created: Vec<anyhow::Result<()>> = creating.collect().await;
-            created.into_iter().collect::<anyhow::Result<()>>()?;
-            tokio::time::sleep(IN_FORCE).await;
-            // One for each first: what is measured is not the reading of subscriptions.
-            self.publish_to(tenants, |n| format!("{label}-{n}")).await?;
-            self.arrived(&label, tenants).await?;
-            self.receiver.tally(&label).take_times();
+        for tenants in [10, 1_000, 100_000] {
+            rows.extend(self.many_tenants(tenants).await?);
+        }
+        Ok(rows)
+    }
+
+    /// Tenants with a subscription each: the first event of each, for which that must be read, and
+    /// later ones.
+    async fn many_tenants(&self, tenants: u64) -> anyhow::Result<Vec<Row>> {
+        let label = format!("many-{tenants}");
+        let body = self.subscription("ok", &label);
+        let creating = futures_util::stream::iter(0..tenants)
+            .map(|n| {
+                let (tenant, body) = (format!("{label}-{n}"), &body);
+                async move { self.subscribe(&tenant, body, 1).await }
+            })
+            .buffer_unordered(64);
+        let created: Vec<anyhow::Result<()>> = creating.collect().await;
+        created.into_iter().collect::<anyhow::Result<()>>()?;
+        tokio::time::sleep(IN_FORCE).await;
+        let (mut rows, mut before) = (Vec::new(), 0);
+        let later = ("one to one", self.deliveries / 4);
+        for (what, count) in [("first event of each", tenants), later] {
             let (costs, start) = (Costs::begin(self.stack), Instant::now());
             self.publish_to(count, |n| format!("{label}-{}", n % tenants)).await?;
-            self.arrived(&label, tenants + count).await?;
-            let mut row =
-                Row::new(&format!("one to one, {tenants} tenants"), count, start.elapsed());
+            before += count;
+            self.arrived(&label, before).await?;
+            let mut row = Row::new(&format!("{what}, {tenants} tenants"), count, start.elapsed());
             row.times_ms = Percentiles::of(self.receiver.tally(&label).take_times());
             rows.push(row.costing(&costs.since(self.stack), peaks(self.stack)));
         }

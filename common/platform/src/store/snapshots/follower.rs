@@ -48,11 +48,16 @@ impl Follower {
     }
 
     async fn read(&mut self) -> Result<(), StoreError> {
-        let store = &self.snapshots.store;
         // First, so that an emptied or another store never clears what is known.
-        store.check_epoch().await?;
-        match store.changes_since(self.position.as_deref()).await? {
-            News::Entries(entries, position) => {
+        self.snapshots.store.check_epoch().await?;
+        while self.read_on().await? {}
+        self.look_again().await
+    }
+
+    /// Reads the next entries of the log; answers whether there may be more.
+    async fn read_on(&mut self) -> Result<bool, StoreError> {
+        match self.snapshots.store.changes_since(self.position.as_deref()).await? {
+            News::Entries { entries, position, more } => {
                 let changed: HashSet<&Change> = entries.iter().map(|entry| &entry.change).collect();
                 for change in changed {
                     self.snapshots.refresh(change).await?;
@@ -62,6 +67,7 @@ impl Follower {
                 for entry in entries {
                     self.note(entry);
                 }
+                Ok(more)
             }
             News::Lost(position) => {
                 if self.position.is_some() {
@@ -71,9 +77,9 @@ impl Follower {
                 }
                 self.snapshots.invalidate_all();
                 self.position = Some(position);
+                Ok(false)
             }
         }
-        self.look_again().await
     }
 
     /// Remembers an announcement until the change that it announces is logged.

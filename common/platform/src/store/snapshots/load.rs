@@ -1,5 +1,4 @@
-//! Reads what is not known from the store. Whether the store is the one that it was is checked
-//! after each reading: a store emptied before it is found out there.
+//! Reads what is not known from the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,10 +16,9 @@ const PIECE: usize = 2000;
 impl Store {
     /// One past the last slot in which a subscription was created.
     pub(super) async fn slots_in_use(&self) -> Result<u32, StoreError> {
-        let mut link = self.link.clone();
-        let created: Option<u64> =
-            redis::cmd("GET").arg(self.keys.created()).query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        get.cmd("GET").arg(self.keys.created());
+        let (created,): (Option<u64>,) = self.ask(get).await?;
         let slots = created.unwrap_or(0).div_ceil(SlotNumber::CAPACITY);
         Ok(u32::try_from(slots).map_or(SlotNumber::END, |slots| slots.min(SlotNumber::END)))
     }
@@ -31,15 +29,11 @@ impl Store {
         number: SlotNumber,
         ids: Vec<SubscriptionId>,
     ) -> Result<HashMap<SubscriptionId, Known>, StoreError> {
-        let mut link = self.link.clone();
         let key = self.keys.slot(number);
-        let mut get = redis::cmd("HMGET");
-        get.arg(&key);
-        for id in &ids {
-            get.arg(id.to_string());
-        }
-        let records: Vec<Option<String>> = get.query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        let fields: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        get.cmd("HMGET").arg(&key).arg(fields);
+        let (records,): (Vec<Option<String>>,) = self.ask(get).await?;
         let known = |(id, raw): (SubscriptionId, Option<String>)| {
             let known = raw.map_or(Known::Missing, |raw| read(&key, &id.to_string(), &raw));
             (id, known)
@@ -52,22 +46,20 @@ impl Store {
         &self,
         number: SlotNumber,
     ) -> Result<Vec<(SubscriptionId, Known)>, StoreError> {
-        let mut link = self.link.clone();
         let key = self.keys.slot(number);
-        let records: Vec<(String, String)> =
-            redis::cmd("HGETALL").arg(&key).query_async(&mut link).await?;
-        self.check_epoch().await?;
+        let mut get = redis::pipe();
+        get.cmd("HGETALL").arg(&key);
+        let (records,): (Vec<(String, String)>,) = self.ask(get).await?;
         let known = |(id, raw): (String, String)| Some((id.parse().ok()?, read(&key, &id, &raw)));
         Ok(records.into_iter().filter_map(known).collect())
     }
 
     /// Which of a tenant's subscriptions have which pattern.
     pub(super) async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
-        let mut link = self.link.clone();
-        let mut pipe = redis::pipe();
-        pipe.cmd("EXISTS").arg(self.keys.tenant(tenant));
-        pipe.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
-        let (exists, patterns): (bool, Vec<String>) = pipe.query_async(&mut link).await?;
+        let mut get = redis::pipe();
+        get.cmd("EXISTS").arg(self.keys.tenant(tenant));
+        get.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
+        let (exists, patterns): (bool, Vec<String>) = self.ask(get).await?;
         let patterns: Vec<Pattern> =
             patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
         let mut index = Index::default();
@@ -76,11 +68,10 @@ impl Store {
         }
         // On a cluster the epoch may be there although this tenant's node was emptied: then the
         // tenant is listed, but has no record.
-        self.check_epoch().await?;
         if !exists {
             let mut score = redis::cmd("ZSCORE");
             score.arg(self.keys.tenants()).arg(tenant.as_str());
-            let listed: Option<f64> = score.query_async(&mut link).await?;
+            let listed: Option<f64> = score.query_async(&mut self.link.clone()).await?;
             if listed.is_some() {
                 return Err(StoreError::Lost(tenant.to_string()));
             }
@@ -95,7 +86,6 @@ impl Store {
         tenant: &TenantId,
         patterns: Vec<Pattern>,
     ) -> Result<Vec<(Pattern, Vec<SubscriptionId>)>, StoreError> {
-        let mut link = self.link.clone();
         let mut found: Vec<(Pattern, Vec<SubscriptionId>)> =
             patterns.into_iter().map(|pattern| (pattern, Vec::new())).collect();
         // Which of these have more to read, and from where.
@@ -106,7 +96,7 @@ impl Store {
                 let key = self.keys.pattern(tenant, &found[*place].0);
                 pipe.cmd("SSCAN").arg(key).arg(cursor).arg("COUNT").arg(PIECE);
             }
-            let pieces: Vec<(u64, Vec<String>)> = pipe.query_async(&mut link).await?;
+            let pieces: Vec<(u64, Vec<String>)> = self.ask(pipe).await?;
             for ((place, cursor), (next, ids)) in unread.iter_mut().zip(pieces) {
                 found[*place].1.extend(ids.iter().filter_map(|id| id.parse().ok()));
                 *cursor = next;
