@@ -1,13 +1,15 @@
 //! The control-plane: tenants and subscriptions over HTTP.
 //!
-//! [`routes`] says what is where, [`tenants`], [`subscriptions`] and [`bulk`] serve it, [`form`] reads and
-//! checks what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
+//! [`routes`] says what is where, [`tenants`], [`subscriptions`] and [`bulk`] serve it, [`form`] and
+//! [`rotation`] read and check what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
 
 mod bulk;
+mod etag;
 mod form;
 mod headers;
 mod lines;
 mod list;
+mod rotation;
 mod routes;
 mod subscriptions;
 mod tenants;

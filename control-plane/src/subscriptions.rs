@@ -18,8 +18,10 @@ use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::{clock, ids};
 use serde_json::{Value, json};
 
-use crate::form::{self, Form, check_match, etag};
+use crate::etag::{check_match, etag};
+use crate::form::{self, Form};
 use crate::list::{self, ListQuery, page};
+use crate::rotation;
 use crate::routes::{Api, trouble};
 use crate::tenants::{existing, tenant_id};
 use crate::view;
@@ -151,7 +153,7 @@ pub(crate) async fn rotate(
     Path(path): Path<(String, String)>,
     body: Bytes,
 ) -> Result<Json<Value>, Problem> {
-    let overlap = form::overlap(&body)?;
+    let overlap = rotation::overlap(&body)?;
     let secret = new_secret()?;
     let change = |stored: &Stored| {
         let now = clock::now();

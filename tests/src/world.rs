@@ -1,7 +1,9 @@
 //! A whole Doorbell for one story: the services as processes, in a virtual host and under a key
 //! prefix of their own.
 
+mod customers;
 mod finish;
+mod services;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,17 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::Process;
 use doorbell_local::services::{Environment, Kind, ServiceSpec};
-use nix::sys::signal::Signal;
-use reqwest::Method;
-use serde_json::{Value, json};
 
 use crate::amqp::Outsider;
-use crate::api::{Api, subscription};
+use crate::api::Api;
 use crate::engines::{self, Engines, PLUGINS};
 use crate::ledger::Ledger;
 use crate::receiver::Receiver;
@@ -99,9 +97,6 @@ pub struct World {
     http: reqwest::Client,
     dispatcher_extra: Vec<(String, String)>,
 }
-
-/// How long a service may take to be ready, on a slow machine with everything on it.
-const READY: Duration = seconds(90);
 
 /// The folder with the services' binaries: where this test's own binary was built.
 ///
@@ -203,247 +198,6 @@ impl World {
         let succeeded = init.succeeded();
         anyhow::ensure!(succeeded, "init failed:\n{}", init.last_output());
         Ok(())
-    }
-
-    async fn start_service(
-        &self,
-        kind: Kind,
-        name: &str,
-        api_port: Option<u16>,
-    ) -> anyhow::Result<()> {
-        let [admin_port] = ports::free()?;
-        let mut environment = self.environment.clone();
-        if kind == Kind::Dispatcher {
-            environment.extra.extend(self.dispatcher_extra.clone());
-        }
-        let service = environment.service(kind, name, admin_port, api_port);
-        let process = service.spec.start()?;
-        engines::note(&process)?;
-        self.services.lock().await.insert(name.to_owned(), Running { service, process });
-        Ok(())
-    }
-
-    /// Waits until every service says that it is ready.
-    ///
-    /// # Errors
-    /// One is not, in time.
-    pub async fn until_all_ready(&self) -> anyhow::Result<()> {
-        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
-        for name in names {
-            self.until_readiness(&name, true).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits until a service says that it is ready, or not.
-    ///
-    /// # Errors
-    /// It does not, in time.
-    pub async fn until_readiness(&self, name: &str, ready: bool) -> anyhow::Result<()> {
-        let waited = eventually(&format!("{name} ready: {ready}"), READY, || async {
-            self.is_ready(name).await == ready
-        })
-        .await;
-        waited.with_context(|| {
-            self.environment.logs.join(format!("{name}.log")).display().to_string()
-        })
-    }
-
-    /// Whether a service says that it is ready.
-    pub async fn is_ready(&self, name: &str) -> bool {
-        let Some(url) = self.admin_url(name).await else { return false };
-        self.http
-            .get(format!("{url}/readyz"))
-            .send()
-            .await
-            .is_ok_and(|response| response.status().is_success())
-    }
-
-    /// What a service says of its readiness.
-    ///
-    /// # Errors
-    /// It did not answer.
-    pub async fn readiness(&self, name: &str) -> anyhow::Result<Value> {
-        let url = self.admin_url(name).await.context("no such service")?;
-        Ok(self.http.get(format!("{url}/readyz")).send().await?.json().await?)
-    }
-
-    /// A metric's value, summed over all services; `what` is the name with its labels.
-    ///
-    /// # Errors
-    /// A service did not answer.
-    pub async fn metric(&self, what: &str) -> anyhow::Result<f64> {
-        let urls: Vec<String> = self
-            .services
-            .lock()
-            .await
-            .values()
-            .map(|running| running.service.admin_url.clone())
-            .collect();
-        let mut sum = 0.0;
-        for url in urls {
-            let text = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
-            let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
-            sum += line.map(str::parse::<f64>).transpose()?.unwrap_or(0.0);
-        }
-        Ok(sum)
-    }
-
-    async fn admin_url(&self, name: &str) -> Option<String> {
-        self.services.lock().await.get(name).map(|running| running.service.admin_url.clone())
-    }
-
-    /// Kills a service at once and starts it again.
-    ///
-    /// # Errors
-    /// There is no such service, or it could not be started.
-    pub async fn kill_and_restart(&self, name: &str) -> anyhow::Result<()> {
-        let mut services = self.services.lock().await;
-        let running = services.get_mut(name).context("no such service")?;
-        running.process.kill().await;
-        running.process = running.service.spec.start()?;
-        engines::note(&running.process)
-    }
-
-    /// Kills a service at once.
-    ///
-    /// # Errors
-    /// There is no such service.
-    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
-        self.services.lock().await.get_mut(name).context("no such service")?.process.kill().await;
-        Ok(())
-    }
-
-    /// Starts a service again that was killed or stopped.
-    ///
-    /// # Errors
-    /// There is no such service, or it could not be started.
-    pub async fn restart(&self, name: &str) -> anyhow::Result<()> {
-        let mut services = self.services.lock().await;
-        let running = services.get_mut(name).context("no such service")?;
-        running.process = running.service.spec.start()?;
-        engines::note(&running.process)
-    }
-
-    /// Sends a service a signal.
-    ///
-    /// # Errors
-    /// There is no such service.
-    pub async fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
-        self.services.lock().await.get(name).context("no such service")?.process.signal(signal)
-    }
-
-    /// Asks a service to stop and waits; answers its exit code.
-    ///
-    /// # Errors
-    /// There is no such service.
-    pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
-        let mut services = self.services.lock().await;
-        Ok(services.get_mut(name).context("no such service")?.process.stop(seconds(60)).await)
-    }
-
-    /// Subscribes an endpoint of the receiver, and waits until that is in force.
-    ///
-    /// # Errors
-    /// The control-plane refused.
-    pub async fn subscribe(
-        &self,
-        tenant: &str,
-        endpoint: &str,
-        events: &[&str],
-    ) -> anyhow::Result<String> {
-        let body = subscription(&self.receiver.url(endpoint), events);
-        self.subscribe_as(tenant, endpoint, body).await
-    }
-
-    /// The same, with everything said by the story.
-    ///
-    /// # Errors
-    /// The control-plane refused.
-    pub async fn subscribe_as(
-        &self,
-        tenant: &str,
-        endpoint: &str,
-        body: Value,
-    ) -> anyhow::Result<String> {
-        let answer = self
-            .control
-            .call(Method::POST, &format!("/v1/tenants/{tenant}/subscriptions"), body)
-            .await?;
-        anyhow::ensure!(answer.status == 201, "{}", answer.body);
-        let id = answer.body["id"].as_str().context("no id")?.to_owned();
-        let secret = answer.body["secret"].as_str().context("no secret")?;
-        self.receiver.add_secret(endpoint, secret);
-        self.ledger.subscribed(tenant, endpoint, &answer.body);
-        Ok(id)
-    }
-
-    /// Subscribes many endpoints of the receiver in one call: `{prefix}-0` and so on.
-    ///
-    /// # Errors
-    /// The control-plane refused one.
-    pub async fn subscribe_many(
-        &self,
-        tenant: &str,
-        (prefix, count): (&str, usize),
-        events: &[&str],
-    ) -> anyhow::Result<Vec<String>> {
-        let names: Vec<String> = (0..count).map(|n| format!("{prefix}-{n}")).collect();
-        let bodies: Vec<Value> =
-            names.iter().map(|name| subscription(&self.receiver.url(name), events)).collect();
-        let lines: String = bodies.iter().map(|body| format!("{body}\n")).collect();
-        let path = format!("/v1/tenants/{tenant}/subscriptions/bulk");
-        let answer = self.control.lines(&path, lines).await?;
-        let (end, results) = answer.split_last().context("no answer")?;
-        anyhow::ensure!(*end == json!({ "created": count, "refused": 0 }), "{end}");
-        let mut ids = Vec::new();
-        for ((name, body), result) in names.iter().zip(&bodies).zip(results) {
-            self.receiver.add_secret(name, result["secret"].as_str().context("no secret")?);
-            self.ledger.subscribed(tenant, name, body);
-            ids.push(result["id"].as_str().context("no id")?.to_owned());
-        }
-        Ok(ids)
-    }
-
-    /// Pauses a subscription, or lets it go on.
-    ///
-    /// # Errors
-    /// The control-plane refused.
-    pub async fn set_status(&self, tenant: &str, id: &str, status: &str) -> anyhow::Result<()> {
-        let path = format!("/v1/tenants/{tenant}/subscriptions/{id}");
-        let answer = self.control.call(Method::PATCH, &path, json!({ "status": status })).await?;
-        anyhow::ensure!(answer.body["status"] == status, "{}", answer.body);
-        Ok(())
-    }
-
-    /// Waits as long as a change may take to be in force everywhere.
-    pub async fn in_force(&self) {
-        tokio::time::sleep(seconds(2)).await;
-    }
-
-    /// Publishes over HTTP; answers the id.
-    ///
-    /// # Errors
-    /// It was not accepted.
-    pub async fn publish(
-        &self,
-        tenant: &str,
-        event_type: &str,
-        data: Value,
-    ) -> anyhow::Result<String> {
-        let text = data.to_string();
-        let answer = self
-            .producer
-            .call(
-                Method::POST,
-                "/v1/events",
-                json!({ "tenant": tenant, "type": event_type, "data": data }),
-            )
-            .await?;
-        anyhow::ensure!(answer.status == 202, "{} {}", answer.status, answer.body);
-        let id = answer.body["id"].as_str().context("no id")?.to_owned();
-        self.ledger.accepted(tenant, event_type, &id, &text);
-        Ok(id)
     }
 
     /// An outsider's connection to this Doorbell's virtual host.

@@ -55,11 +55,15 @@ pub enum Scenario {
     HangingTenth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
     FloodingNeighbour,
-    /// 20,000 events for an endpoint that is out for two minutes, and others beside it.
+    /// The same flood, published over HTTP.
+    FloodingNeighbourHttp,
+    /// 20,000 events for an endpoint that is out for a while, and others beside it.
     Outage,
     /// What an event costs as its tenant has more subscriptions that do not want it, and as there
     /// are more tenants.
     Growth,
+    /// A tenant with as many subscriptions as a broadcast is for.
+    LargeTenant,
     /// One event for everyone.
     Broadcast,
     /// The dispatcher is killed under full load, and started again.
@@ -67,14 +71,27 @@ pub enum Scenario {
 }
 
 /// What to measure.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct Plan {
+    /// What to measure; everything, if nothing is named.
+    #[arg(value_enum)]
+    scenarios: Vec<Scenario>,
     /// How many deliveries each scenario makes that has no other measure.
-    pub deliveries: u32,
-    /// How many subscriptions a broadcast is for.
-    pub subscriptions: u32,
-    /// Which scenarios; none means all.
-    pub scenarios: Vec<Scenario>,
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    deliveries: u32,
+    /// How many subscriptions a broadcast is for, and a large tenant has.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
+    subscriptions: u32,
+    /// How many seconds an outage lasts.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(10..=3600))]
+    outage: u64,
+}
+
+/// How events are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Amqp,
+    Http,
 }
 
 /// Measures a running stack; `say` hears each line. Writes `target/bench.json` at the end.
@@ -90,7 +107,7 @@ pub async fn run(stack: &StackState, plan: &Plan, say: impl Fn(&str)) -> anyhow:
         http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(PUBLISHES).build()?,
         publisher: Publisher::connect(&stack.amqp_url).await?,
         deliveries: u64::from(plan.deliveries),
-        subscriptions: u64::from(plan.subscriptions),
+        plan,
     };
     let mut rows: Vec<Row> = Vec::new();
     let mut tell = |row: Row| {
@@ -131,7 +148,7 @@ struct Bench<'a> {
     http: reqwest::Client,
     publisher: Publisher,
     deliveries: u64,
-    subscriptions: u64,
+    plan: &'a Plan,
 }
 
 impl Bench<'_> {
@@ -177,6 +194,13 @@ impl Bench<'_> {
         let event = NewEvent::new(tenant, "bench.event", self.receiver.data(DATA_BYTES));
         self.publisher.publish(&event).await?;
         Ok(())
+    }
+
+    async fn publish_over(&self, way: Way, tenant: &str, count: u64) -> anyhow::Result<()> {
+        match way {
+            Way::Amqp => self.publish(tenant, count).await,
+            Way::Http => self.publish_over_http(tenant, count).await,
+        }
     }
 
     /// The same over HTTP.

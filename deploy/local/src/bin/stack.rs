@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use doorbell_local::bench::{Plan, Scenario};
+use doorbell_local::bench::Plan;
 use doorbell_local::up::{Options, Purpose};
 use doorbell_local::{down, paths, up};
 
@@ -33,15 +33,8 @@ enum Command {
     Down,
     /// Measure a fresh stack beside bare loops against the same receiver and broker.
     Bench {
-        /// What to measure; everything, if nothing is named.
-        #[arg(value_enum)]
-        scenarios: Vec<Scenario>,
-        /// How many deliveries each scenario makes that has no other measure.
-        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
-        deliveries: u32,
-        /// How many subscriptions the broadcast is for.
-        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
-        subscriptions: u32,
+        #[command(flatten)]
+        plan: Plan,
         /// How many dispatchers to start.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
         dispatchers: u16,
@@ -55,8 +48,7 @@ async fn main() -> ExitCode {
             let purpose = if bare { Purpose::Bare } else { Purpose::Demo };
             up::up(Options { dispatchers, purpose }, say).await
         }
-        Command::Bench { scenarios, deliveries, subscriptions, dispatchers } => {
-            let plan = Plan { deliveries, subscriptions, scenarios };
+        Command::Bench { plan, dispatchers } => {
             let purpose = Purpose::Bench(plan);
             up::up(Options { dispatchers, purpose }, say).await
         }

@@ -1,0 +1,145 @@
+//! Healthy tenants beside others in trouble.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Bench, Steady};
+use crate::bench::Way;
+use crate::bench::costs::{Costs, peaks};
+use crate::bench::report::{Percentiles, Row};
+
+/// How long healthy tenants are watched alone.
+const ALONE: Duration = Duration::from_secs(20);
+/// How long they are watched beside others.
+const BESIDE: Duration = Duration::from_secs(60);
+/// Tenants beside a flood.
+const BESIDE_FLOOD: u64 = 32;
+/// How many events wait for an endpoint that is out.
+const WAITING: u64 = 20_000;
+/// A tenant that is disturbed no more than this is undisturbed by a flood, in milliseconds.
+const UNDISTURBED_MS: f64 = 250.0;
+
+impl Bench<'_> {
+    /// So many healthy tenants with so many events a second each, alone and then beside so many
+    /// whose endpoints hang.
+    pub(super) async fn hanging(
+        &self,
+        name: &str,
+        (healthy, their_rate): (u64, u64),
+        (hanging, rate): (u64, u64),
+    ) -> anyhow::Result<Vec<Row>> {
+        let label = name.replace(' ', "-");
+        let healthy = self.tenants(&label, "ok", healthy, their_rate).await?;
+        let hanging = self.tenants(&format!("{label}-hangs"), "hang", hanging, rate).await?;
+        let mut alone = self.watch(&healthy, &[], ALONE).await?;
+        alone.name = format!("{name}: alone");
+        let mut beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
+        beside.name = format!("{name}: beside");
+        let p99 = |row: &Row| row.times_ms.map_or(0.0, |times| times.p99);
+        let worse = p99(&beside) / p99(&alone).max(0.001);
+        beside.notes.push(format!("p99 is {worse:.2} of what it is alone"));
+        Ok(vec![alone, beside])
+    }
+
+    /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
+    pub(super) async fn flooding(&self, way: Way) -> anyhow::Result<Vec<Row>> {
+        let (flood, over) = match way {
+            Way::Amqp => ("flood", "AMQP"),
+            Way::Http => ("flood-http", "HTTP"),
+        };
+        let steady = self.tenants(&format!("{flood}-beside"), "ok", BESIDE_FLOOD, 5).await?;
+        self.subscribe_all(flood, "slow", 1, json!({})).await?;
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let (published, flooded) = tokio::join!(
+            self.publish_steadily(&steady, BESIDE),
+            self.publish_over(way, flood, self.deliveries)
+        );
+        flooded?;
+        self.all_arrived(&steady, published?).await?;
+        let mut p99s = Vec::new();
+        let mut times = Vec::new();
+        for tenant in &steady.tenants {
+            let mine = self.receiver.tally(tenant).take_times();
+            p99s.extend(Percentiles::of(mine.clone()).map(|times| times.p99));
+            times.extend(mine);
+        }
+        p99s.sort_unstable_by(f64::total_cmp);
+        let undisturbed = p99s.iter().filter(|p99| **p99 <= UNDISTURBED_MS).count();
+        let count = u64::try_from(times.len())?;
+        let mut row = Row::new(&format!("beside a flood over {over}"), count, start.elapsed());
+        row.times_ms = Percentiles::of(times);
+        row = row.costing(&costs.since(self.stack), peaks(self.stack));
+        row.notes.push(format!(
+            "{} events at once for an endpoint that takes a second, of which {} arrived meanwhile",
+            self.deliveries,
+            self.receiver.tally(flood).count()
+        ));
+        row.notes.push(format!(
+            "{undisturbed} of {} tenants at most {UNDISTURBED_MS} ms at p99; the worst {:.0} ms",
+            p99s.len(),
+            p99s.last().copied().unwrap_or_default()
+        ));
+        Ok(vec![row])
+    }
+
+    /// Healthy tenants beside one whose endpoint is out for a while, with many events waiting.
+    pub(super) async fn outage(&self) -> anyhow::Result<Vec<Row>> {
+        let steady = self.tenants("outage-beside", "ok", BESIDE_FLOOD, 2).await?;
+        // Those that were tried in vain are soon tried again.
+        let retry = json!({"retry": {"fixed": {"delay": "5s", "attempts": 100}}});
+        self.subscribe_all("outage", "out", 1, retry).await?;
+        let outage = Duration::from_secs(self.plan.outage);
+        self.receiver.take_out(true);
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let (beside, flooded) =
+            tokio::join!(self.publish_steadily(&steady, outage), self.publish("outage", WAITING));
+        flooded?;
+        let in_vain = self.receiver.take_out(false);
+        let back = Instant::now();
+        self.arrived("outage", WAITING).await?;
+        let drained = back.elapsed();
+        self.all_arrived(&steady, beside?).await?;
+        let times: Vec<u64> = steady
+            .tenants
+            .iter()
+            .flat_map(|tenant| self.receiver.tally(tenant).take_times())
+            .collect();
+        let mut row = Row::new("beside an outage", u64::try_from(times.len())?, start.elapsed());
+        row.times_ms = Percentiles::of(times);
+        row = row.costing(&costs.since(self.stack), peaks(self.stack));
+        row.notes.push(format!(
+            "{WAITING} events for an endpoint that was out for {} s: {in_vain} attempts meanwhile, all delivered {:.0} s after its return",
+            self.plan.outage,
+            drained.as_secs_f64()
+        ));
+        Ok(vec![row])
+    }
+
+    /// How long events of these tenants take while those others publish, too.
+    async fn watch(
+        &self,
+        steady: &Steady,
+        others: &[&Steady],
+        time: Duration,
+    ) -> anyhow::Result<Row> {
+        let before: Vec<u64> =
+            steady.tenants.iter().map(|tenant| self.receiver.tally(tenant).count()).collect();
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let beside = futures_util::future::try_join_all(
+            others.iter().map(|others| self.publish_steadily(others, time)),
+        );
+        let (published, others) = tokio::join!(self.publish_steadily(steady, time), beside);
+        others?;
+        let each = published? / u64::try_from(steady.tenants.len())?.max(1);
+        let mut times = Vec::new();
+        for (tenant, before) in steady.tenants.iter().zip(before) {
+            self.arrived(tenant, before + each).await?;
+            times.extend(self.receiver.tally(tenant).take_times());
+        }
+        let mut row = Row::new("", u64::try_from(times.len())?, start.elapsed());
+        row.times_ms = Percentiles::of(times);
+        Ok(row.costing(&costs.since(self.stack), peaks(self.stack)))
+    }
+}

@@ -1,0 +1,155 @@
+//! The services of a world: started, asked, killed and stopped.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use doorbell_local::ports;
+use doorbell_local::services::Kind;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{Running, World};
+use crate::engines;
+use crate::wait::{eventually, seconds};
+
+/// How long a service may take to be ready, on a slow machine with everything on it.
+const READY: Duration = seconds(90);
+
+impl World {
+    pub(super) async fn start_service(
+        &self,
+        kind: Kind,
+        name: &str,
+        api_port: Option<u16>,
+    ) -> anyhow::Result<()> {
+        let [admin_port] = ports::free()?;
+        let mut environment = self.environment.clone();
+        if kind == Kind::Dispatcher {
+            environment.extra.extend(self.dispatcher_extra.clone());
+        }
+        let service = environment.service(kind, name, admin_port, api_port);
+        let process = service.spec.start()?;
+        engines::note(&process)?;
+        self.services.lock().await.insert(name.to_owned(), Running { service, process });
+        Ok(())
+    }
+
+    /// Waits until every service says that it is ready.
+    ///
+    /// # Errors
+    /// One is not, in time.
+    pub async fn until_all_ready(&self) -> anyhow::Result<()> {
+        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
+        for name in names {
+            self.until_readiness(&name, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a service says that it is ready, or not.
+    ///
+    /// # Errors
+    /// It does not, in time.
+    pub async fn until_readiness(&self, name: &str, ready: bool) -> anyhow::Result<()> {
+        let waited = eventually(&format!("{name} ready: {ready}"), READY, || async {
+            self.is_ready(name).await == ready
+        })
+        .await;
+        waited.with_context(|| {
+            self.environment.logs.join(format!("{name}.log")).display().to_string()
+        })
+    }
+
+    /// Whether a service says that it is ready.
+    pub async fn is_ready(&self, name: &str) -> bool {
+        let Some(url) = self.admin_url(name).await else { return false };
+        self.http
+            .get(format!("{url}/readyz"))
+            .send()
+            .await
+            .is_ok_and(|response| response.status().is_success())
+    }
+
+    /// What a service says of its readiness.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn readiness(&self, name: &str) -> anyhow::Result<Value> {
+        let url = self.admin_url(name).await.context("no such service")?;
+        Ok(self.http.get(format!("{url}/readyz")).send().await?.json().await?)
+    }
+
+    /// A metric's value, summed over all services; `what` is the name with its labels.
+    ///
+    /// # Errors
+    /// A service did not answer.
+    pub async fn metric(&self, what: &str) -> anyhow::Result<f64> {
+        let urls: Vec<String> = self
+            .services
+            .lock()
+            .await
+            .values()
+            .map(|running| running.service.admin_url.clone())
+            .collect();
+        let mut sum = 0.0;
+        for url in urls {
+            let text = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
+            let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+            sum += line.map(str::parse::<f64>).transpose()?.unwrap_or(0.0);
+        }
+        Ok(sum)
+    }
+
+    async fn admin_url(&self, name: &str) -> Option<String> {
+        self.services.lock().await.get(name).map(|running| running.service.admin_url.clone())
+    }
+
+    /// Kills a service at once and starts it again.
+    ///
+    /// # Errors
+    /// There is no such service, or it could not be started.
+    pub async fn kill_and_restart(&self, name: &str) -> anyhow::Result<()> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(name).context("no such service")?;
+        running.process.kill().await;
+        running.process = running.service.spec.start()?;
+        engines::note(&running.process)
+    }
+
+    /// Kills a service at once.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
+        self.services.lock().await.get_mut(name).context("no such service")?.process.kill().await;
+        Ok(())
+    }
+
+    /// Starts a service again that was killed or stopped.
+    ///
+    /// # Errors
+    /// There is no such service, or it could not be started.
+    pub async fn restart(&self, name: &str) -> anyhow::Result<()> {
+        let mut services = self.services.lock().await;
+        let running = services.get_mut(name).context("no such service")?;
+        running.process = running.service.spec.start()?;
+        engines::note(&running.process)
+    }
+
+    /// Sends a service a signal.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        self.services.lock().await.get(name).context("no such service")?.process.signal(signal)
+    }
+
+    /// Asks a service to stop and waits; answers its exit code.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
+        let mut services = self.services.lock().await;
+        Ok(services.get_mut(name).context("no such service")?.process.stop(seconds(60)).await)
+    }
+}
