@@ -1,5 +1,6 @@
 //! The one decision of the retry-scheduler: what happens next to a unit of work.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,22 @@ pub enum Move {
     GiveUp(DeadReason, Delivery),
     /// It ends, because its subscription is no more.
     Cancel,
+}
+
+impl fmt::Display for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Release(work) => write!(f, "release {}", work.name()),
+            Self::Park(rung, work) => {
+                write!(f, "park {} for {} s", work.name(), rung.length().as_secs())
+            }
+            Self::Hold(delivery) => write!(f, "hold {}", delivery.name()),
+            Self::GiveUp(reason, delivery) => {
+                write!(f, "give up {}: {}", delivery.name(), reason.as_str())
+            }
+            Self::Cancel => f.write_str("cancel"),
+        }
+    }
 }
 
 /// Why a delivery was given up.
@@ -134,7 +151,7 @@ fn with_due_time(mut delivery: Delivery, policy: &RetryPolicy, now: Timestamp) -
     let Some(delay) = policy.delay_after(delivery.state.attempts) else {
         return delivery;
     };
-    let due = due_time(failure, delay, chance(&Work::Delivery(delivery.clone()).name()), now);
+    let due = due_time(failure, delay, chance(&delivery.name()), now);
     // What `Retry-After` adds to our own schedule must not make the delivery expire earlier.
     let beyond_schedule = due.since(failure.ended_at.plus(delay));
     delivery.add_held(beyond_schedule);

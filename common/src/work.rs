@@ -157,6 +157,16 @@ impl Delivery {
         Self { event, state }
     }
 
+    /// The name of this hand-off, as [`Work::name`] says.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let (event, state) = (&self.event, &self.state);
+        format!(
+            "{}/{}/{}/{}/{}",
+            event.tenant, event.id, state.subscription, state.generation, state.sequence
+        )
+    }
+
     /// The same delivery after one more attempt, which failed.
     #[must_use]
     pub fn after_failure(mut self, failure: Failure) -> Self {
@@ -220,12 +230,7 @@ impl Work {
                 };
                 format!("{tenant}/{id}/{section}/{}", page.sequence)
             }
-            Self::Delivery(Delivery { state, .. }) => {
-                format!(
-                    "{tenant}/{id}/{}/{}/{}",
-                    state.subscription, state.generation, state.sequence
-                )
-            }
+            Self::Delivery(delivery) => delivery.name(),
         }
     }
 

@@ -253,8 +253,8 @@ impl Dispatcher {
         ledger: Option<&LedgerPage>,
     ) -> anyhow::Result<()> {
         let now = clock::now();
-        let work = Work::Delivery(delivery.clone());
-        let until = hold_until((reason, opens_at), delivery.state.holds, now, chance(&work.name()));
+        let until =
+            hold_until((reason, opens_at), delivery.state.holds, now, chance(&delivery.name()));
         let held = delivery.hold_at_gate(until, now);
         // Not by way of the retry-scheduler, which would only put it there: a flood is moved aside
         // at half the cost. Whatever else is to be said of it is said when it comes back.

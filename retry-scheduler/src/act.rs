@@ -15,6 +15,7 @@ use crate::schedule::{Scheduler, unwritable};
 
 impl Scheduler {
     pub(crate) async fn act(&self, next: Move) -> Result<(), Unanswered> {
+        tracing::debug!(%next, "decided");
         match next {
             Move::Release(work) => {
                 let queue = if matches!(work, Work::Page(_)) { PAGES } else { DELIVERIES };

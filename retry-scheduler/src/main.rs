@@ -4,11 +4,12 @@
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
 //! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
-//! [`waiting`] counts what waits.
+//! [`waiting`] counts what waits, [`nudge`] keeps it moving.
 
 mod act;
 mod held;
 mod metrics;
+mod nudge;
 mod resume;
 mod schedule;
 mod unrouted;
@@ -90,6 +91,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         unrouted: Redeclaration::default(),
     });
     if store.until_up(&shutdown).await.is_some() {
+        let nudging = nudge::nudge(broker.clone(), publisher.clone(), shutdown.clone());
+        shutdown.spawn_vital("nudging of delay queues", nudging);
         let resumer = Resumer::new(broker.clone(), publisher, (store, snapshots), metrics.clone());
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
         let counting = waiting::count(broker.clone(), metrics, shutdown.clone());

@@ -64,6 +64,9 @@ impl Scheduler {
     }
 
     async fn work(&self, received: Received) -> Result<(), Unanswered> {
+        if received.is_nudge() {
+            return Ok(());
+        }
         let work = match wire::decode(&received.body) {
             Ok(work) => work,
             Err(error) => return self.reject(received, &error.to_string()).await,

@@ -242,9 +242,21 @@ impl World {
             "doorbell_posts_in_flight",
             "doorbell_deliveries_held_total{reason=\"busy\"}",
             "doorbell_deliveries_held_total{reason=\"suspended\"}",
+            "doorbell_dead_letters_total{reason=\"exhausted\"}",
+            "doorbell_dead_letters_total{reason=\"expired\"}",
+            "doorbell_deliveries_total{state=\"cancelled\"}",
+            "doorbell_handoff_copies_total",
+            "doorbell_ledger_hits_total",
         ] {
             lines.push(format!("{metric}: {:?}", self.metric(metric).await));
         }
+        // What a delay queue hands to RabbitMQ's own worker is not ready, and not with a consumer.
+        let mut listing = vec!["list_queues", "--silent", "--vhost", &self.vhost];
+        listing.extend(["name", "messages", "messages_ready", "messages_unacknowledged", "state"]);
+        lines.push(match self.engines.rabbitmq.lock().await.ctl(&listing).await {
+            Ok(queues) => queues,
+            Err(error) => format!("{error:#}"),
+        });
         lines.join("\n")
     }
 }

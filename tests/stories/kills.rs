@@ -9,6 +9,7 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::time::Instant;
 
 pub(crate) async fn a_dispatcher_killed_amid_10_000_events_loses_none() -> anyhow::Result<()> {
     const EVENTS: u64 = 10_000;
@@ -64,6 +65,36 @@ pub(crate) async fn any_service_killed_under_load_loses_none() -> anyhow::Result
     world.settle(seconds(120)).await?;
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!("every service killed twice amid {accepted} events: 0 lost, {duplicates} duplicates");
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+/// And where there is one message only, RabbitMQ may forget to try again before another one comes
+/// the same way.
+pub(crate) async fn a_lone_retry_that_comes_due_while_rabbitmq_starts_is_not_late()
+-> anyhow::Result<()> {
+    const ROUNDS: u32 = 6;
+    let world = Arc::new(World::with("lone", Setup::private().without_breaker()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    let mut body = subscription(&world.receiver.url("flaky"), &["#"]);
+    body["retry"] = json!({ "schedule": ["2s"] });
+    world.subscribe_as("acme", "flaky", body).await?;
+    world.in_force().await;
+    let mut slowest = Duration::ZERO;
+    for round in 1..=ROUNDS {
+        let id = world.publish("acme", "a", json!(round)).await?;
+        eventually("it is tried", seconds(60), || async {
+            world.receiver.posts_to("flaky").iter().any(|post| post.id == id)
+        })
+        .await?;
+        world.engines.rabbitmq.lock().await.kill().await;
+        world.engines.rabbitmq.lock().await.start_again().await?;
+        world.until_all_ready().await?;
+        let ready = Instant::now();
+        world.settle(seconds(100)).await?;
+        slowest = slowest.max(ready.elapsed());
+    }
+    eprintln!("a lone retry came at most {slowest:.1?} after RabbitMQ was back");
+    world.until_nothing_waits().await?;
     Arc::into_inner(world).unwrap().finish().await
 }
 
@@ -161,6 +192,7 @@ pub(crate) async fn everything_killed_in_turn_loses_nothing() -> anyhow::Result<
     }
     world.until_all_ready().await?;
     world.settle(seconds(150)).await?;
+    world.until_nothing_waits().await?;
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!(
         "15 services, RabbitMQ twice and Redis once killed amid {accepted} events: 0 lost, {duplicates} duplicates"
@@ -189,5 +221,6 @@ pub(crate) async fn retries_that_come_due_while_rabbitmq_starts_are_not_late() -
         eprintln!("{before} had arrived before RabbitMQ was killed");
     }
     world.settle(seconds(100)).await?;
+    world.until_nothing_waits().await?;
     Arc::into_inner(world).unwrap().finish().await
 }

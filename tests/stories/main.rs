@@ -98,6 +98,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         kills::any_service_killed_under_load_loses_none,
         kills::everything_killed_in_turn_loses_nothing,
         kills::retries_that_come_due_while_rabbitmq_starts_are_not_late,
+        kills::a_lone_retry_that_comes_due_while_rabbitmq_starts_is_not_late,
         kills::a_clean_stop_makes_no_duplicates,
         kills::a_fan_out_cut_by_a_stop_goes_on_elsewhere,
         broker::connections_closed_and_queues_deleted_lose_nothing_accepted_afterwards,

@@ -19,6 +19,9 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// The content type of a note in the stream of held deliveries.
 const RESUMED_TYPE: &str = "application/vnd.doorbell.resumed";
 
+/// The content type of a message that says nothing.
+const NUDGE_TYPE: &str = "application/vnd.doorbell.nudge";
+
 /// How often a message was published again because no queue took it.
 const RETURNS_HEADER: &str = "doorbell-returns";
 
@@ -86,6 +89,15 @@ impl Message {
             .with_message_id(ShortString::try_new(crate::ids::token())?)
             .with_content_type(RESUMED_TYPE.into());
         Ok(message)
+    }
+
+    /// A message for a delay queue that says nothing and expires at once, if it is alone there.
+    #[must_use]
+    pub fn nudge(queue: &str) -> Self {
+        let mut message = Self::internal(queue, Vec::new());
+        message.properties =
+            message.properties.with_expiration("1".into()).with_content_type(NUDGE_TYPE.into());
+        message
     }
 
     /// The same message for `doorbell.rejected`, body and properties as they came, with the
@@ -191,6 +203,12 @@ fn is_the_brokers(header: &str) -> bool {
 }
 
 impl Received {
+    /// Whether it says nothing ([`Message::nudge`]).
+    #[must_use]
+    pub fn is_nudge(&self) -> bool {
+        self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == NUDGE_TYPE)
+    }
+
     /// The message as the rules of publishing see it.
     #[must_use]
     pub fn publication(&self) -> Publication<'_> {

@@ -16,8 +16,11 @@ const DONE: Duration = Duration::from_secs(3600);
 const ACCEPTED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Takes a note; answers 0 for a copy. In one step, because two copies may come at once. ARGV:
-/// whether the message was redelivered, how long to remember that it was begun.
-const TAKE: &str = "local v = redis.call('GET', KEYS[1]) if v == 'done' or (v == 'taken' and ARGV[1] == '0') then return 0 end redis.call('SET', KEYS[1], 'taken', 'EX', ARGV[2]) return 1";
+/// who takes it, whether the message was redelivered, how long to remember that it was begun.
+///
+/// The same taker is never told that it is a copy of itself: a client may send a command again whose
+/// answer was lost, as that of a cluster does.
+const TAKE: &str = "local v = redis.call('GET', KEYS[1]) local mine = 'taken ' .. ARGV[1] if v == 'done' or (v and v ~= mine and string.sub(v, 1, 5) == 'taken' and ARGV[2] == '0') then return 0 end redis.call('SET', KEYS[1], mine, 'EX', ARGV[3]) return 1";
 
 /// A thing that may come twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +60,13 @@ impl Store {
         }
         let mut link = self.link.clone();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(TAKE).arg(1).arg(&note.key).arg(u8::from(redelivered)).arg(TAKEN.as_secs());
+        eval.arg(TAKE).arg(1).arg(&note.key).arg(crate::ids::token());
+        eval.arg(u8::from(redelivered)).arg(TAKEN.as_secs());
         match eval.query_async::<u8>(&mut link).await {
-            Ok(0) => Taken::Copy,
+            Ok(0) => {
+                tracing::debug!(note = note.key, redelivered, "a copy is dropped");
+                Taken::Copy
+            }
             Ok(_) => Taken::Go,
             Err(error) => {
                 tracing::debug!(%error, "note not taken");

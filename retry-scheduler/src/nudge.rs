@@ -1,0 +1,77 @@
+//! Keeps the delay queues moving. RabbitMQ's own worker, which moves what has expired to
+//! `doorbell.retries`, may lose sight of a message while it or the queue that it moves to begins anew;
+//! it finds that out with the next one that goes the same way (seen with 3.10, after a kill). Where
+//! little is retried that may be long, so each delay queue gets a next one: after every connection a
+//! few times, and now and then.
+
+use std::time::Duration;
+
+use doorbell_common::rung::Rung;
+use doorbell_platform::backoff::Backoff;
+use doorbell_platform::broker::{Broker, Message, Publisher};
+use doorbell_platform::shutdown::Shutdown;
+use lapin::options::{BasicGetOptions, BasicRejectOptions};
+use lapin::{Channel, Connection};
+
+/// When to nudge, after a connection was made and then after each other; the last goes on for ever.
+const PAUSES: [Duration; 4] = [
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+];
+
+/// Nudges every delay queue, again and again, until the service is told to stop.
+pub(crate) async fn nudge(broker: Broker, publisher: Publisher, shutdown: Shutdown) {
+    let mut backoff = Backoff::default();
+    while !shutdown.is_stopping() {
+        let connecting = shutdown.until(broker.connect("nudge"));
+        let Some(connected) = connecting.await else { return };
+        let nudged = match connected {
+            Ok(connection) => {
+                backoff.reset();
+                nudge_over(&connection, &publisher, &shutdown).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = nudged {
+            tracing::debug!(%error, "delay queues are not nudged");
+            shutdown.until(backoff.wait()).await;
+        }
+    }
+}
+
+/// Returns when the service is told to stop.
+async fn nudge_over(
+    connection: &Connection,
+    publisher: &Publisher,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let [.., last] = PAUSES;
+    for pause in PAUSES.into_iter().chain(std::iter::repeat(last)) {
+        if shutdown.until(tokio::time::sleep(pause)).await.is_none() {
+            break;
+        }
+        let channel = connection.create_channel().await?;
+        for rung in Rung::all() {
+            nudge_one(&channel, publisher, rung).await?;
+        }
+        channel.close(200, "nudged".into()).await?;
+    }
+    // It may be closed already; then there is nothing to close.
+    drop(connection.close(200, "done".into()).await);
+    Ok(())
+}
+
+/// Sends the oldest message of a delay queue ahead of its time, to be put there again; if there is
+/// none, one that says nothing.
+async fn nudge_one(channel: &Channel, publisher: &Publisher, rung: Rung) -> anyhow::Result<()> {
+    let got = channel.basic_get(rung.queue().into(), BasicGetOptions::default()).await?;
+    match got {
+        Some(oldest) => {
+            oldest.acker.reject(BasicRejectOptions { requeue: false }).await?;
+        }
+        None => publisher.publish(Message::nudge(&rung.queue())).await?,
+    }
+    Ok(())
+}
