@@ -94,6 +94,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         api::many_are_created_in_one_call,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
         store::redis_restarted_silent_or_emptied_loses_nothing,
+        store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,
         kills::any_service_killed_under_load_loses_none,
         kills::everything_killed_in_turn_loses_nothing,

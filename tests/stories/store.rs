@@ -4,6 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::ids::token;
+use doorbell_platform::store::Store;
+use doorbell_platform::store::notes::Taken;
+use doorbell_platform::tls::Trust;
+use doorbell_tests::engines;
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, amqp, eventually};
@@ -99,6 +105,31 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
         "{held} of {accepted}: none but these"
     );
     Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Result<()> {
+    use Taken::{Copy, Go};
+    let engines = engines::shared().await?;
+    let health = Health::new(&prometheus::Registry::new(), &[(Dependency::Redis, true)])?;
+    health.up(Dependency::Redis);
+    let url = [engines.redis_url.clone()];
+    let store = Store::new(&url, &Trust::default(), "notes", health)?;
+    let note = store.work_note(&token());
+    // A command whose answer was lost is sent again: who took it first has it still.
+    for (taker, redelivered, taken) in [
+        ("one", false, Go),
+        ("one", false, Go),
+        ("copy", false, Copy),
+        ("one again", true, Go),
+        ("copy", false, Copy),
+    ] {
+        assert_eq!(store.take_as(taker, &note, redelivered).await, taken, "{taker}");
+    }
+    store.finish(&note).await;
+    for redelivered in [false, true] {
+        assert_eq!(store.take(&note, redelivered).await, Copy);
+    }
+    Ok(())
 }
 
 /// A subscription created now gets, two seconds later, what it asks for from every dispatcher.

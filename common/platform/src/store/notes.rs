@@ -55,12 +55,17 @@ impl Store {
     /// Notes that a message is being worked on, unless it is a copy. `redelivered` says that the
     /// broker may have given us this very message before. With Redis away, work goes on.
     pub async fn take(&self, note: &Note, redelivered: bool) -> Taken {
+        self.take_as(&crate::ids::token(), note, redelivered).await
+    }
+
+    /// The same under the name of a taker, who is another one for each message that comes.
+    pub async fn take_as(&self, taker: &str, note: &Note, redelivered: bool) -> Taken {
         if !self.is_up() {
             return Taken::Go;
         }
         let mut link = self.link.clone();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(TAKE).arg(1).arg(&note.key).arg(crate::ids::token());
+        eval.arg(TAKE).arg(1).arg(&note.key).arg(taker);
         eval.arg(u8::from(redelivered)).arg(TAKEN.as_secs());
         match eval.query_async::<u8>(&mut link).await {
             Ok(0) => {
