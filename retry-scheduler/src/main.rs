@@ -44,7 +44,7 @@ struct Args {
     #[command(flatten)]
     snapshots: SnapshotArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
-    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
+    #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
     /// How long after its policy's last nominal attempt a delivery is given up, time spent held not counted.
     #[arg(long, env = "DOORBELL_EXPIRE_AFTER", default_value = "7d")]
