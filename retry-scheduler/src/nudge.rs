@@ -1,8 +1,9 @@
-//! Keeps the delay queues moving. RabbitMQ's own worker, which moves what has expired to
-//! `doorbell.retries`, may lose sight of a message while it or the queue that it moves to begins anew;
-//! it finds that out with the next one that goes the same way (seen with 3.10, after a kill). Where
-//! little is retried that may be long, so each delay queue gets a next one: after every connection a
-//! few times, and now and then.
+//! Keeps the delay queues moving. RabbitMQ's own worker moves what has expired to `doorbell.retries`.
+//! After a kill of RabbitMQ (3.10) a lone message was seen to be nowhere for minutes, neither ready in
+//! a queue nor with a consumer. It seems that this worker lost sight of it while queues began anew: it
+//! asks for what it has missed only when the next one comes the same way. Where little is retried that
+//! may be long, so each delay queue gets a next one: after every connection a few times, and now and
+//! then.
 
 use std::time::Duration;
 
