@@ -261,14 +261,12 @@ impl Snapshots {
         ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
         let slot = self.slot(number, &ids).await?;
-        let known = |id: &SubscriptionId| slot.get(id).cloned().unwrap_or(Known::Missing);
-        Ok(ids
-            .into_iter()
-            .map(|id| {
-                let known = known(&id);
-                (id, known)
-            })
-            .collect())
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            let known = slot.get(&id).cloned().unwrap_or(Known::Missing);
+            found.push((id, known));
+        }
+        Ok(found)
     }
 
     /// What is known of a slot: at least what it has under these ids.

@@ -8,11 +8,9 @@ use tokio::time::Instant;
 use super::Snapshots;
 use crate::health::Dependency;
 use crate::shutdown::Shutdown;
-use crate::store::StoreError;
 use crate::store::changes::{self, Change, News};
+use crate::store::{LOOK, StoreError};
 
-/// How often the log is read.
-const LOOK: Duration = Duration::from_millis(250);
 /// How long after an announcement its change is looked for again: longer than a command may take.
 const LATER: Duration = Duration::from_secs(5);
 
