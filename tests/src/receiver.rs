@@ -15,6 +15,7 @@ use axum::routing::any;
 use standardwebhooks::Webhook;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// A POST that came.
@@ -183,12 +184,22 @@ fn text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
+/// Goes on where the sender hangs up: what came has come.
 async fn receive(
     State(receiver): State<Receiver>,
     Path(endpoint): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let (answer, answered) = oneshot::channel();
+    spawn(async move {
+        let response = serve(&receiver, endpoint, headers, body).await;
+        let _hung_up = answer.send(response).is_err();
+    });
+    answered.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: Bytes) -> Response {
     let at = Instant::now();
     let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body);
     let code =
