@@ -48,6 +48,8 @@ pub struct SnapshotArgs {
 pub struct Snapshots {
     store: Store,
     slots: Cache<SlotNumber, Arc<Slot>>,
+    /// An event for more subscriptions than this reads them without keeping them.
+    most_kept: usize,
     tenants: Cache<TenantId, Arc<Index>>,
     changes: Arc<Changes>,
 }
@@ -137,6 +139,7 @@ impl Snapshots {
         };
         let snapshots = Self {
             store,
+            most_kept: usize::try_from(args.subscriptions_in_memory / 2).unwrap_or(usize::MAX),
             slots: Cache::builder()
                 .weigher(weigh_slot)
                 .max_capacity(args.subscriptions_in_memory)
@@ -173,8 +176,10 @@ impl Snapshots {
         range: SlotRange,
     ) -> Result<Share, Arc<StoreError>> {
         let index = self.index(tenant).await?;
-        let matched = index.matching(event_type).into_iter();
-        let lists: Vec<&[SubscriptionId]> = matched.map(|ids| within(ids, range)).collect();
+        let matched = index.matching(event_type);
+        let are_kept = matched.iter().map(|ids| ids.len()).sum::<usize>() <= self.most_kept;
+        let lists: Vec<&[SubscriptionId]> =
+            matched.into_iter().map(|ids| within(ids, range)).collect();
         // Slots that come into use later are not part of it.
         let last = lists.iter().filter_map(|ids| ids.last()).map(|id| id.slot().0).max();
         let range = SlotRange { end: last.map_or(range.first, |last| last + 1), ..range };
@@ -186,7 +191,9 @@ impl Snapshots {
         let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
         ids.sort_unstable();
         ids.dedup();
-        let mut found = self.get_all(ids).await?;
+        // What is read once for each of many pages would drive out what others need.
+        let mut found =
+            if are_kept { self.get_all(ids).await? } else { self.read_all(ids).await? };
         // The index may say too much; the record decides.
         found.retain(|(_, known)| match known {
             Known::Live(subscription) => {
@@ -242,12 +249,23 @@ impl Snapshots {
         &self,
         ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        let mut by_slot: HashMap<SlotNumber, Vec<SubscriptionId>> = HashMap::new();
-        for id in ids {
-            by_slot.entry(id.slot()).or_default().push(id);
-        }
         let mut asked: FuturesUnordered<_> =
-            by_slot.into_iter().map(|(number, ids)| self.get_in_slot(number, ids)).collect();
+            by_slot(ids).map(|(number, ids)| self.get_in_slot(number, ids)).collect();
+        let mut found = Vec::new();
+        while let Some(known) = asked.try_next().await? {
+            found.extend(known);
+        }
+        Ok(found)
+    }
+
+    /// The same, read anew and not kept.
+    async fn read_all(
+        &self,
+        ids: Vec<SubscriptionId>,
+    ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
+        let mut asked: FuturesUnordered<_> = by_slot(ids)
+            .map(|(number, ids)| self.store.if_up(self.store.load_known(number, ids)))
+            .collect();
         let mut found = Vec::new();
         while let Some(known) = asked.try_next().await? {
             found.extend(known);
@@ -362,6 +380,14 @@ impl Snapshots {
 
 fn weight(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
+fn by_slot(ids: Vec<SubscriptionId>) -> impl Iterator<Item = (SlotNumber, Vec<SubscriptionId>)> {
+    let mut by_slot: HashMap<SlotNumber, Vec<SubscriptionId>> = HashMap::new();
+    for id in ids {
+        by_slot.entry(id.slot()).or_default().push(id);
+    }
+    by_slot.into_iter()
 }
 
 /// Those of these sorted ids that are in a range of slots.
