@@ -29,6 +29,12 @@ impl<K: Clone + Eq + Hash, T> FairLine<K, T> {
         self.turns.push_back(owner.clone());
     }
 
+    /// How many are in this one's line.
+    #[must_use]
+    pub fn len_of(&self, owner: &K) -> usize {
+        self.lines.get(owner).map_or(0, VecDeque::len)
+    }
+
     /// The first of whose turn it is, among those who may have one now; the others let it pass.
     pub fn pop(&mut self, may: impl Fn(&K) -> bool) -> Option<(K, T)> {
         let place = self.turns.iter().position(may)?;
@@ -59,6 +65,10 @@ mod tests {
         }
         line.push(&"late", 1);
         line.push(&"later", 2);
+        assert_eq!(
+            [line.len_of(&"flood"), line.len_of(&"late"), line.len_of(&"none")],
+            [1000, 1, 0]
+        );
         let order = std::iter::from_fn(|| line.pop(|_| true)).take(4);
         assert_eq!(order.map(|(_, item)| item).collect::<Vec<_>>(), [0, 1, 2, 1]);
         assert_eq!(line.pop(|owner| *owner == "late"), None);

@@ -88,6 +88,12 @@ pub fn split(range: SlotRange, count: impl Fn(SlotRange) -> usize) -> Vec<SlotRa
     ranges
 }
 
+/// Whether an event that falls into these ranges is for very many: for more than 64 pages.
+#[must_use]
+pub fn is_large(parts: &[SlotRange]) -> bool {
+    parts.len() >= MOST
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

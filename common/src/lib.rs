@@ -25,6 +25,7 @@ pub mod payload;
 pub mod rate;
 pub mod retry;
 pub mod rung;
+pub mod sideline;
 pub mod signature;
 pub mod subscription;
 mod text;

@@ -6,6 +6,8 @@
 //! away come back at the pace of the limit. In Redis the same is done by a script
 //! (`doorbell_platform::store::rate`); this is its model, and what holds while Redis is away.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -65,10 +67,50 @@ impl Meter {
         Turn::AskAgainAfter(Duration::from_micros(self.line - now))
     }
 
+    /// One comes at `now`, and does not wait: whether it is within the limit. One that is not
+    /// uses nothing of it.
+    pub fn admits(&mut self, limit: RateLimit, now: u64) -> bool {
+        let even = self.even.max(now);
+        let admits = even <= now.saturating_add(limit.tolerance());
+        if admits {
+            self.even = even + limit.interval();
+        }
+        admits
+    }
+
     /// Whether a fresh meter would do as well.
     #[must_use]
     pub fn is_idle(&self, now: u64) -> bool {
         self.even <= now && self.line <= now
+    }
+}
+
+/// The meters of many, of which those are forgotten that a fresh one would do as well as.
+#[derive(Clone, Debug)]
+pub struct Meters<K> {
+    meters: HashMap<K, Meter>,
+    /// With so many it is time to forget some.
+    full: usize,
+}
+
+/// With so many meters, unused ones are looked for.
+const MANY_METERS: usize = 8192;
+
+impl<K> Default for Meters<K> {
+    fn default() -> Self {
+        Self { meters: HashMap::new(), full: MANY_METERS }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Meters<K> {
+    /// The meter of this one.
+    pub fn of(&mut self, key: &K, now: u64) -> &mut Meter {
+        if self.meters.len() >= self.full {
+            self.meters.retain(|_, meter| !meter.is_idle(now));
+            // Not looked through again and again while most are in use.
+            self.full = MANY_METERS.max(self.meters.len() * 2);
+        }
+        self.meters.entry(key.clone()).or_default()
     }
 }
 
@@ -109,6 +151,33 @@ mod tests {
             let turn = meter.ask(limit, Duration::from_secs(1), at);
             assert!(matches!(turn, Turn::After(_)), "{turn:?} at {at}");
         }
+    }
+
+    #[test]
+    fn who_does_not_wait_is_admitted_or_uses_nothing() {
+        let limit = RateLimit { per_second: 10, burst: 3 };
+        let mut meter = Meter::default();
+        let mut admitted = |millis: u64| meter.admits(limit, SECOND + millis * 1000);
+        assert_eq!([admitted(0), admitted(0), admitted(0), admitted(0)], [true, true, true, false]);
+        assert_eq!([admitted(99), admitted(100), admitted(101)], [false, true, false]);
+        assert_eq!([admitted(5000), admitted(5000), admitted(5000)], [true; 3]);
+    }
+
+    #[test]
+    fn unused_meters_are_forgotten() {
+        let limit = RateLimit { per_second: 10, burst: 3 };
+        let mut meters = Meters::default();
+        let count = u64::try_from(MANY_METERS).unwrap();
+        for key in 0..count {
+            assert!(meters.of(&key, SECOND).admits(limit, SECOND));
+        }
+        // All are in use, so none is forgotten, and none is looked for at each that comes.
+        meters.of(&count, SECOND).admits(limit, SECOND);
+        assert_eq!((meters.meters.len(), meters.full), (MANY_METERS + 1, 2 * MANY_METERS));
+        for key in count..=2 * count {
+            meters.of(&key, 5 * SECOND).admits(limit, 5 * SECOND);
+        }
+        assert!(meters.meters.len() <= MANY_METERS + 1);
     }
 
     proptest! {

@@ -40,6 +40,12 @@ impl Timestamp {
         self.0
     }
 
+    /// Microseconds since the Unix epoch; 0 before it.
+    #[must_use]
+    pub fn as_micros(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(0).saturating_mul(1000)
+    }
+
     /// Whole seconds since the Unix epoch, rounded down.
     #[must_use]
     pub fn as_seconds(self) -> i64 {

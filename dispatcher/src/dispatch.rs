@@ -4,15 +4,15 @@
 //! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
 //! again, and after minutes its channel is closed so that another replica may have it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::event::Event;
-use doorbell_common::fan_out::SlotRange;
-use doorbell_common::ids::SubscriptionId;
-use doorbell_common::work::{Delivery, Page, Section, Work};
-use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, TESTS};
+use doorbell_common::fan_out::{self, PAGE, SlotRange};
+use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_common::sideline;
+use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
+use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::patience::{Unanswered, patiently};
@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::permits::Permits;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
-use crate::understand::{Destination, Identity, Task, understand_event, understand_work};
+use crate::understand::{Destination, Identity, Lane, Task, understand};
 use crate::working::Working;
 
 /// A message that came so often without an end is worked alone: it may be what ends us.
@@ -65,6 +65,14 @@ pub(crate) struct Dispatcher {
     pub(crate) alone: Mutex<()>,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
+}
+
+/// How a message came to us.
+#[derive(Clone, Copy, Debug)]
+struct Came {
+    lane: Lane,
+    /// It may have been begun before.
+    redelivered: bool,
 }
 
 /// How the work on a message ended.
@@ -130,33 +138,23 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
-        let now = clock::now();
-        let ours = [PAGES, DELIVERIES].contains(&queue);
-        let (task, identity) = if ours {
-            understand_work(&received, now)
-        } else {
-            understand_event(&received, self.max_event_bytes, now)
-        };
+        let (task, identity) = understand(queue, &received, self.max_event_bytes, clock::now());
         let note = self.note(&identity);
         if let Some(note) = &note
             && self.store.take(note, received.redelivered).await == Taken::Copy
         {
-            let counter = if ours { &self.metrics.copies } else { &self.metrics.duplicate };
-            counter.inc();
+            match identity {
+                Identity::Work(_) => self.metrics.copies.inc(),
+                Identity::Event(_) | Identity::Unique => self.metrics.duplicate.inc(),
+            }
             return Done::Finished(None);
         }
-        let redelivered = received.redelivered;
+        let came = Came { lane: Lane::of(queue), redelivered: received.redelivered };
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
-            Task::FanOut(event) => {
-                let done = self.serve_range(event, SlotRange::ALL, redelivered).await;
-                if matches!(done, Done::Finished(_)) {
-                    self.metrics.events.inc();
-                }
-                done
-            }
-            Task::Page(page) => self.serve_page(page, redelivered).await,
+            Task::FanOut(event, sequence) => self.serve_event(event, sequence, came).await,
+            Task::Page(page) => self.serve_page(page, came).await,
             Task::Deliver(delivery) => self.serve_delivery(delivery).await,
         };
         if let (Done::Finished(_), Some(note)) = (&done, &note) {
@@ -186,33 +184,82 @@ impl Dispatcher {
         )
     }
 
+    /// Serves an event, or moves it aside.
+    async fn serve_event(&self, event: Arc<Event>, sequence: u32, came: Came) -> Done {
+        let share = match self.share(&event, SlotRange::ALL).await {
+            Ok(share) => share,
+            Err(done) => return done,
+        };
+        if came.lane == Lane::Main && self.goes_aside(&event.tenant, &share, came.redelivered) {
+            let work = Work::Event(DueEvent { event, due: clock::now(), sequence });
+            return to_done(self.hand_on(work, Destination::Sideline).await);
+        }
+        // It may have been begun before it was moved aside.
+        let came = Came { redelivered: came.redelivered || sequence > 0, ..came };
+        let done = self.serve_share(event, SlotRange::ALL, share, came).await;
+        if matches!(done, Done::Finished(_)) {
+            self.metrics.events.inc();
+        }
+        done
+    }
+
+    fn goes_aside(&self, tenant: &Addressee, share: &Share, redelivered: bool) -> bool {
+        let deliveries = match share {
+            Share::Serve(targets) => targets.len(),
+            Share::Split(parts) => parts.len().saturating_mul(PAGE),
+        };
+        let waiting = self.posts.waiting(tenant).max(self.pages.waiting(tenant));
+        sideline::goes_aside(deliveries, waiting, redelivered)
+    }
+
+    /// What is to be done about an event in a range of slots.
+    async fn share(&self, event: &Event, range: SlotRange) -> Result<Share, Done> {
+        self.patiently(|| self.snapshots.share(&event.tenant, &event.event_type, range)).await
+    }
+
     /// Serves the subscriptions in a range of slots, or splits them among pages.
-    async fn serve_range(&self, event: Arc<Event>, range: SlotRange, redelivered: bool) -> Done {
-        let sharing = || self.snapshots.share(&event.tenant, &event.event_type, range);
-        match self.patiently(sharing).await {
-            Ok(Share::Serve(targets)) => {
+    async fn serve_share(
+        &self,
+        event: Arc<Event>,
+        range: SlotRange,
+        share: Share,
+        came: Came,
+    ) -> Done {
+        match share {
+            Share::Serve(targets) => {
                 let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
-                self.serve_all(event, targets, &name, (0, redelivered)).await
+                self.serve_all(event, targets, &name, (0, came.redelivered)).await
             }
-            Ok(Share::Split(parts)) => to_done(self.split(&event, parts).await),
-            Err(done) => done,
+            Share::Split(parts) => to_done(self.split(&event, parts, came.lane).await),
         }
     }
 
     /// Hands each part of an event's subscriptions on as a page. The pages have the same names
     /// whenever this event is split.
-    async fn split(&self, event: &Arc<Event>, parts: Vec<SlotRange>) -> anyhow::Result<()> {
+    async fn split(
+        &self,
+        event: &Arc<Event>,
+        parts: Vec<SlotRange>,
+        lane: Lane,
+    ) -> anyhow::Result<()> {
+        // What comes from the sideline stays there, and those of a few pages do not wait behind
+        // those of thousands.
+        let to = if lane == Lane::Sideline || fan_out::is_large(&parts) {
+            Destination::SidelinePages
+        } else {
+            Destination::Pages
+        };
         for parts in parts.chunks(PAGES_HANDED_ON_AT_ONCE) {
             let pages = parts.iter().map(|range| {
                 let section = Section::Slots(*range);
                 Work::Page(Page { event: Arc::clone(event), section, sequence: 0 })
             });
-            try_join_all(pages.map(|page| self.hand_on(page, Destination::Pages))).await?;
+            try_join_all(pages.map(|page| self.hand_on(page, to))).await?;
         }
         Ok(())
     }
 
-    async fn serve_page(&self, page: Page, redelivered: bool) -> Done {
+    async fn serve_page(&self, page: Page, came: Came) -> Done {
         let turn = match self.pages.acquire(&page.event.tenant).await {
             Ok(turn) => turn,
             Err(error) => return to_done(Err(error)),
@@ -221,8 +268,11 @@ impl Dispatcher {
             return Done::NotBegun;
         }
         let done = match page.section {
-            Section::Slots(range) => self.serve_range(page.event, range, redelivered).await,
-            Section::Subscriptions(_) => self.serve_listed(page, redelivered).await,
+            Section::Slots(range) => match self.share(&page.event, range).await {
+                Ok(share) => self.serve_share(page.event, range, share, came).await,
+                Err(done) => done,
+            },
+            Section::Subscriptions(_) => self.serve_listed(page, came.redelivered).await,
         };
         drop(turn);
         done
@@ -292,14 +342,17 @@ impl Dispatcher {
 
     /// Publishes work under its next name, until it is confirmed.
     pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
-        let (queue, label) = match to {
-            Destination::Retries => (RETRIES.into(), "retries"),
-            Destination::Deliveries => (DELIVERIES.into(), "deliveries"),
-            Destination::Pages => (PAGES.into(), "pages"),
-            Destination::Delay(rung) => (Cow::Owned(rung.queue()), "delays"),
-        };
-        self.publisher.publish_surely(&Message::work(&queue, &work.next())?).await?;
-        self.metrics.handed_on.with_label_values(&[label]).inc();
+        let work = work.next();
+        let message = match to {
+            Destination::Retries => Message::work(RETRIES, &work),
+            Destination::Deliveries => Message::work(DELIVERIES, &work),
+            Destination::Pages => Message::work(PAGES, &work),
+            Destination::Sideline => Message::aside(&work),
+            Destination::SidelinePages => Message::work(SIDELINE_PAGES, &work),
+            Destination::Delay(rung) => Message::work(&rung.queue(), &work),
+        }?;
+        self.publisher.publish_surely(&message).await?;
+        self.metrics.handed_on.with_label_values(&[to.as_str()]).inc();
         Ok(())
     }
 }

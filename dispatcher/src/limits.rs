@@ -1,12 +1,11 @@
 //! The rate limits of subscriptions: who is early waits a moment, or is held until about its turn.
 //! Redis keeps the account for all dispatchers; while it is away each keeps one of its own.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::ids::SubscriptionId;
-use doorbell_common::rate::{Meter, RateLimit, Turn};
+use doorbell_common::rate::{Meters, RateLimit, Turn};
 use doorbell_platform::clock;
 use doorbell_platform::store::Store;
 use tokio::sync::Semaphore;
@@ -18,15 +17,13 @@ const PATIENCE_AFTER_HOLD: Duration = Duration::from_secs(1);
 /// Deliveries that may wait for their turn at once, of all subscriptions: each keeps its message in
 /// hand meanwhile, and so a place from others.
 const MOST_WAITING: usize = 256;
-/// With so many meters of our own, those are forgotten that a fresh one would do as well as.
-const MOST_METERS: usize = 8192;
 
 /// The rate limits.
 #[derive(Debug)]
 pub(crate) struct Limits {
     store: Store,
     waiting: Arc<Semaphore>,
-    meters: Mutex<HashMap<SubscriptionId, Meter>>,
+    meters: Mutex<Meters<SubscriptionId>>,
 }
 
 impl Limits {
@@ -67,11 +64,8 @@ impl Limits {
                 Err(error) => tracing::debug!(%error, "rate limit not asked for"),
             }
         }
-        let now = u64::try_from(clock::now().as_millis()).unwrap_or_default() * 1000;
+        let now = clock::now().as_micros();
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        if meters.len() >= MOST_METERS {
-            meters.retain(|_, meter| !meter.is_idle(now));
-        }
-        meters.entry(id.clone()).or_default().ask(limit, patience, now)
+        meters.of(id, now).ask(limit, patience, now)
     }
 }

@@ -29,7 +29,9 @@ use clap::Parser;
 use doorbell_common::duration::DurationText;
 use doorbell_common::gate::Bounds;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::broker::topology::{DELIVERIES, PAGES, TESTS, ingress_queues};
+use doorbell_platform::broker::topology::{
+    DELIVERIES, PAGES, SIDELINE_PAGES, TESTS, ingress_queues, sideline_queues,
+};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
@@ -146,7 +148,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
 
 fn queues() -> Vec<ConsumerSpec> {
     let mut queues = ingress_queues();
-    queues.extend([PAGES, DELIVERIES, TESTS].map(str::to_owned));
+    queues.extend(sideline_queues());
+    queues.extend([PAGES, SIDELINE_PAGES, DELIVERIES, TESTS].map(str::to_owned));
     // Deliveries whose time has come are of all tenants, and of many that have failed before.
     let weight = |queue: &str| if queue == DELIVERIES { 4 } else { 1 };
     queues.into_iter().map(|queue| ConsumerSpec { weight: weight(&queue), queue }).collect()

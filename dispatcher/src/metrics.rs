@@ -10,6 +10,8 @@ use doorbell_platform::metrics::{
 use prometheus::{CounterVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 use tokio::time::Instant;
 
+use crate::understand::Destination;
+
 /// Less is no wait, but the time of asking.
 const COUNTED_WAIT: Duration = Duration::from_micros(100);
 
@@ -92,7 +94,7 @@ impl Metrics {
                 registry,
                 ("doorbell_handoffs_total", "Messages handed on with a confirm, by queue."),
                 "queue",
-                ["retries", "deliveries", "pages", "delays"],
+                Destination::LABELS,
             )?,
             attempt_seconds: histogram(
                 registry,

@@ -93,6 +93,11 @@ impl Permits {
         Ok(turn.await?)
     }
 
+    /// How many of a tenant's wait for one.
+    pub(crate) fn waiting(&self, tenant: &Addressee) -> usize {
+        self.lock().line.len_of(tenant)
+    }
+
     fn permit(&self, tenant: Addressee) -> Permit {
         Permit { tenant, permits: Some(self.clone()) }
     }
@@ -162,6 +167,7 @@ mod tests {
         }
         let mut seventh = Box::pin(permits.acquire(&hanging));
         assert!(seventh.as_mut().now_or_never().is_none());
+        assert_eq!([permits.waiting(&hanging), permits.waiting(&other)], [1, 0]);
         let first = permits.acquire(&other).await.unwrap();
         let second = permits.acquire(&other).await.unwrap();
         let mut third = Box::pin(permits.acquire(&other));

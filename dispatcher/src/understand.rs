@@ -11,13 +11,14 @@ use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
 use doorbell_platform::broker::Received;
+use doorbell_platform::broker::topology::{DELIVERIES, PAGES, SIDELINE, SIDELINE_PAGES};
 use doorbell_platform::ids;
 
 /// What a message asks for.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Task {
-    /// Match this event and deliver it.
-    FanOut(Arc<Event>),
+    /// Match this event and deliver it. The number is that of its last hand-off.
+    FanOut(Arc<Event>, u32),
     /// Deliver this event to some of those who want it.
     Page(Page),
     /// Make this one delivery.
@@ -35,8 +36,44 @@ pub(crate) enum Destination {
     Retries,
     Deliveries,
     Pages,
+    Sideline,
+    SidelinePages,
     /// A delay queue, from which it goes to the retry-scheduler.
     Delay(Rung),
+}
+
+impl Destination {
+    /// Every destination, for metrics that show each one from the start.
+    pub(crate) const LABELS: [&'static str; 6] =
+        ["retries", "deliveries", "pages", "sideline", "sideline_pages", "delays"];
+
+    /// The destination as it stands in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Retries => "retries",
+            Self::Deliveries => "deliveries",
+            Self::Pages => "pages",
+            Self::Sideline => "sideline",
+            Self::SidelinePages => "sideline_pages",
+            Self::Delay(_) => "delays",
+        }
+    }
+}
+
+/// How a message comes to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Among those of everyone else.
+    Main,
+    /// Among those of others who flood, and of very large fan-outs.
+    Sideline,
+}
+
+impl Lane {
+    /// The lane of a queue.
+    pub(crate) fn of(queue: &str) -> Self {
+        if queue.starts_with(SIDELINE) { Self::Sideline } else { Self::Main }
+    }
 }
 
 /// By which copies of a message are told.
@@ -50,12 +87,24 @@ pub(crate) enum Identity {
     Unique,
 }
 
-/// What a published message asks for.
-pub(crate) fn understand_event(
+/// What a message of this queue asks for.
+pub(crate) fn understand(
+    queue: &str,
     received: &Received,
     max_bytes: usize,
     now: Timestamp,
 ) -> (Task, Identity) {
+    let is_ours = [PAGES, SIDELINE_PAGES, DELIVERIES].contains(&queue);
+    // The sideline has both: what the producer published there, and what was moved there.
+    if is_ours || (Lane::of(queue) == Lane::Sideline && received.is_work()) {
+        understand_work(received, now)
+    } else {
+        understand_event(received, max_bytes, now)
+    }
+}
+
+/// What a published message asks for.
+fn understand_event(received: &Received, max_bytes: usize, now: Timestamp) -> (Task, Identity) {
     match admit(&received.publication(), max_bytes, now) {
         Ok(arrival) => understand_arrival(arrival, received, now),
         Err(refusal) => (Task::Reject(refusal.to_string()), Identity::Unique),
@@ -63,7 +112,7 @@ pub(crate) fn understand_event(
 }
 
 /// What one of our own messages asks for.
-pub(crate) fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
+fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
     let work = match wire::decode(&received.body) {
         Ok(work) => work,
         Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
@@ -71,7 +120,7 @@ pub(crate) fn understand_work(received: &Received, now: Timestamp) -> (Task, Ide
     let identity = Identity::Work(work.name());
     let task = match work {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
-        Work::Event(DueEvent { event, .. }) => Task::FanOut(event),
+        Work::Event(DueEvent { event, sequence, .. }) => Task::FanOut(event, sequence),
         Work::Page(page) => Task::Page(page),
         Work::Delivery(delivery) => Task::Deliver(delivery),
     };
@@ -93,7 +142,7 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
         Some(due) => {
             Task::HandOn(Work::Event(DueEvent { event, due, sequence: 0 }), Destination::Retries)
         }
-        None if lasting => Task::FanOut(event),
+        None if lasting => Task::FanOut(event, 0),
         None => Task::HandOn(
             Work::Event(DueEvent { event, due: now, sequence: 0 }),
             Destination::Deliveries,
@@ -137,7 +186,7 @@ mod tests {
     fn brief(received: &Received) -> (&'static str, &'static str) {
         let (task, identity) = understand_event(received, 100, Timestamp::from_seconds(1000));
         let task = match task {
-            Task::FanOut(_) => "fan out",
+            Task::FanOut(..) => "fan out",
             Task::HandOn(Work::Event(_), Destination::Retries) => "later",
             Task::HandOn(Work::Event(_), Destination::Deliveries) => "lasting",
             Task::Reject(_) => "reject",
@@ -177,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_left_fills_pages() {
-        let (Task::FanOut(event), _) = understand_event(
+        let (Task::FanOut(event, _), _) = understand_event(
             &published(
                 BasicProperties::default().with_message_id("e".into()).with_timestamp(1),
                 &[("doorbell-tenant", "t")],

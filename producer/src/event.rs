@@ -1,7 +1,7 @@
 //! An event to be published, and the message that carries it.
 
 use doorbell_common::event::Trace;
-use doorbell_common::ids::EventId;
+use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::{
     self, DELIVER_AT_HEADER, MINTED_HEADER, Publication, Refusal, TENANT_HEADER, TIMESTAMP_HEADER,
 };
@@ -55,6 +55,8 @@ impl NewEvent {
 pub(crate) struct Ready {
     /// Its id.
     pub(crate) id: EventId,
+    /// Whose it is.
+    pub(crate) tenant: Addressee,
     /// The message.
     pub(crate) message: Message,
 }
@@ -96,7 +98,7 @@ pub(crate) fn prepare(event: &NewEvent, max_bytes: usize) -> Result<Ready, Refus
         properties,
         body: event.data.clone(),
     };
-    Ok(Ready { id, message })
+    Ok(Ready { id, tenant: arrival.tenant, message })
 }
 
 struct Headers<'a> {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use doorbell_common::duration::DurationText;
+use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::AdminKeyArgs;
 use doorbell_platform::health::Dependency;
@@ -17,7 +18,7 @@ mod api;
 mod metrics;
 mod request;
 
-use accept::Acceptor;
+use accept::{Acceptor, Shares};
 use metrics::Metrics;
 
 /// Accepts events over HTTP and publishes them to RabbitMQ.
@@ -37,6 +38,9 @@ struct Args {
     /// How long the id of a finished event is remembered; the dispatcher must have the same.
     #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
     duplicate_window: DurationText,
+    /// How many events a second of one tenant go among those of all others (and ten times as many at once); what is more goes to the sideline.
+    #[arg(long, env = "DOORBELL_SIDELINE_ABOVE", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    sideline_above: u32,
 }
 
 impl ServiceArgs for Args {
@@ -64,6 +68,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
+        shares: Shares::new(share_of_ingest(args.sideline_above)),
     };
     let listener = service::listen(args.listen, "--listen").await?;
     let routes =

@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) unrouted: IntCounter,
     pub(crate) disabled: IntCounterVec,
     pub(crate) waiting: IntGauge,
+    pub(crate) sideline: IntGauge,
     deliveries: IntCounterVec,
     dead_letters: IntCounterVec,
 }
@@ -64,6 +65,11 @@ impl Metrics {
                 registry,
                 "doorbell_retries_waiting",
                 "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them.",
+            )?,
+            sideline: gauge(
+                registry,
+                "doorbell_sideline_waiting",
+                "Messages in the sideline, as RabbitMQ counts them: events of tenants that flood, pages of very large fan-outs.",
             )?,
             deliveries: counters(
                 registry,

@@ -1,27 +1,30 @@
-//! Counts what waits in the delay queues, by asking RabbitMQ: the same few questions every time,
+//! Counts what waits in the delay queues and in the sideline, by asking RabbitMQ: the same few questions every time,
 //! however much waits.
 
 use std::time::Duration;
 
 use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
-use doorbell_platform::broker::topology::RETRIES;
+use doorbell_platform::broker::topology::{RETRIES, SIDELINE_PAGES, sideline_queues};
 use doorbell_platform::shutdown::Shutdown;
-use lapin::Connection;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
 
 use crate::metrics::Metrics;
 
 const EVERY: Duration = Duration::from_secs(15);
 
-/// Keeps the gauge true until the service is told to stop.
+/// Keeps the gauges true until the service is told to stop.
 pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) {
     let mut connection = None;
     let mut tick = tokio::time::interval(EVERY);
     while shutdown.until(tick.tick()).await.is_some() {
         match waiting(&broker, &mut connection).await {
-            Ok(waiting) => metrics.waiting.set(waiting),
+            Ok((waiting, sideline)) => {
+                metrics.waiting.set(waiting);
+                metrics.sideline.set(sideline);
+            }
             Err(error) => {
                 tracing::debug!(%error, "waiting messages not counted");
                 connection = None;
@@ -30,19 +33,29 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
     }
 }
 
-async fn waiting(broker: &Broker, connection: &mut Option<Connection>) -> anyhow::Result<i64> {
+async fn waiting(
+    broker: &Broker,
+    connection: &mut Option<Connection>,
+) -> anyhow::Result<(i64, i64)> {
     let connection = match connection {
         Some(connection) => connection,
         None => connection.insert(broker.connect("count").await?),
     };
     let channel = connection.create_channel().await?;
+    let later = Rung::all().map(Rung::queue).chain([RETRIES.to_owned()]);
+    let aside = sideline_queues().into_iter().chain([SIDELINE_PAGES.to_owned()]);
+    let sums = (sum(&channel, later).await?, sum(&channel, aside).await?);
+    channel.close(200, "counted".into()).await?;
+    Ok(sums)
+}
+
+async fn sum(channel: &Channel, queues: impl Iterator<Item = String>) -> anyhow::Result<i64> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let mut sum = 0;
-    for queue in Rung::all().map(Rung::queue).chain([RETRIES.to_owned()]) {
+    for queue in queues {
         let queue =
             channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
         sum += i64::from(queue.message_count());
     }
-    channel.close(200, "counted".into()).await?;
     Ok(sum)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_platform::broker::topology;
 use doorbell_tests::api::subscription;
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
@@ -34,7 +35,8 @@ pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_
     );
     // Every queue that is ours, deleted while idle; what comes right afterwards must arrive.
     let outsider = world.outsider().await?;
-    let mut queues = doorbell_platform::broker::topology::ingress_queues();
+    let mut queues = topology::ingress_queues();
+    queues.extend(topology::sideline_queues());
     queues.extend(
         ["doorbell.retries", "doorbell.deliveries", "doorbell.delay.1s", "doorbell.delay.2s"]
             .map(str::to_owned),

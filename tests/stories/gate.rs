@@ -117,7 +117,7 @@ pub(crate) async fn a_flood_for_a_slow_endpoint_holds_nobody_up() -> anyhow::Res
 }
 
 /// Healthy tenants beside it.
-async fn beside(world: &World) -> anyhow::Result<()> {
+pub(crate) async fn beside(world: &World) -> anyhow::Result<()> {
     for n in 0..NEIGHBOURS {
         let name = format!("neighbour-{n}");
         world.subscribe(&name, &name, &["#"]).await?;
@@ -127,7 +127,7 @@ async fn beside(world: &World) -> anyhow::Result<()> {
 }
 
 /// All of them get all of theirs, long before an endpoint that hangs would answer.
-async fn neighbours_are_served(world: &World) -> anyhow::Result<()> {
+pub(crate) async fn neighbours_are_served(world: &World) -> anyhow::Result<()> {
     for n in 0..NEIGHBOURS {
         for event in 0..EACH {
             world.publish(&format!("neighbour-{n}"), "a", json!(event)).await?;

@@ -26,6 +26,7 @@ mod kills;
 mod patterns;
 mod publishing;
 mod rotation;
+mod sideline;
 mod store;
 
 /// Makes a trial of each story; its name is that of its file and function.
@@ -81,6 +82,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
+        sideline::a_flood_over_http_goes_aside_at_ingest,
+        sideline::a_flood_over_amqp_is_moved_aside_once,
+        sideline::dispatchers_killed_while_they_move_a_flood_aside_repeat_little,
         held::deliveries_are_kept_and_flow_again,
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,

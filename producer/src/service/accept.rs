@@ -1,11 +1,17 @@
 //! Accepting one event: is it known, does RabbitMQ have it, note that it was accepted. In this
 //! order, so that a note never speaks of an event that was lost.
+//!
+//! Events of a tenant that publishes more than its share go to the sideline.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::Refusal;
+use doorbell_common::rate::{Meters, RateLimit};
+use doorbell_platform::broker::topology::SIDELINE;
 use doorbell_platform::broker::{PublishError, Publisher};
+use doorbell_platform::clock;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
 
@@ -20,6 +26,27 @@ pub(crate) struct Acceptor {
     pub(crate) metrics: Metrics,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
+    pub(crate) shares: Shares,
+}
+
+/// What each tenant has used of its share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Shares {
+    share: RateLimit,
+    meters: Arc<Mutex<Meters<Addressee>>>,
+}
+
+impl Shares {
+    pub(crate) fn new(share: RateLimit) -> Self {
+        Self { share, meters: Arc::default() }
+    }
+
+    /// Whether one more event of this tenant is within its share.
+    fn admit(&self, tenant: &Addressee) -> bool {
+        let now = clock::now().as_micros();
+        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        meters.of(tenant, now).admits(self.share, now)
+    }
 }
 
 /// An event that RabbitMQ has.
@@ -42,14 +69,18 @@ pub(crate) enum NotAccepted {
 impl Acceptor {
     /// Accepts one event.
     pub(crate) async fn accept(&self, event: &NewEvent) -> Result<Accepted, NotAccepted> {
-        let Ready { id, message } =
+        let Ready { id, tenant, mut message } =
             prepare(event, self.max_event_bytes).inspect_err(|_| self.metrics.rejected.inc())?;
-        let note = self.note(event, &id);
+        let note = self.note(event, &tenant, &id);
         if let Some(note) = &note
             && self.is_known(note).await
         {
             self.metrics.duplicate.inc();
             return Ok(Accepted { id, duplicate: true });
+        }
+        let is_aside = !self.shares.admit(&tenant);
+        if is_aside {
+            SIDELINE.clone_into(&mut message.exchange);
         }
         self.publisher.publish(message).await.inspect_err(|_| self.metrics.unconfirmed.inc())?;
         if let Some(note) = &note
@@ -58,14 +89,14 @@ impl Acceptor {
             self.store.accept(note).await;
         }
         self.metrics.accepted.inc();
+        self.metrics.sidelined.inc_by(u64::from(is_aside));
         Ok(Accepted { id, duplicate: false })
     }
 
     /// Only an id that the publisher gave can come twice.
-    fn note(&self, event: &NewEvent, id: &EventId) -> Option<Note> {
+    fn note(&self, event: &NewEvent, tenant: &Addressee, id: &EventId) -> Option<Note> {
         event.id.as_ref()?;
-        let tenant: Addressee = event.tenant.parse().ok()?;
-        Some(self.store.event_note(&tenant, id, self.duplicate_window))
+        Some(self.store.event_note(tenant, id, self.duplicate_window))
     }
 
     /// With Redis away the event is accepted; the dispatcher decides.

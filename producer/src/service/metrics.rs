@@ -12,6 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) rejected: IntCounter,
     /// Events whose id was known.
     pub(crate) duplicate: IntCounter,
+    /// Events that went to the sideline.
+    pub(crate) sidelined: IntCounter,
     /// Events that RabbitMQ did not confirm.
     pub(crate) unconfirmed: IntCounter,
 }
@@ -33,6 +35,11 @@ impl Metrics {
                 registry,
                 "doorbell_events_duplicate_total",
                 "Events not taken in again because their id is known.",
+            )?,
+            sidelined: counter(
+                registry,
+                "doorbell_events_sidelined_total",
+                "Events taken in that went to the sideline, because their tenant published more than its share.",
             )?,
             unconfirmed: counter(
                 registry,

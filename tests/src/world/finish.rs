@@ -90,8 +90,10 @@ impl World {
     ) -> anyhow::Result<BTreeMap<String, u32>> {
         let mut queues = topology::ingress_queues();
         queues.extend(Rung::all().map(Rung::queue));
+        queues.extend(topology::sideline_queues());
         let others = [
             topology::PAGES,
+            topology::SIDELINE_PAGES,
             topology::DELIVERIES,
             topology::RETRIES,
             topology::REJECTED,

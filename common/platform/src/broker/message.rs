@@ -16,6 +16,9 @@ use super::topology;
 /// default), and a frame that does not closes the connection, again and again.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
+/// The content type of work that our services hand to each other.
+const WORK_TYPE: &str = "application/vnd.doorbell.work";
+
 /// The content type of a note in the stream of held deliveries.
 const RESUMED_TYPE: &str = "application/vnd.doorbell.resumed";
 
@@ -74,7 +77,21 @@ impl Message {
         message.properties = message
             .properties
             .with_message_id(ShortString::try_new(work.name())?)
-            .with_content_type("application/vnd.doorbell.work".into());
+            .with_content_type(WORK_TYPE.into());
+        Ok(message)
+    }
+
+    /// Work for the sideline, whose exchange spreads it by its tenant.
+    ///
+    /// # Errors
+    /// As for [`Message::work`].
+    pub fn aside(work: &Work) -> anyhow::Result<Self> {
+        let event = work.event();
+        let mut message = Self::work(event.event_type.as_str(), work)?;
+        message.exchange = topology::SIDELINE.to_owned();
+        let mut headers = FieldTable::default();
+        headers.insert(TENANT_HEADER.into(), AMQPValue::LongString(event.tenant.as_str().into()));
+        message.properties = message.properties.with_headers(headers);
         Ok(message)
     }
 
@@ -207,6 +224,12 @@ impl Received {
     #[must_use]
     pub fn is_nudge(&self) -> bool {
         self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == NUDGE_TYPE)
+    }
+
+    /// Whether it is work that one of our services handed on ([`Message::work`]).
+    #[must_use]
+    pub fn is_work(&self) -> bool {
+        self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == WORK_TYPE)
     }
 
     /// The message as the rules of publishing see it.

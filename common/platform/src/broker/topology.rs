@@ -17,8 +17,13 @@ pub const EVENTS: &str = "doorbell.events";
 pub const INTERNAL: &str = "doorbell.internal";
 /// Where messages go that no queue took; the queue behind it has the same name.
 pub const UNROUTED: &str = "doorbell.unrouted";
+/// Where events go of a tenant that floods its shard, so that the others there do not wait behind
+/// them.
+pub const SIDELINE: &str = "doorbell.sideline";
 /// Pages of fan-outs.
 pub const PAGES: &str = "doorbell.pages";
+/// Pages of events that came from the sideline, or are for very many.
+pub const SIDELINE_PAGES: &str = "doorbell.sideline.pages";
 /// Deliveries (and events) whose time has come.
 pub const DELIVERIES: &str = "doorbell.deliveries";
 /// Whatever could not be finished now: the retry-scheduler's inbox.
@@ -36,12 +41,42 @@ pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
 /// The stream of deliveries that wait for their subscription's return.
 pub const HELD: &str = "doorbell.held";
 
-/// Between [`EVENTS`] and the shards: hashes the tenant.
-const INGRESS_SHARDED: &str = "doorbell.ingress.sharded";
-/// Between [`EVENTS`] and the one queue, on a broker that cannot hash.
-const INGRESS_SINGLE: &str = "doorbell.ingress.single";
-/// How many shards there are.
-const SHARDS: u32 = 16;
+/// A topic exchange and the queues over which it spreads tenants.
+struct Spread {
+    /// The exchange; the one queue that is used without sharding has the same name.
+    exchange: &'static str,
+    /// Between that and the shards: hashes the tenant.
+    sharded: &'static str,
+    /// Between that and the one queue, on a broker that cannot hash.
+    single: &'static str,
+    shards: u32,
+}
+
+/// Where events arrive.
+const INGRESS: Spread = Spread {
+    exchange: EVENTS,
+    sharded: "doorbell.ingress.sharded",
+    single: "doorbell.ingress.single",
+    shards: 16,
+};
+/// Fewer shards: those who flood are few.
+const ASIDE: Spread = Spread {
+    exchange: SIDELINE,
+    sharded: "doorbell.sideline.sharded",
+    single: "doorbell.sideline.single",
+    shards: 4,
+};
+
+impl Spread {
+    fn shards(&self) -> impl Iterator<Item = String> {
+        (0..self.shards).map(|shard| format!("{}.{shard}", self.exchange))
+    }
+
+    fn queues(&self) -> impl Iterator<Item = String> {
+        std::iter::once(self.exchange.to_owned()).chain(self.shards())
+    }
+}
+
 /// After so many deliveries without an end a message goes to [`QUARANTINE`]. High, because each
 /// consumer that is lost counts for everything it had been sent.
 const DELIVERY_LIMIT: i32 = 1000;
@@ -60,15 +95,19 @@ pub enum Sharding {
 /// The queues that events arrive in: the shards, and the one that is used without them.
 #[must_use]
 pub fn ingress_queues() -> Vec<String> {
-    let mut queues = vec![EVENTS.to_owned()];
-    queues.extend((0..SHARDS).map(|shard| format!("{EVENTS}.{shard}")));
-    queues
+    INGRESS.queues().collect()
+}
+
+/// The same for events of tenants that flood.
+#[must_use]
+pub fn sideline_queues() -> Vec<String> {
+    ASIDE.queues().collect()
 }
 
 /// Asks whether the broker can hash. The answer "no" closes the connection.
 pub(super) async fn probe_sharding(connection: &Connection) -> anyhow::Result<Sharding> {
     let channel = connection.create_channel().await?;
-    match declare_sharded_exchange(&channel).await {
+    match declare_sharded_exchange(&channel, INGRESS.sharded).await {
         Ok(()) => Ok(Sharding::ByTenant),
         // 503 COMMAND_INVALID, "unknown exchange type".
         Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 503) => {
@@ -83,18 +122,22 @@ pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyh
     let channel = connection.create_channel().await?;
     declare_exchanges(&channel).await?;
     declare_queues(&channel).await?;
-    declare_ingress(&channel, sharding).await?;
+    for spread in [INGRESS, ASIDE] {
+        declare_spread(&channel, &spread, sharding).await?;
+    }
     channel.close(200, "declared".into()).await?;
-    remove_other_ingress(connection, sharding).await
+    for spread in [INGRESS, ASIDE] {
+        remove_other_way(connection, &spread, sharding).await?;
+    }
+    Ok(())
 }
 
 async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let mut alternate = FieldTable::default();
-    alternate.insert("alternate-exchange".into(), long(UNROUTED));
     for (name, kind, arguments) in [
         (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
-        (INTERNAL, ExchangeKind::Direct, alternate),
+        (INTERNAL, ExchangeKind::Direct, with_alternate()),
+        (SIDELINE, ExchangeKind::Topic, with_alternate()),
         (EVENTS, ExchangeKind::Topic, FieldTable::default()),
     ] {
         channel
@@ -108,9 +151,10 @@ async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
 async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
     declare_queue(channel, UNROUTED, work_queue()).await?;
     bind(channel, UNROUTED, UNROUTED, "").await?;
-    let mut queues: Vec<(String, FieldTable)> = [PAGES, DELIVERIES, RETRIES, REJECTED, QUARANTINE]
-        .map(|name| (name.to_owned(), work_queue()))
-        .to_vec();
+    let mut queues: Vec<(String, FieldTable)> =
+        [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES, REJECTED, QUARANTINE]
+            .map(|name| (name.to_owned(), work_queue()))
+            .to_vec();
     queues.extend(Rung::all().map(|rung| (rung.queue(), delay_queue(rung))));
     queues.push((TESTS.to_owned(), test_queue()));
     queues.push((ATTEMPTS.to_owned(), stream("3D", 5)));
@@ -123,60 +167,74 @@ async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn declare_ingress(channel: &Channel, sharding: Sharding) -> anyhow::Result<()> {
-    for queue in ingress_queues() {
+async fn declare_spread(
+    channel: &Channel,
+    spread: &Spread,
+    sharding: Sharding,
+) -> anyhow::Result<()> {
+    for queue in spread.queues() {
         declare_queue(channel, &queue, work_queue()).await?;
     }
-    let ingress = match sharding {
+    let way = match sharding {
         Sharding::ByTenant => {
-            declare_sharded_exchange(channel)
+            declare_sharded_exchange(channel, spread.sharded)
                 .await
-                .with_context(|| format!("cannot declare exchange {INGRESS_SHARDED}"))?;
-            for queue in ingress_queues().iter().filter(|queue| *queue != EVENTS) {
+                .with_context(|| format!("cannot declare exchange {}", spread.sharded))?;
+            for queue in spread.shards() {
                 // The binding key of this exchange type is a weight.
-                bind(channel, queue, INGRESS_SHARDED, "1").await?;
+                bind(channel, &queue, spread.sharded, "1").await?;
             }
-            INGRESS_SHARDED
+            spread.sharded
         }
         Sharding::Single => {
             let options =
                 ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             channel
                 .exchange_declare(
-                    INGRESS_SINGLE.into(),
+                    spread.single.into(),
                     ExchangeKind::Fanout,
                     options,
                     with_alternate(),
                 )
                 .await
-                .with_context(|| format!("cannot declare exchange {INGRESS_SINGLE}"))?;
-            bind(channel, EVENTS, INGRESS_SINGLE, "").await?;
-            INGRESS_SINGLE
+                .with_context(|| format!("cannot declare exchange {}", spread.single))?;
+            bind(channel, spread.exchange, spread.single, "").await?;
+            spread.single
         }
     };
     channel
         .exchange_bind(
-            ingress.into(),
-            EVENTS.into(),
+            way.into(),
+            spread.exchange.into(),
             "#".into(),
             ExchangeBindOptions::default(),
             FieldTable::default(),
         )
         .await
-        .with_context(|| format!("cannot bind {ingress} to {EVENTS}"))
+        .with_context(|| format!("cannot bind {way} to {}", spread.exchange))
 }
 
 /// After the plugin was switched on or off, events must not come both ways. The right way is
 /// bound by now, so nothing falls between; what is not there to unbind is no matter.
-async fn remove_other_ingress(connection: &Connection, sharding: Sharding) -> anyhow::Result<()> {
+async fn remove_other_way(
+    connection: &Connection,
+    spread: &Spread,
+    sharding: Sharding,
+) -> anyhow::Result<()> {
     let other = match sharding {
-        Sharding::ByTenant => INGRESS_SINGLE,
-        Sharding::Single => INGRESS_SHARDED,
+        Sharding::ByTenant => spread.single,
+        Sharding::Single => spread.sharded,
     };
     let channel = connection.create_channel().await?;
     let options = ExchangeUnbindOptions::default();
     let unbound = channel
-        .exchange_unbind(other.into(), EVENTS.into(), "#".into(), options, FieldTable::default())
+        .exchange_unbind(
+            other.into(),
+            spread.exchange.into(),
+            "#".into(),
+            options,
+            FieldTable::default(),
+        )
         .await;
     if unbound.is_ok() {
         channel.close(200, "unbound".into()).await?;
@@ -184,12 +242,12 @@ async fn remove_other_ingress(connection: &Connection, sharding: Sharding) -> an
     Ok(())
 }
 
-async fn declare_sharded_exchange(channel: &Channel) -> lapin::Result<()> {
+async fn declare_sharded_exchange(channel: &Channel, name: &str) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let mut arguments = with_alternate();
     arguments.insert("hash-header".into(), long(TENANT_HEADER));
     let kind = ExchangeKind::Custom("x-consistent-hash".to_owned());
-    channel.exchange_declare(INGRESS_SHARDED.into(), kind, options, arguments).await
+    channel.exchange_declare(name.into(), kind, options, arguments).await
 }
 
 async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> anyhow::Result<()> {

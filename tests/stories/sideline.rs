@@ -1,0 +1,116 @@
+//! A flood of events that are each for many waits aside, and nobody waits behind it.
+
+use std::time::Duration;
+
+use doorbell_tests::load::publish_many;
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, Setup, World, eventually};
+use serde_json::json;
+
+use crate::gate::{beside, neighbours_are_served};
+
+/// Events of the flood: more than two dispatchers may have in hand of one queue.
+const EVENTS: u16 = 1500;
+/// Endpoints of each.
+const ENDPOINTS: usize = 20;
+/// POSTs in flight of each dispatcher.
+const IN_FLIGHT: usize = 40;
+
+/// A tenant whose every event takes a dispatcher's permits for a while, beside healthy ones. From
+/// such a share on its events go aside at ingest.
+async fn flooded(name: &str, sideline_above: &str) -> anyhow::Result<World> {
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
+    setup.extra.push(("DOORBELL_SIDELINE_ABOVE".to_owned(), sideline_above.to_owned()));
+    let world = World::with(name, setup).await?;
+    world.subscribe_many("flood", ("flooded", ENDPOINTS), &["#"]).await?;
+    behave(&world, &Behaviour::Slow(Duration::from_millis(200)));
+    beside(&world).await?;
+    Ok(world)
+}
+
+/// All endpoints of the flood behave so from now on.
+fn behave(world: &World, behaviour: &Behaviour) {
+    for n in 0..ENDPOINTS {
+        world.receiver.behave(&format!("flooded-{n}"), behaviour.clone());
+    }
+}
+
+/// Neighbours do not wait for the flood to end; answers how much of it had been served by then.
+async fn nobody_waits_behind_it(world: &World) -> anyhow::Result<usize> {
+    neighbours_are_served(world).await?;
+    let served: usize =
+        (0..ENDPOINTS).map(|n| world.receiver.accepted(&format!("flooded-{n}"))).sum();
+    let all = usize::from(EVENTS) * ENDPOINTS;
+    assert!(served < all * 3 / 4, "{served} of {all} had been served: it proves nothing");
+    Ok(served)
+}
+
+pub(crate) async fn a_flood_over_http_goes_aside_at_ingest() -> anyhow::Result<()> {
+    let world = flooded("aside-http", "1").await?;
+    for n in 0..EVENTS {
+        world.publish("flood", "a", json!(n)).await?;
+    }
+    let served = nobody_waits_behind_it(&world).await?;
+    let aside = world.metric("doorbell_events_sidelined_total").await?;
+    eprintln!(
+        "a flood over HTTP: {aside} events went aside, neighbours were served after {served}"
+    );
+    // Ten at once, and one a second, are its share.
+    assert!(aside > f64::from(EVENTS) * 0.8, "{aside} events went aside");
+    behave(&world, &Behaviour::Status(200));
+    world.settle(seconds(120)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
+pub(crate) async fn a_flood_over_amqp_is_moved_aside_once() -> anyhow::Result<()> {
+    const KILLS: usize = 2;
+    let world = flooded("aside-amqp", "1000000").await?;
+    publish_many(&world, "flood", EVENTS.into()).await?;
+    let served = nobody_waits_behind_it(&world).await?;
+    let moved = world.metric("doorbell_handoffs_total{queue=\"sideline\"}").await?;
+    eprintln!(
+        "a flood over AMQP: {moved} events were moved aside, neighbours were served after {served}"
+    );
+    assert!(moved > f64::from(EVENTS) / 2.0, "{moved} events were moved aside");
+    for _ in 0..KILLS {
+        let before = world.receiver.posts().len();
+        for name in ["dispatcher-1", "dispatcher-2"] {
+            world.kill_and_restart(name).await?;
+        }
+        eventually("deliveries go on", seconds(30), || async {
+            world.receiver.posts().len() > before + 10 * IN_FLIGHT
+        })
+        .await?;
+    }
+    behave(&world, &Behaviour::Status(200));
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!(
+        "both dispatchers killed {KILLS} times amid what was moved aside: {duplicates} duplicates"
+    );
+    assert!(duplicates <= KILLS * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
+
+pub(crate) async fn dispatchers_killed_while_they_move_a_flood_aside_repeat_little()
+-> anyhow::Result<()> {
+    const KILLS: usize = 3;
+    let world = flooded("aside-kills", "1000000").await?;
+    for _ in 0..KILLS {
+        publish_many(&world, "flood", (EVENTS / 3).into()).await?;
+        for name in ["dispatcher-1", "dispatcher-2"] {
+            world.kill_and_restart(name).await?;
+        }
+    }
+    behave(&world, &Behaviour::Status(200));
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    let copies = world.metric("doorbell_handoff_copies_total").await?;
+    eprintln!(
+        "dispatchers killed {KILLS} times while they moved a flood aside: {duplicates} duplicates, {copies} copies dropped since the last kill"
+    );
+    assert!(duplicates <= KILLS * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
