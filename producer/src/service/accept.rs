@@ -3,7 +3,7 @@
 //!
 //! Events of a tenant that publishes more than its share go to the sideline.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, EventId};
@@ -18,8 +18,8 @@ use doorbell_platform::store::notes::Note;
 use super::metrics::Metrics;
 use crate::event::{NewEvent, Ready, prepare};
 
-/// Accepts events. Cheap to clone.
-#[derive(Clone, Debug)]
+/// Accepts events.
+#[derive(Debug)]
 pub(crate) struct Acceptor {
     pub(crate) publisher: Publisher,
     pub(crate) store: Store,
@@ -29,16 +29,16 @@ pub(crate) struct Acceptor {
     pub(crate) shares: Shares,
 }
 
-/// What each tenant has used of its share. Cheap to clone.
-#[derive(Clone, Debug)]
+/// What each tenant has used of its share.
+#[derive(Debug)]
 pub(crate) struct Shares {
     share: RateLimit,
-    meters: Arc<Mutex<Meters<Addressee>>>,
+    meters: Mutex<Meters<Addressee>>,
 }
 
 impl Shares {
     pub(crate) fn new(share: RateLimit) -> Self {
-        Self { share, meters: Arc::default() }
+        Self { share, meters: Mutex::default() }
     }
 
     /// Whether one more event of this tenant is within its share.

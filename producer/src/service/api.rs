@@ -1,5 +1,7 @@
 //! The producer's routes: one event, or a batch of them.
 
+use std::sync::Arc;
+
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -28,11 +30,11 @@ pub(super) fn routes(acceptor: Acceptor) -> Router {
     Router::new()
         .route("/v1/events", post(publish))
         .route("/v1/events/batch", post(publish_batch))
-        .with_state(acceptor)
+        .with_state(Arc::new(acceptor))
 }
 
 async fn publish(
-    State(acceptor): State<Acceptor>,
+    State(acceptor): State<Arc<Acceptor>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -44,7 +46,7 @@ async fn publish(
 }
 
 async fn publish_batch(
-    State(acceptor): State<Acceptor>,
+    State(acceptor): State<Arc<Acceptor>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {

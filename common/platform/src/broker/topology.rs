@@ -41,7 +41,7 @@ pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
 /// The stream of deliveries that wait for their subscription's return.
 pub const HELD: &str = "doorbell.held";
 
-/// A topic exchange and the queues over which it spreads tenants.
+/// An exchange and the queues over which it spreads tenants.
 struct Spread {
     /// The exchange; the one queue that is used without sharding has the same name.
     exchange: &'static str,
@@ -137,7 +137,7 @@ async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
     for (name, kind, arguments) in [
         (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
         (INTERNAL, ExchangeKind::Direct, with_alternate()),
-        (SIDELINE, ExchangeKind::Topic, with_alternate()),
+        (SIDELINE, ExchangeKind::Fanout, with_alternate()),
         (EVENTS, ExchangeKind::Topic, FieldTable::default()),
     ] {
         channel
