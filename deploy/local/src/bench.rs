@@ -120,7 +120,9 @@ pub async fn run(stack: &StackState, plan: &Plan, say: impl Fn(&str)) -> anyhow:
     let reqwest = bare.per_second;
     tell(bare);
     tell(bench.raw_hyper().await?);
-    tell(bench.raw_broker().await?);
+    for row in bench.raw_broker().await? {
+        tell(row);
+    }
     let scenarios = match plan.scenarios.as_slice() {
         [] => Scenario::value_variants(),
         some => some,

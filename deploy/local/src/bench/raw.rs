@@ -20,7 +20,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::report::Row;
+use super::report::{Percentiles, Row};
 use super::{Bench, DATA_BYTES, PUBLISHES};
 
 /// Turns of one loop at most: enough to know what it can do.
@@ -31,6 +31,8 @@ const AT_ONCE: usize = 256;
 const CONNECTIONS: u64 = 64;
 /// Messages acknowledged at once.
 const ACKNOWLEDGED: u64 = 50;
+/// Messages of the light load.
+const LIGHT: u64 = 200;
 
 impl Bench<'_> {
     /// POSTs with reqwest, as a dispatcher makes them.
@@ -60,8 +62,9 @@ impl Bench<'_> {
         Ok(Row::new("bare loop: hyper", each * CONNECTIONS, start.elapsed()))
     }
 
-    /// Messages through a quorum queue: published with confirms, consumed, acknowledged 50 at once.
-    pub(super) async fn raw_broker(&self) -> anyhow::Result<Row> {
+    /// Messages through a quorum queue: published with confirms, consumed, acknowledged 50 at once;
+    /// and then 20 a second, each one POSTed as soon as it comes.
+    pub(super) async fn raw_broker(&self) -> anyhow::Result<[Row; 2]> {
         let queue = format!("doorbell-bench-{}", ids::token());
         let publishing = connect(&self.stack.amqp_url).await?;
         let consuming = connect(&self.stack.amqp_url).await?;
@@ -77,12 +80,49 @@ impl Bench<'_> {
             consume_loop(&consuming, &queue, self.deliveries.min(MOST))
         );
         published.and(consumed).context("the bare loop through RabbitMQ")?;
-        let row = Row::new("bare loop: RabbitMQ", self.deliveries.min(MOST), start.elapsed());
+        let fast = Row::new("bare loop: RabbitMQ", self.deliveries.min(MOST), start.elapsed());
+        let light = self.raw_light(&channel, &consuming, &queue).await?;
         channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
         for connection in [publishing, consuming] {
             // How it ends says nothing of what was measured.
             let _broken = connection.close(200, "measured".into()).await.is_err();
         }
+        Ok([fast, light])
+    }
+
+    /// The shortest way that there is from publishing to arrival.
+    async fn raw_light(
+        &self,
+        channel: &Channel,
+        consuming: &Connection,
+        queue: &str,
+    ) -> anyhow::Result<Row> {
+        let url = self.receiver.url("ok", "raw-light");
+        let consumer = consuming.create_channel().await?;
+        let options = BasicConsumeOptions::default();
+        let mut messages = consumer
+            .basic_consume(queue.into(), "light".into(), options, FieldTable::default())
+            .await?;
+        let start = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        for _ in 0..LIGHT {
+            tick.tick().await;
+            let (body, options) = (self.receiver.data(DATA_BYTES), BasicPublishOptions::default());
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            let confirm =
+                channel.basic_publish("".into(), queue.into(), options, &body, properties).await?;
+            let delivering = async {
+                let message = messages.next().await.context("the consumer ended")??;
+                self.http.post(&url).body(message.data).send().await?.error_for_status()?;
+                consumer.basic_ack(message.delivery_tag, BasicAckOptions::default()).await?;
+                anyhow::Ok(())
+            };
+            let (confirmed, delivered) = tokio::join!(confirm, delivering);
+            confirmed?;
+            delivered?;
+        }
+        let mut row = Row::new("bare loop: 20 a second", LIGHT, start.elapsed());
+        row.times_ms = Percentiles::of(self.receiver.tally("raw-light").take_times());
         Ok(row)
     }
 }
