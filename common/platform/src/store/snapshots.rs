@@ -7,10 +7,10 @@
 mod follower;
 mod load;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorbell_common::event::EventType;
 use doorbell_common::fan_out::{self, SlotRange};
@@ -23,7 +23,6 @@ use moka::Entry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
 
-use super::changes::Change;
 use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
 use follower::Follower;
@@ -52,6 +51,8 @@ pub struct Snapshots {
     most_kept: usize,
     tenants: Cache<TenantId, Arc<Index>>,
     changes: Arc<Changes>,
+    /// Tenants whose index is known as it was before a change.
+    stale: Arc<Mutex<HashSet<TenantId>>>,
 }
 
 /// Counts changes, each in one of many counters that its slot or tenant leads to: what was read
@@ -60,12 +61,14 @@ pub struct Snapshots {
 struct Changes {
     counters: Box<[AtomicU64]>,
     hasher: RandomState,
+    /// How often everything changed at once.
+    all: AtomicU64,
 }
 
 impl Default for Changes {
     fn default() -> Self {
         let counters = (0..COUNTERS).map(|_| AtomicU64::new(0)).collect();
-        Self { counters, hasher: RandomState::new() }
+        Self { counters, hasher: RandomState::new(), all: AtomicU64::new(0) }
     }
 }
 
@@ -84,6 +87,7 @@ impl Changes {
     }
 
     fn raise_all(&self) {
+        self.all.fetch_add(1, Ordering::AcqRel);
         for counter in &self.counters {
             counter.fetch_add(1, Ordering::AcqRel);
         }
@@ -146,6 +150,7 @@ impl Snapshots {
                 .build(),
             tenants: Cache::builder().weigher(weigh_index).max_capacity(INDEXES).build(),
             changes: Arc::default(),
+            stale: Arc::default(),
         };
         let follower = Follower::new(snapshots.clone());
         shutdown.spawn_vital("follower of changes", follower.follow(shutdown.clone()));
@@ -331,42 +336,60 @@ impl Snapshots {
         if let Some(index) = self.tenants.get(tenant).await {
             return Ok(index);
         }
-        let before = self.changes.count(tenant);
+        let before = (self.changes.all.load(Ordering::Acquire), self.changes.count(tenant));
         let loading = self.store.if_up(self.store.load_index(tenant));
         let index = self.tenants.try_get_with_by_ref(tenant, loading).await?;
-        // It may be from before a change.
-        if self.changes.count(tenant) != before {
-            self.tenants.invalidate(tenant).await;
-        }
+        self.check_index(tenant, before).await;
         Ok(index)
     }
 
-    /// Reads again what has changed, if it is known at all. What is known stays until the new is
-    /// there, so that a Redis that goes away in between takes nothing with it.
-    async fn refresh(&self, change: &Change) -> Result<(), StoreError> {
+    /// What was read of an index since these counts may be from before a change: then it is read
+    /// again, or forgotten where everything has changed.
+    async fn check_index(&self, tenant: &TenantId, (all, changes): (u64, u64)) {
+        if self.changes.all.load(Ordering::Acquire) != all {
+            self.tenants.invalidate(tenant).await;
+        } else if self.changes.count(tenant) != changes {
+            self.stale().insert(tenant.clone());
+        }
+    }
+
+    fn stale(&self) -> MutexGuard<'_, HashSet<TenantId>> {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slot has changed: reads again what is known of it. That stays until the new is there, so
+    /// that a Redis that goes away in between takes nothing with it.
+    async fn refresh_slot(&self, number: SlotNumber) -> Result<(), StoreError> {
         // Counted first, so that whoever reads just now does not keep what it finds.
-        match change {
-            Change::Slot(number) => {
-                self.changes.raise(number);
-                if !self.slots.contains_key(number) {
-                    return Ok(());
-                }
-                let refreshing = |known: Option<Entry<SlotNumber, Arc<Slot>>>| async move {
-                    let Some(known) = known else { return Ok(Op::Nop) };
-                    let ids = known.value().keys().cloned().collect();
-                    let fresh = self.store.load_known(*number, ids).await?;
-                    Ok::<_, StoreError>(Op::Put(Arc::new(fresh)))
-                };
-                self.slots.entry(*number).and_try_compute_with(refreshing).await?;
-            }
-            Change::Tenant(tenant) => {
-                self.changes.raise(tenant);
-                if self.tenants.contains_key(tenant) {
-                    let fresh = self.store.load_index(tenant).await?;
-                    self.tenants.insert(tenant.clone(), fresh).await;
-                }
-            }
-            Change::Initialised => self.invalidate_all(),
+        self.changes.raise(&number);
+        if !self.slots.contains_key(&number) {
+            return Ok(());
+        }
+        let refreshing = |known: Option<Entry<SlotNumber, Arc<Slot>>>| async move {
+            let Some(known) = known else { return Ok(Op::Nop) };
+            let ids = known.value().keys().cloned().collect();
+            let fresh = self.store.load_known(number, ids).await?;
+            Ok::<_, StoreError>(Op::Put(Arc::new(fresh)))
+        };
+        self.slots.entry(number).and_try_compute_with(refreshing).await?;
+        Ok(())
+    }
+
+    /// A tenant's index has changed: if it is known, it is to be [read again](Self::refresh_index).
+    fn index_changed(&self, tenant: TenantId) {
+        self.changes.raise(&tenant);
+        if self.tenants.contains_key(&tenant) {
+            self.stale().insert(tenant);
+        }
+    }
+
+    /// Reads a tenant's index again, if it is still known. That stays until the new is there.
+    async fn refresh_index(&self, tenant: &TenantId) -> Result<(), StoreError> {
+        let before = (self.changes.all.load(Ordering::Acquire), self.changes.count(tenant));
+        if self.tenants.contains_key(tenant) {
+            let fresh = self.store.load_index(tenant).await?;
+            self.tenants.insert(tenant.clone(), fresh).await;
+            self.check_index(tenant, before).await;
         }
         Ok(())
     }
@@ -375,6 +398,7 @@ impl Snapshots {
         self.changes.raise_all();
         self.slots.invalidate_all();
         self.tenants.invalidate_all();
+        self.stale().clear();
     }
 }
 
