@@ -53,6 +53,9 @@ pub struct Settle {
     queue: usize,
     bytes: usize,
     session: Option<mpsc::UnboundedSender<Settled>>,
+    /// Counts those that are not settled, those included whose channel was lost: what follows from
+    /// one of them is still to come.
+    in_hand: IntGauge,
 }
 
 impl Settle {
@@ -90,6 +93,7 @@ impl Settle {
 impl Drop for Settle {
     fn drop(&mut self) {
         self.send(Settlement::Requeue, None);
+        self.in_hand.dec();
     }
 }
 
@@ -122,7 +126,7 @@ impl Intake {
         let in_hand = gauge(
             &service.registry,
             "doorbell_messages_in_hand",
-            "Messages taken in and not settled.",
+            "Messages that are being worked on, those included that RabbitMQ has taken back meanwhile.",
         )?;
         let (broker, health) = (plumbing.broker.clone(), plumbing.health.clone());
         let shutdown = service.shutdown.clone();

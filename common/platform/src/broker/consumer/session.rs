@@ -243,7 +243,6 @@ impl Session {
                 self.seen.is_full |= consumed.outstanding >= usize::from(prefetch);
                 self.seen.bytes += delivery.data.len();
                 self.seen.largest = self.seen.largest.max(delivery.data.len());
-                self.supervisor.in_hand.inc();
                 let incoming = self.incoming(queue, delivery);
                 // Nobody listens any more when the service is stopping: the message is dropped,
                 // and so handed back.
@@ -292,9 +291,11 @@ impl Session {
 
     fn incoming(&self, queue: usize, delivery: Delivery) -> Incoming {
         let (tag, session) = (delivery.delivery_tag, Some(self.settle.clone()));
+        let in_hand = self.supervisor.in_hand.clone();
+        in_hand.inc();
         Incoming {
             queue: Arc::clone(&self.queues[queue].name),
-            settle: Settle { tag, queue, bytes: delivery.data.len(), session },
+            settle: Settle { tag, queue, bytes: delivery.data.len(), session, in_hand },
             received: received(delivery),
         }
     }
@@ -306,7 +307,6 @@ impl Session {
         for Settled { tag, queue, bytes, settlement, afterwards: after } in batch.drain(..) {
             let outstanding = &mut self.queues[queue].outstanding;
             *outstanding = outstanding.saturating_sub(1);
-            self.supervisor.in_hand.dec();
             self.seen.bytes = self.seen.bytes.saturating_sub(bytes);
             match settlement {
                 Settlement::Ack => {
@@ -335,14 +335,6 @@ impl Session {
             self.channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // What is not settled goes back to its queue.
-        let left = i64::try_from(self.outstanding()).unwrap_or(i64::MAX);
-        self.supervisor.in_hand.sub(left);
     }
 }
 
