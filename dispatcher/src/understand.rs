@@ -164,10 +164,15 @@ pub(crate) fn pages(event: &Arc<Event>, left: &[SubscriptionId], sequence: u32) 
 #[cfg(test)]
 mod tests {
     use doorbell_common::ids::SlotNumber;
+    use doorbell_platform::broker::Message;
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldTable};
 
     use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_seconds(1000)
+    }
 
     fn published(properties: BasicProperties, headers: &[(&str, &str)]) -> Received {
         let mut table = FieldTable::default();
@@ -184,7 +189,7 @@ mod tests {
     }
 
     fn brief(received: &Received) -> (&'static str, &'static str) {
-        let (task, identity) = understand_event(received, 100, Timestamp::from_seconds(1000));
+        let (task, identity) = understand_event(received, 100, now());
         let task = match task {
             Task::FanOut(..) => "fan out",
             Task::HandOn(Work::Event(_), Destination::Retries) => "later",
@@ -192,12 +197,15 @@ mod tests {
             Task::Reject(_) => "reject",
             Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
         };
-        let identity = match identity {
+        (task, kind(&identity))
+    }
+
+    fn kind(identity: &Identity) -> &'static str {
+        match identity {
             Identity::Event(_) => "by id",
             Identity::Work(_) => "by name",
             Identity::Unique => "unique",
-        };
-        (task, identity)
+        }
     }
 
     #[test]
@@ -222,6 +230,38 @@ mod tests {
         ] {
             assert_eq!(brief(&received), expected);
         }
+    }
+
+    #[test]
+    fn the_sideline_has_publications_and_work() {
+        let properties = || BasicProperties::default().with_message_id("evt".into());
+        let publication =
+            || published(properties().with_timestamp(5), &[("doorbell-tenant", "acme")]);
+        let (Task::FanOut(event, 0), _) = understand_event(&publication(), 100, now()) else {
+            panic!("not an event")
+        };
+        let moved =
+            Message::aside(&Work::Event(DueEvent { event, due: now(), sequence: 1 })).unwrap();
+        assert_eq!((moved.exchange.as_str(), moved.routing_key.as_str()), (SIDELINE, "a.b"));
+        let work = || Received {
+            properties: moved.properties.clone(),
+            body: moved.body.clone(),
+            ..publication()
+        };
+        assert_eq!(work().header("doorbell-tenant"), Some("acme"));
+        for (queue, received, expected) in [
+            ("doorbell.sideline.3", publication(), (0, Lane::Sideline, "by id")),
+            ("doorbell.sideline.3", work(), (1, Lane::Sideline, "by name")),
+            ("doorbell.events.3", publication(), (0, Lane::Main, "by id")),
+            ("doorbell.deliveries", work(), (1, Lane::Main, "by name")),
+        ] {
+            let (task, identity) = understand(queue, &received, 100, now());
+            let Task::FanOut(_, sequence) = task else { panic!("{queue}: {task:?}") };
+            assert_eq!((sequence, Lane::of(queue), kind(&identity)), expected, "{queue}");
+        }
+        // Nobody publishes our own work as an event.
+        let (task, _) = understand("doorbell.events.3", &work(), 100_000, now());
+        assert!(matches!(task, Task::Reject(_)), "{task:?}");
     }
 
     #[test]
