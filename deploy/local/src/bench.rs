@@ -35,6 +35,8 @@ const IN_FORCE: Duration = Duration::from_secs(2);
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
+    /// Nothing at all: what the services do by themselves.
+    Rest,
     /// Each event for one endpoint, published over AMQP.
     OneToOne,
     /// The same, published over HTTP.
@@ -79,7 +81,7 @@ pub struct Plan {
     /// How many deliveries each scenario makes that has no other measure.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     deliveries: u32,
-    /// How many subscriptions a broadcast is for, and a large tenant has.
+    /// How many subscriptions a broadcast is for, a large tenant has, and are there at rest.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
     subscriptions: u32,
     /// How many seconds an outage lasts.

@@ -33,6 +33,7 @@ struct Steady {
 impl Bench<'_> {
     pub(super) async fn measure(&self, scenario: Scenario) -> anyhow::Result<Vec<Row>> {
         match scenario {
+            Scenario::Rest => self.rest().await,
             Scenario::OneToOne => self.fan_out("one to one", 1).await,
             Scenario::OneToOneHttp => self.one_to_one_over_http().await,
             Scenario::FanOut10 => self.fan_out("one to 10", 10).await,

@@ -1,5 +1,8 @@
 //! What an event costs as there is more of everything.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::time::Instant;
@@ -9,7 +12,41 @@ use crate::bench::IN_FORCE;
 use crate::bench::costs::{Costs, peaks};
 use crate::bench::report::{Percentiles, Row, per_second};
 
+/// How long a stack at rest is watched.
+const REST: Duration = Duration::from_secs(30);
+
 impl Bench<'_> {
+    /// What the stack does while nobody wants anything of it, with next to nothing in it and with many
+    /// subscriptions.
+    pub(super) async fn rest(&self) -> anyhow::Result<Vec<Row>> {
+        let mut rows = vec![self.at_rest("at rest").await?];
+        let (label, tenants) = ("rest", u64::from(self.plan.subscriptions).clamp(1, 100));
+        let mut body = self.subscription("ok", label);
+        body["events"] = json!(["never.#"]);
+        let each = u64::from(self.plan.subscriptions) / tenants;
+        for n in 0..tenants {
+            self.subscribe(&format!("{label}-{n}"), &body, each).await?;
+        }
+        // So that the dispatcher knows them.
+        self.publish_to(tenants, |n| format!("{label}-{n}")).await?;
+        tokio::time::sleep(IN_FORCE).await;
+        rows.push(self.at_rest(&format!("the same, {} subscriptions", each * tenants)).await?);
+        Ok(rows)
+    }
+
+    async fn at_rest(&self, name: &str) -> anyhow::Result<Row> {
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        tokio::time::sleep(REST).await;
+        let (cpu, time) = (costs.since(self.stack), start.elapsed());
+        let mut row = Row::new(name, 0, time).costing(&BTreeMap::new(), peaks(self.stack));
+        let percent =
+            |micros: u64| Duration::from_micros(micros).as_secs_f64() / time.as_secs_f64();
+        let spent =
+            cpu.iter().map(|(name, micros)| format!("{name} {:.2}", 100.0 * percent(*micros)));
+        row.notes.push(format!("percent of a core: {}", spent.collect::<Vec<_>>().join(", ")));
+        Ok(row)
+    }
+
     /// What an event costs as there is more that it is not for.
     pub(super) async fn growth(&self) -> anyhow::Result<Vec<Row>> {
         let mut rows = Vec::new();
