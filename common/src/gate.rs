@@ -30,7 +30,7 @@ const SLOW_CONCURRENCY: usize = 2;
 
 /// A delivery waits only if its turn is likely to come within this time: it keeps its message in
 /// hand meanwhile, and so a place from others.
-const LIKELY_WITHIN: Duration = Duration::from_millis(100);
+const LIKELY_WITHIN: Duration = Duration::from_millis(250);
 
 /// May a delivery be attempted?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +52,16 @@ pub enum HoldReason {
     Throttled,
     /// Enough POSTs to it are in flight, and enough wait.
     Busy,
+    /// It has answered nothing for a while.
+    Silent,
     /// Its subscription allows only so many a second.
     RateLimit,
 }
 
 impl HoldReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 4] = [Self::Breaker, Self::Throttled, Self::Busy, Self::RateLimit];
+    pub const ALL: [Self; 5] =
+        [Self::Breaker, Self::Throttled, Self::Busy, Self::Silent, Self::RateLimit];
 
     /// The reason as it stands in metrics.
     #[must_use]
@@ -67,6 +70,7 @@ impl HoldReason {
             Self::Breaker => "breaker",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
+            Self::Silent => "silent",
             Self::RateLimit => "rate_limit",
         }
     }
@@ -217,7 +221,7 @@ impl Gate {
             && self.passes.len() >= SLOW_CONCURRENCY
         {
             // Who has been silent for long will be for as long again.
-            return Admission::Hold(HoldReason::Busy, now.plus(silence));
+            return Admission::Hold(HoldReason::Silent, now.plus(silence));
         }
         if self.passes.len() < usize::try_from(bounds.concurrency).unwrap_or(usize::MAX) {
             return self.pass(false);
@@ -252,10 +256,17 @@ impl Gate {
 
 /// The shortest hold; each next one of the same delivery is twice as long.
 const FIRST_HOLD: Duration = Duration::from_secs(1);
+/// The same behind an open breaker: one delivery is enough for each probe, and the others would only
+/// cost to come back for it.
+const FIRST_BREAKER_HOLD: Duration = Duration::from_secs(8);
 /// The longest hold, but for what an endpoint or a breaker asks for.
 const LONGEST_HOLD: Duration = Duration::from_secs(300);
-/// The same behind an endpoint that is busy: it answers, so the wait should be near its end.
+/// The same behind an endpoint that is busy or silent: nothing says that it has failed, so the wait
+/// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
+
+/// Where it is a guess when the endpoint will answer, a hold of up to so many seconds takes a single rung.
+const ONE_RUNG_UP_TO: u64 = 32;
 
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
 /// Behind an endpoint in trouble it is longer each time, and up to half as long again by `chance`
@@ -268,17 +279,24 @@ pub fn hold_until(
     now: Timestamp,
     chance: f64,
 ) -> Timestamp {
-    let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
+    let growing = |first: Duration| first.saturating_mul(1 << holds.min(16));
     let more = match reason {
-        HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
-        HoldReason::Busy => growing.min(LONGEST_BUSY_HOLD),
+        HoldReason::Breaker => growing(FIRST_BREAKER_HOLD).min(LONGEST_HOLD),
+        HoldReason::Throttled => growing(FIRST_HOLD).min(LONGEST_HOLD),
+        HoldReason::Busy | HoldReason::Silent => growing(FIRST_HOLD).min(LONGEST_BUSY_HOLD),
         // Its time is its turn in a line.
         HoldReason::RateLimit => Duration::ZERO,
     };
     let wait = opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0);
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
-    let rounding = if reason == HoldReason::RateLimit { 32 } else { 8 };
-    now.plus(Duration::from_secs(fewest_rungs(least, least + least / rounding)))
+    let most = match reason {
+        HoldReason::RateLimit => least + least / 32,
+        HoldReason::Breaker | HoldReason::Silent if least <= ONE_RUNG_UP_TO => 2 * least - 1,
+        HoldReason::Silent | HoldReason::Breaker | HoldReason::Throttled | HoldReason::Busy => {
+            least + least / 8
+        }
+    };
+    now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }
 
 #[cfg(test)]

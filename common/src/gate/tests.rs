@@ -45,26 +45,26 @@ fn nobody_waits_where_it_would_take_long() {
     let mut gate = Gate::default();
     for _ in 0..20 {
         let pass = go(&mut gate, at(0));
-        end(&mut gate, pass, Sign::Answers, at(900));
+        end(&mut gate, pass, Sign::Answers, at(1800));
     }
     for _ in 0..4 {
-        go(&mut gate, at(1000));
+        go(&mut gate, at(2000));
     }
-    // Each takes 900 ms, four at once: the next turn comes after some 225 ms.
+    // Each takes 1.8 s, four at once: the next turn comes after some 450 ms.
     // Those who are held come back one after the other.
-    let held: Vec<Admission> = (0..3).map(|_| gate.arrive(BOUNDS, false, at(1000))).collect();
+    let held: Vec<Admission> = (0..3).map(|_| gate.arrive(BOUNDS, false, at(2000))).collect();
     let turns: Vec<i64> = held
         .iter()
         .map(|admission| {
             let Admission::Hold(HoldReason::Busy, turn) = admission else { panic!("not held") };
-            turn.since(at(1000)).as_millis()
+            turn.since(at(2000)).as_millis()
         })
         .map(|millis| i64::try_from(millis).unwrap())
         .collect();
     assert_eq!(turns[0], 0);
-    assert!(turns[1] >= 130 && turns[2] >= turns[1] + 130, "{turns:?}");
-    let back = gate.arrive(BOUNDS, true, at(1000));
-    assert_eq!(back, Admission::Hold(HoldReason::Busy, at(1000)), "its turn has come once");
+    assert!(turns[1] >= 260 && turns[2] >= turns[1] + 260, "{turns:?}");
+    let back = gate.arrive(BOUNDS, true, at(2000));
+    assert_eq!(back, Admission::Hold(HoldReason::Busy, at(2000)), "its turn has come once");
 }
 
 #[test]
@@ -74,11 +74,11 @@ fn an_endpoint_that_says_nothing_gets_little_more() {
     let _second = go(&mut gate, at(900));
     let _third = go(&mut gate, at(1000));
     // For as long again as it has said nothing.
-    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Busy, at(2002)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Silent, at(2002)));
     end(&mut gate, first, Sign::Fails, at(1500));
     // The oldest is young again.
     assert!(matches!(gate.arrive(BOUNDS, false, at(1501)), Admission::Go(_)));
-    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Busy, at(2902)));
+    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Silent, at(2902)));
 }
 
 #[test]
@@ -157,20 +157,39 @@ proptest! {
         let now = at(0);
         let opens_at = now.plus(Duration::from_secs(opens_in));
         for (reason, shortest, longest) in [
-            (HoldReason::Breaker, 1, 450),
+            (HoldReason::Breaker, 8, 450),
             (HoldReason::Throttled, 1, 450),
             (HoldReason::Busy, 1, 45),
+            (HoldReason::Silent, 1, 45),
             (HoldReason::RateLimit, 0, 0),
         ] {
             let until = hold_until((reason, opens_at), holds, now, chance);
             prop_assert!(until >= opens_at.plus(Duration::from_secs(shortest)));
-            let most = (opens_in + longest + 1) * 9 / 8 + 1;
+            let least = opens_in + longest + 1;
+            let one_rung = [HoldReason::Breaker, HoldReason::Silent].contains(&reason);
+            let most = if one_rung { least.max(64) } else { least } * 9 / 8 + 1;
             prop_assert!(until <= now.plus(Duration::from_secs(most)));
             let next = hold_until((reason, now), holds + 1, now, 0.0);
             prop_assert!(next >= hold_until((reason, now), holds, now, 0.0));
             // Never hot.
             prop_assert!(next >= now.plus(Duration::from_secs(1)));
         }
+    }
+
+    /// Behind an endpoint in trouble a hold takes one rung, unless it is long.
+    #[test]
+    fn a_hold_behind_an_endpoint_in_trouble_is_one_hop(
+        is_open: bool,
+        opens_in in 0_u64..20_000,
+        holds in 0_u32..4,
+        chance in 0.0..1.0_f64,
+    ) {
+        let now = at(0);
+        let opens_at = now.plus(Duration::from_millis(opens_in));
+        let reason = if is_open { HoldReason::Breaker } else { HoldReason::Silent };
+        let until = hold_until((reason, opens_at), holds, now, chance);
+        let seconds = until.since(now).as_secs();
+        prop_assert!(seconds.is_power_of_two() || seconds > 32, "{seconds}");
     }
 
     /// Whatever comes and ends in whatever order, no more are in flight than may be.
