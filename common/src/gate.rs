@@ -208,8 +208,10 @@ impl Gate {
             // A probe may have been asked to leave the endpoint alone for longer.
             let probe_at = self.throttled_until.map_or(probe_at, |until| until.max(probe_at));
             // One probe at a time, and nothing of what is in flight from before beside it.
-            return if now < probe_at || !self.passes.is_empty() {
-                Admission::Hold(HoldReason::Breaker, probe_at.max(now))
+            return if now < probe_at {
+                Admission::Hold(HoldReason::Breaker, probe_at)
+            } else if let Some(end) = self.likely_end(now) {
+                Admission::Hold(HoldReason::Breaker, end.max(now))
             } else {
                 self.pass(true)
             };
@@ -245,6 +247,13 @@ impl Gate {
         Admission::Go(Pass { number, is_probe })
     }
 
+    /// When the last of those in flight will have ended, if it takes as long as they usually do: at an
+    /// endpoint that hangs that is its timeout. `None` if there are none.
+    fn likely_end(&self, now: Timestamp) -> Option<Timestamp> {
+        let end = |began: Option<Timestamp>| began.unwrap_or(now).plus(self.usual);
+        self.passes.iter().map(|(_, began)| end(*began)).max()
+    }
+
     /// How long the endpoint has answered nothing although it was asked, if that is long.
     fn silence(&self, now: Timestamp) -> Option<Duration> {
         let began = self.passes.iter().filter_map(|(_, began)| *began).min()?;
@@ -256,16 +265,13 @@ impl Gate {
 
 /// The shortest hold; each next one of the same delivery is twice as long.
 const FIRST_HOLD: Duration = Duration::from_secs(1);
-/// The same behind an open breaker: one delivery is enough for each probe, and the others would only
-/// cost to come back for it.
-const FIRST_BREAKER_HOLD: Duration = Duration::from_secs(8);
 /// The longest hold, but for what an endpoint or a breaker asks for.
 const LONGEST_HOLD: Duration = Duration::from_secs(300);
 /// The same behind an endpoint that is busy or silent: nothing says that it has failed, so the wait
 /// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
 
-/// Where it is a guess when the endpoint will answer, a hold of up to so many seconds takes a single rung.
+/// Behind a silent endpoint a hold of up to so many seconds takes a single rung.
 const ONE_RUNG_UP_TO: u64 = 32;
 
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
@@ -279,11 +285,10 @@ pub fn hold_until(
     now: Timestamp,
     chance: f64,
 ) -> Timestamp {
-    let growing = |first: Duration| first.saturating_mul(1 << holds.min(16));
+    let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
     let more = match reason {
-        HoldReason::Breaker => growing(FIRST_BREAKER_HOLD).min(LONGEST_HOLD),
-        HoldReason::Throttled => growing(FIRST_HOLD).min(LONGEST_HOLD),
-        HoldReason::Busy | HoldReason::Silent => growing(FIRST_HOLD).min(LONGEST_BUSY_HOLD),
+        HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
+        HoldReason::Busy | HoldReason::Silent => growing.min(LONGEST_BUSY_HOLD),
         // Its time is its turn in a line.
         HoldReason::RateLimit => Duration::ZERO,
     };
@@ -291,7 +296,8 @@ pub fn hold_until(
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
-        HoldReason::Breaker | HoldReason::Silent if least <= ONE_RUNG_UP_TO => 2 * least - 1,
+        // When it will answer again is a guess.
+        HoldReason::Silent if least <= ONE_RUNG_UP_TO => 2 * least - 1,
         HoldReason::Silent | HoldReason::Breaker | HoldReason::Throttled | HoldReason::Busy => {
             least + least / 8
         }
