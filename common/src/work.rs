@@ -1,6 +1,7 @@
 //! What the services hand to each other: an event for later, a page of a fan-out, a delivery.
 //! Each hand-off has a deterministic name, so that a copy of one can be told.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,21 @@ pub enum Work {
     Page(Page),
     /// One event for one subscription.
     Delivery(Delivery),
+}
+
+/// The name of a hand-off: no other has it, and each copy does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOff {
+    /// What the same work has in all its hand-offs.
+    pub chain: String,
+    /// Which of these it is.
+    pub sequence: u32,
+}
+
+impl fmt::Display for HandOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.chain, self.sequence)
+    }
 }
 
 /// An event to be matched at a certain time.
@@ -160,11 +176,14 @@ impl Delivery {
     /// The name of this hand-off, as [`Work::name`] says.
     #[must_use]
     pub fn name(&self) -> String {
+        self.hand_off().to_string()
+    }
+
+    fn hand_off(&self) -> HandOff {
         let (event, state) = (&self.event, &self.state);
-        format!(
-            "{}/{}/{}/{}/{}",
-            event.tenant, event.id, state.subscription, state.generation, state.sequence
-        )
+        let chain =
+            format!("{}/{}/{}/{}", event.tenant, event.id, state.subscription, state.generation);
+        HandOff { chain, sequence: state.sequence }
     }
 
     /// The same delivery after one more attempt, which failed.
@@ -215,10 +234,18 @@ impl Work {
     /// At most 250 bytes, so that it fits a message id.
     #[must_use]
     pub fn name(&self) -> String {
+        self.hand_off().to_string()
+    }
+
+    /// The same name in its parts.
+    #[must_use]
+    pub fn hand_off(&self) -> HandOff {
         let event = self.event();
         let (tenant, id) = (&event.tenant, &event.id);
         match self {
-            Self::Event(due) => format!("{tenant}/{id}/event/0/{}", due.sequence),
+            Self::Event(due) => {
+                HandOff { chain: format!("{tenant}/{id}/event/0"), sequence: due.sequence }
+            }
             Self::Page(page) => {
                 let section = match &page.section {
                     Section::Subscriptions(ids) => {
@@ -228,9 +255,9 @@ impl Work {
                     }
                     Section::Slots(SlotRange { first, end }) => format!("slots-{first}-{end}"),
                 };
-                format!("{tenant}/{id}/{section}/{}", page.sequence)
+                HandOff { chain: format!("{tenant}/{id}/{section}"), sequence: page.sequence }
             }
-            Self::Delivery(delivery) => delivery.name(),
+            Self::Delivery(delivery) => delivery.hand_off(),
         }
     }
 

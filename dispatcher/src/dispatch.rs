@@ -168,7 +168,7 @@ impl Dispatcher {
             Identity::Event(event) => {
                 Some(self.store.event_note(&event.tenant, &event.id, self.duplicate_window))
             }
-            Identity::Work(name) => Some(self.store.work_note(name)),
+            Identity::Work(hand_off) => Some(self.store.work_note(hand_off)),
             Identity::Unique => None,
         }
     }

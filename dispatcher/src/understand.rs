@@ -9,7 +9,7 @@ use doorbell_common::intake::{Arrival, admit};
 use doorbell_common::rung::Rung;
 use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
+use doorbell_common::work::{Delivery, DueEvent, HandOff, Page, Section, Work};
 use doorbell_platform::broker::Received;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, SIDELINE, SIDELINE_PAGES};
 use doorbell_platform::ids;
@@ -82,7 +82,7 @@ pub(crate) enum Identity {
     /// By the id that its publisher gave it.
     Event(Arc<Event>),
     /// By the name of our own hand-off.
-    Work(String),
+    Work(HandOff),
     /// Its id was made for it alone: there are none.
     Unique,
 }
@@ -117,7 +117,7 @@ fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
         Ok(work) => work,
         Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
     };
-    let identity = Identity::Work(work.name());
+    let identity = Identity::Work(work.hand_off());
     let task = match work {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
         Work::Event(DueEvent { event, sequence, .. }) => Task::FanOut(event, sequence),

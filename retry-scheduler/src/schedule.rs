@@ -71,7 +71,7 @@ impl Scheduler {
             Ok(work) => work,
             Err(error) => return self.reject(received, &error.to_string()).await,
         };
-        let note = self.store.work_note(&work.name());
+        let note = self.store.work_note(&work.hand_off());
         if self.store.take(&note, received.redelivered).await == Taken::Copy {
             self.metrics.copies.inc();
             return Ok(());

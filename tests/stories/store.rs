@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::ids::token;
 use doorbell_platform::store::Store;
@@ -114,7 +115,8 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
     health.up(Dependency::Redis);
     let url = [engines.redis_url.clone()];
     let store = Store::new(&url, &Trust::default(), "notes", health)?;
-    let note = store.work_note(&token());
+    let hand_off = |chain: &str, sequence| HandOff { chain: chain.to_owned(), sequence };
+    let note = store.work_note(&hand_off(&token(), 1));
     // A command whose answer was lost is sent again: who took it first has it still.
     for (taker, redelivered, taken) in [
         ("one", false, Go),
@@ -129,6 +131,22 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
     for redelivered in [false, true] {
         assert_eq!(store.take(&note, redelivered).await, Copy);
     }
+    // What is handed on often, as behind an endpoint that is down, is remembered in one short key.
+    let chain = token();
+    for sequence in 1..=100_u32 {
+        let note = store.work_note(&hand_off(&chain, sequence));
+        assert_eq!(store.take(&note, false).await, Go);
+        store.finish(&note).await;
+        assert_eq!(store.take(&note, true).await, Copy);
+        let before = store.work_note(&hand_off(&chain, sequence.saturating_sub(3)));
+        assert_eq!(store.take(&before, true).await, if sequence > 3 { Copy } else { Go });
+    }
+    let mut redis =
+        redis::Client::open(url[0].as_str())?.get_multiplexed_async_connection().await?;
+    let key = format!("notes:note:{{{chain}}}");
+    let (known, ttl): (u32, i64) =
+        redis::pipe().cmd("HLEN").arg(&key).cmd("TTL").arg(&key).query_async(&mut redis).await?;
+    assert!(known == 4 && (1..=3600).contains(&ttl), "{known} for {ttl} s");
     Ok(())
 }
 

@@ -90,8 +90,8 @@ impl Keys {
         format!("{}:ledger:{{{name}}}", self.prefix)
     }
 
-    /// String with a TTL: how far a hand-off has come.
-    pub(super) fn work_note(&self, name: &str) -> String {
-        format!("{}:note:{{{name}}}", self.prefix)
+    /// Hash with a TTL, sequence number to state: how far the last hand-offs of some work have come.
+    pub(super) fn work_note(&self, chain: &str) -> String {
+        format!("{}:note:{{{chain}}}", self.prefix)
     }
 }

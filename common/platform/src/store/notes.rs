@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, EventId};
+use doorbell_common::work::HandOff;
 use redis::Value;
 
 use super::Store;
@@ -15,17 +16,34 @@ const DONE: Duration = Duration::from_secs(3600);
 /// How long an accepted event may wait in its queue and still be known.
 const ACCEPTED: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Takes a note; answers 0 for a copy. In one step, because two copies may come at once. ARGV:
-/// who takes it, whether the message was redelivered, how long to remember that it was begun.
+/// How many of a work's last hand-offs are remembered: copies are never that far behind, and what
+/// waits for long is handed on often.
+const KEPT: u32 = 4;
+
+/// Takes the note of an event; answers 0 for a copy. In one step, because two copies may come at
+/// once. ARGV: who takes it, whether the message was redelivered, how long to remember that it was
+/// begun.
 ///
 /// The same taker is never told that it is a copy of itself: a client may send a command again whose
 /// answer was lost, as that of a cluster does.
-const TAKE: &str = "local v = redis.call('GET', KEYS[1]) local mine = 'taken ' .. ARGV[1] if v == 'done' or (v and v ~= mine and string.sub(v, 1, 5) == 'taken' and ARGV[2] == '0') then return 0 end redis.call('SET', KEYS[1], mine, 'EX', ARGV[3]) return 1";
+const TAKE_EVENT: &str = "\
+    local v = redis.call('GET', KEYS[1]) local mine = 'taken ' .. ARGV[1] \
+    if v == 'done' or (v and v ~= mine and string.sub(v, 1, 5) == 'taken' and ARGV[2] == '0') then return 0 end \
+    redis.call('SET', KEYS[1], mine, 'EX', ARGV[3]) return 1";
+
+/// The same for a hand-off of a work. Two ARGV more: its number, and the one that is forgotten now.
+const TAKE_WORK: &str = "\
+    local v = redis.call('HGET', KEYS[1], ARGV[4]) local mine = 'taken ' .. ARGV[1] \
+    if v == 'done' or (v and v ~= mine and ARGV[2] == '0') then return 0 end \
+    redis.call('HSET', KEYS[1], ARGV[4], mine) redis.call('HDEL', KEYS[1], ARGV[5]) \
+    redis.call('EXPIRE', KEYS[1], ARGV[3]) return 1";
 
 /// A thing that may come twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     key: String,
+    /// Which of a work's hand-offs it is; none for an event.
+    sequence: Option<u32>,
     /// How long to remember it after its end.
     window: Duration,
 }
@@ -42,14 +60,15 @@ pub enum Taken {
 impl Store {
     /// The note of one of our own hand-offs.
     #[must_use]
-    pub fn work_note(&self, name: &str) -> Note {
-        Note { key: self.keys.work_note(name), window: DONE }
+    pub fn work_note(&self, hand_off: &HandOff) -> Note {
+        let key = self.keys.work_note(&hand_off.chain);
+        Note { key, sequence: Some(hand_off.sequence), window: DONE }
     }
 
     /// The note of an event with an id of its publisher's.
     #[must_use]
     pub fn event_note(&self, tenant: &Addressee, event: &EventId, window: Duration) -> Note {
-        Note { key: self.keys.event_note(tenant, event), window }
+        Note { key: self.keys.event_note(tenant, event), sequence: None, window }
     }
 
     /// Notes that a message is being worked on, unless it is a copy. `redelivered` says that the
@@ -65,8 +84,11 @@ impl Store {
         }
         let mut link = self.link.clone();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(TAKE).arg(1).arg(&note.key).arg(taker);
-        eval.arg(u8::from(redelivered)).arg(TAKEN.as_secs());
+        eval.arg(if note.sequence.is_some() { TAKE_WORK } else { TAKE_EVENT });
+        eval.arg(1).arg(&note.key).arg(taker).arg(u8::from(redelivered)).arg(TAKEN.as_secs());
+        if let Some(sequence) = note.sequence {
+            eval.arg(sequence).arg(sequence.wrapping_sub(KEPT));
+        }
         match eval.query_async::<u8>(&mut link).await {
             Ok(0) => {
                 tracing::debug!(note = note.key, redelivered, "a copy is dropped");
@@ -83,7 +105,22 @@ impl Store {
     /// Notes that a message is finished: what follows from it is confirmed. Call it before the
     /// acknowledgement.
     pub async fn finish(&self, note: &Note) {
-        self.write(&note.key, "done", note.window).await;
+        if !self.is_up() {
+            return;
+        }
+        let (mut link, window) = (self.link.clone(), note.window.as_secs().max(1));
+        let mut pipe = redis::pipe();
+        match note.sequence {
+            None => pipe.cmd("SET").arg(&note.key).arg("done").arg("EX").arg(window),
+            Some(sequence) => {
+                // Together, so that none is left without a time to live.
+                pipe.atomic().cmd("HSET").arg(&note.key).arg(sequence).arg("done");
+                pipe.cmd("EXPIRE").arg(&note.key).arg(window)
+            }
+        };
+        if let Err(error) = pipe.query_async::<Value>(&mut link).await {
+            tracing::debug!(%error, "note not finished");
+        }
     }
 
     /// Whether an event is known: accepted, being worked on, or finished within its window.
@@ -103,18 +140,6 @@ impl Store {
         set.arg(&note.key).arg("accepted").arg("EX").arg(ACCEPTED.as_secs()).arg("NX");
         if let Err(error) = set.query_async::<Value>(&mut link).await {
             tracing::debug!(%error, "note not accepted");
-        }
-    }
-
-    async fn write(&self, key: &str, state: &str, ttl: Duration) {
-        if !self.is_up() {
-            return;
-        }
-        let mut link = self.link.clone();
-        let mut set = redis::cmd("SET");
-        set.arg(key).arg(state).arg("EX").arg(ttl.as_secs().max(1));
-        if let Err(error) = set.query_async::<Value>(&mut link).await {
-            tracing::debug!(%error, state, "note not written");
         }
     }
 }

@@ -254,13 +254,7 @@ impl Snapshots {
         &self,
         ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        let mut asked: FuturesUnordered<_> =
-            by_slot(ids).map(|(number, ids)| self.get_in_slot(number, ids)).collect();
-        let mut found = Vec::new();
-        while let Some(known) = asked.try_next().await? {
-            found.extend(known);
-        }
-        Ok(found)
+        collect(by_slot(ids).map(|(number, ids)| self.get_in_slot(number, ids))).await
     }
 
     /// The same, read anew and not kept.
@@ -268,14 +262,8 @@ impl Snapshots {
         &self,
         ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        let mut asked: FuturesUnordered<_> = by_slot(ids)
-            .map(|(number, ids)| self.store.if_up(self.store.load_known(number, ids)))
-            .collect();
-        let mut found = Vec::new();
-        while let Some(known) = asked.try_next().await? {
-            found.extend(known);
-        }
-        Ok(found)
+        let load = |(number, ids)| self.store.if_up(self.store.load_known(number, ids));
+        Ok(collect(by_slot(ids).map(load)).await?)
     }
 
     async fn get_in_slot(
@@ -412,6 +400,20 @@ fn by_slot(ids: Vec<SubscriptionId>) -> impl Iterator<Item = (SlotNumber, Vec<Su
         by_slot.entry(id.slot()).or_default().push(id);
     }
     by_slot.into_iter()
+}
+
+/// What all of them find.
+async fn collect<F, K, E>(asked: impl Iterator<Item = F>) -> Result<Vec<(SubscriptionId, Known)>, E>
+where
+    F: Future<Output = Result<K, E>>,
+    K: IntoIterator<Item = (SubscriptionId, Known)>,
+{
+    let mut asked: FuturesUnordered<F> = asked.collect();
+    let mut found = Vec::new();
+    while let Some(known) = asked.try_next().await? {
+        found.extend(known);
+    }
+    Ok(found)
 }
 
 /// Those of these sorted ids that are in a range of slots.
