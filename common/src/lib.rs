@@ -7,6 +7,7 @@
 
 pub mod ack;
 pub mod address;
+pub mod api_key;
 pub mod attempt;
 pub mod breaker;
 pub mod duration;

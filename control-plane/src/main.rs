@@ -1,8 +1,11 @@
-//! The control-plane: tenants and subscriptions over HTTP.
+//! The control-plane: tenants, subscriptions and API keys over HTTP.
 //!
-//! [`routes`] says what is where, [`tenants`], [`subscriptions`] and [`bulk`] serve it, [`form`] and
+//! [`routes`] says what is where and [`access`] who may call it, [`tenants`], [`subscriptions`],
+//! [`api_keys`] and [`bulk`] serve it, [`form`] and
 //! [`rotation`] read and check what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
 
+mod access;
+mod api_keys;
 mod bulk;
 mod etag;
 mod form;
@@ -20,8 +23,9 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use doorbell_common::api_key::Environment;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::auth::AdminKeyArgs;
+use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::http;
 use doorbell_platform::plumbing::{self, Plumbing};
@@ -44,6 +48,9 @@ struct Args {
     /// Where the API is served.
     #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
+    /// What the API keys of this deployment begin with: db_<environment>_….
+    #[arg(long, env = "DOORBELL_KEY_ENVIRONMENT", default_value = "live")]
+    key_environment: Environment,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -81,8 +88,14 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     store.watch(&service.shutdown);
     let tester = TestCaller::start(broker, publisher, &service.shutdown);
     let listener = service::listen(args.listen, "--listen").await?;
-    let api = Api { store, policy: args.targets.policy().into(), tester };
-    http::serve(listener, http::api(routes::routes(api), key, MAX_BODY), service.shutdown.clone())
-        .await;
+    let guard = Guard::new(key, store.clone());
+    let policy = args.targets.policy().into();
+    let api = Api { store, policy, tester, key_environment: args.key_environment };
+    http::serve(
+        listener,
+        http::api(routes::routes(api), guard, MAX_BODY),
+        service.shutdown.clone(),
+    )
+    .await;
     Ok(())
 }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use doorbell_common::address::AddressPolicy;
+use doorbell_common::api_key::Environment;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::store::{Store, StoreError};
 
 use crate::test_call::TestCaller;
-use crate::{bulk, subscriptions, tenants};
+use crate::{access, api_keys, bulk, subscriptions, tenants};
 
 /// What every route may use. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -17,6 +19,7 @@ pub(crate) struct Api {
     pub(crate) store: Store,
     pub(crate) policy: Arc<AddressPolicy>,
     pub(crate) tester: TestCaller,
+    pub(crate) key_environment: Environment,
 }
 
 pub(crate) fn routes(api: Api) -> Router {
@@ -35,6 +38,17 @@ pub(crate) fn routes(api: Api) -> Router {
         .route("/v1/tenants/{tenant}/subscriptions/{id}/secret", get(subscriptions::secret))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
+        .route("/v1/keys", get(api_keys::list).post(api_keys::create))
+        .route("/v1/keys/{id}", get(api_keys::show).delete(api_keys::revoke))
+        .route(
+            "/v1/tenants/{tenant}/keys",
+            get(api_keys::list_of_tenant).post(api_keys::create_of_tenant),
+        )
+        .route(
+            "/v1/tenants/{tenant}/keys/{id}",
+            get(api_keys::show_of_tenant).delete(api_keys::revoke_of_tenant),
+        )
+        .route_layer(from_fn(access::check))
         .with_state(api)
 }
 

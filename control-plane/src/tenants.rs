@@ -11,6 +11,7 @@ use doorbell_platform::clock;
 use doorbell_platform::http::{Members, pointer};
 use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::StoreError;
+use doorbell_platform::store::api_keys::StoredApiKey;
 use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::store::tenants::Tenant;
 use serde_json::{Value, json};
@@ -63,18 +64,31 @@ pub(crate) async fn put(
     Ok((status, Json(view(&tenant))).into_response())
 }
 
-/// Deletes a tenant with all its subscriptions: what waits for them is cancelled.
+/// Deletes a tenant with its keys and all its subscriptions: what waits for them is cancelled.
 pub(crate) async fn delete(
     State(api): State<Api>,
     Path(tenant): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let tenant = existing(&api, &tenant).await?;
+    revoke_keys(&api, &tenant.id).await.map_err(trouble)?;
     delete_subscriptions(&api, &tenant.id).await.map_err(trouble)?;
     loop {
         api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
         // One that someone has created just now must not be left behind without its tenant.
         if delete_subscriptions(&api, &tenant.id).await.map_err(trouble)? == 0 {
             return Ok(StatusCode::NO_CONTENT);
+        }
+    }
+}
+
+async fn revoke_keys(api: &Api, tenant: &TenantId) -> Result<(), StoreError> {
+    loop {
+        let (keys, _) = api.store.list_api_keys(Some(tenant), None, BATCH).await?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        for StoredApiKey { key, .. } in &keys {
+            api.store.remove_api_key(key).await?;
         }
     }
 }

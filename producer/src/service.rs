@@ -7,7 +7,7 @@ use clap::Parser;
 use doorbell_common::duration::DurationText;
 use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::auth::AdminKeyArgs;
+use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
 use doorbell_platform::plumbing::Plumbing;
@@ -62,6 +62,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let Plumbing { publisher, store, .. } =
         Plumbing::lay(&service, &args.common, &dependencies).await?;
     store.watch(&service.shutdown);
+    let guard = Guard::new(key, store.clone());
     let acceptor = Acceptor {
         publisher,
         store,
@@ -71,8 +72,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shares: Shares::new(share_of_ingest(args.sideline_above)),
     };
     let listener = service::listen(args.listen, "--listen").await?;
-    let routes =
-        platform_http::api(api::routes(acceptor), key, api::MAX_BATCH_BYTES + args.max_event_bytes);
+    let max_body = api::MAX_BATCH_BYTES + args.max_event_bytes;
+    let routes = platform_http::api(api::routes(acceptor), guard, max_body);
     platform_http::serve(listener, routes, service.shutdown.clone()).await;
     Ok(())
 }

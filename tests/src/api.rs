@@ -32,6 +32,12 @@ impl Api {
         Ok(Self { client, base: base.to_owned(), key: key.to_owned() })
     }
 
+    /// The same client with another key.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self.clone() }
+    }
+
     /// Calls it with a JSON body, or none if that is `null`.
     ///
     /// # Errors

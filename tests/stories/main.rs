@@ -22,6 +22,7 @@ mod fan_out;
 mod gate;
 mod held;
 mod interop;
+mod keys;
 mod kills;
 mod patterns;
 mod publishing;
@@ -97,6 +98,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         api::bad_requests_are_named,
         api::many_are_created_in_one_call,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
+        keys::a_bound_key_sees_and_touches_its_tenant_only,
+        keys::a_key_allows_what_its_scopes_say,
+        keys::a_revoked_key_is_worth_nothing_within_two_seconds,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

@@ -1,4 +1,4 @@
-//! What both HTTP APIs have in common: one key, request ids, problems for every error, bounds on
+//! What both HTTP APIs have in common: who is let in, request ids, problems for every error, bounds on
 //! size and time, strict JSON objects.
 
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::net::TcpListener;
 
-use crate::auth::AdminKey;
+use crate::auth::Guard;
 use crate::ids;
 use crate::problem::{FieldError, Problem};
 use crate::shutdown::Shutdown;
@@ -27,11 +27,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Wraps an API's routes in what every request goes through.
-pub fn api(routes: Router, key: AdminKey, max_body: usize) -> Router {
+pub fn api(routes: Router, guard: Guard, max_body: usize) -> Router {
     routes
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .layer(DefaultBodyLimit::max(max_body))
-        .layer(from_fn_with_state(key, authenticate))
+        .layer(from_fn_with_state(guard, authenticate))
         .layer(from_fn(limit_time))
         .layer(from_fn(identify))
 }
@@ -47,15 +47,20 @@ pub async fn serve(listener: TcpListener, api: Router, shutdown: Shutdown) {
     }
 }
 
-async fn authenticate(State(key): State<AdminKey>, request: Request, next: Next) -> Response {
+/// Lets a request through to its route together with who it is that calls.
+async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let authorization =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    if key.admits(authorization) {
-        return next.run(request).await;
+    match guard.admit(authorization).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(problem) => {
+            discard(request.into_body()).await;
+            problem.into_response()
+        }
     }
-    discard(request.into_body()).await;
-    Problem::new(StatusCode::UNAUTHORIZED, "send the admin key as `Authorization: Bearer …`")
-        .into_response()
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {
@@ -98,7 +103,7 @@ fn explain(status: StatusCode) -> &'static str {
 
 /// Reads a body that is refused and throws it away, up to a bound: a client that is still sending
 /// when the connection closes would see a reset instead of the answer.
-async fn discard(body: Body) {
+pub async fn discard(body: Body) {
     const MOST: usize = 16 * 1024 * 1024;
     let mut stream = body.into_data_stream();
     let mut read = 0;

@@ -7,9 +7,11 @@
 //! [`Store::init`], which writes an epoch; every answer that could mean "there is nothing" is
 //! only believed while that epoch is there, and the same.
 
+use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+pub mod api_keys;
 pub mod changes;
 pub mod failing;
 pub mod held;
@@ -138,6 +140,25 @@ impl Store {
         Ok(from_redis_value(Value::Array(answers)).map_err(RedisError::from)?)
     }
 
+    /// Ids of a sorted set whose scores are all 0, after one of them; at most `limit`. The second
+    /// value is where to go on, if there is more.
+    pub(super) async fn page_of_ids<T: FromStr + ToString + Clone>(
+        &self,
+        list: String,
+        after: Option<&T>,
+        limit: usize,
+    ) -> Result<(Vec<T>, Option<T>), StoreError> {
+        let start = after.map_or_else(|| "-".to_owned(), |after| format!("({}", after.to_string()));
+        let mut range = redis::pipe();
+        range.cmd("ZRANGEBYLEX").arg(list).arg(start).arg("+").arg("LIMIT").arg(0).arg(limit + 1);
+        let (names,): (Vec<String>,) = self.ask(range).await?;
+        let mut ids: Vec<T> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = if more { ids.last().cloned() } else { None };
+        Ok((ids, next))
+    }
+
     fn judge_epoch(&self, found: Option<String>) -> Result<(), StoreError> {
         let found = found.ok_or(StoreError::NotInitialised)?;
         let mut known = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +203,7 @@ impl Store {
 
     /// What the future gives, if the store can be asked just now: a command to a Redis that is away
     /// would only keep its caller waiting.
-    async fn if_up<T>(
+    pub(crate) async fn if_up<T>(
         &self,
         loading: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {

@@ -6,9 +6,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use doorbell_common::api_key::{Denied, Scope, Whose};
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::Refusal;
 use doorbell_common::rate::{Meters, RateLimit};
+use doorbell_platform::auth::Caller;
 use doorbell_platform::broker::topology::SIDELINE;
 use doorbell_platform::broker::{PublishError, Publisher};
 use doorbell_platform::clock;
@@ -63,14 +65,25 @@ pub(crate) enum NotAccepted {
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("{0}")]
+    Denied(#[from] Denied),
+    #[error("{0}")]
     Broker(#[from] PublishError),
 }
 
 impl Acceptor {
-    /// Accepts one event.
-    pub(crate) async fn accept(&self, event: &NewEvent) -> Result<Accepted, NotAccepted> {
+    /// Accepts one event from someone.
+    pub(crate) async fn accept(
+        &self,
+        event: &NewEvent,
+        caller: &Caller,
+    ) -> Result<Accepted, NotAccepted> {
         let Ready { id, tenant, mut message } =
             prepare(event, self.max_event_bytes).inspect_err(|_| self.metrics.rejected.inc())?;
+        let whose = match &tenant {
+            Addressee::Tenant(tenant) => Whose::Tenant(tenant),
+            Addressee::Everyone => Whose::Everyones,
+        };
+        caller.grant.check(Scope::EventsPublish, whose)?;
         let note = self.note(event, &tenant, &id);
         if let Some(note) = &note
             && self.is_known(note).await

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use doorbell_common::intake::Refusal;
 use doorbell_common::json::InvalidJson;
+use doorbell_platform::auth::Caller;
 use doorbell_platform::http::read_body;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::{Value, json};
@@ -35,18 +36,20 @@ pub(super) fn routes(acceptor: Acceptor) -> Router {
 
 async fn publish(
     State(acceptor): State<Arc<Acceptor>>,
+    Extension(caller): Extension<Arc<Caller>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let max = acceptor.max_event_bytes + ENVELOPE_BYTES;
     let body = read_body(&headers, body, &["application/json"], max).await?;
-    let accepted = accept(&acceptor, &headers, &body).await?;
+    let accepted = accept(&acceptor, &caller, &headers, &body).await?;
     let answer = json!({ "id": accepted.id, "duplicate": accepted.duplicate });
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
 async fn publish_batch(
     State(acceptor): State<Arc<Acceptor>>,
+    Extension(caller): Extension<Arc<Caller>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -65,7 +68,7 @@ async fn publish_batch(
     }
     // With RabbitMQ away, one answer says more than a thousand.
     acceptor.publisher.check().map_err(|error| NotAccepted::Broker(error).into_problem())?;
-    let accepting = lines.iter().map(|line| accept(&acceptor, &headers, line));
+    let accepting = lines.iter().map(|line| accept(&acceptor, &caller, &headers, line));
     let results = futures_util::future::join_all(accepting).await.into_iter().map(batch_result);
     Ok(Json(json!({ "results": results.collect::<Vec<Value>>() })))
 }
@@ -85,12 +88,13 @@ fn batch_result(result: Result<Accepted, Problem>) -> Value {
 
 async fn accept(
     acceptor: &Acceptor,
+    caller: &Caller,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Accepted, Problem> {
     let mut event = read_event(body).inspect_err(|_| acceptor.metrics.rejected.inc())?;
     carry_trace(&mut event, headers);
-    acceptor.accept(&event).await.map_err(NotAccepted::into_problem)
+    acceptor.accept(&event, caller).await.map_err(NotAccepted::into_problem)
 }
 
 fn carry_trace(event: &mut NewEvent, headers: &HeaderMap) {
@@ -106,6 +110,7 @@ impl NotAccepted {
             Self::Broker(error) => {
                 Problem::unavailable(format!("{error}; send the event again with the same id"))
             }
+            Self::Denied(denied) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
             Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))
             }

@@ -30,6 +30,24 @@ impl Keys {
         format!("{}:{{main}}:subscriptions-created", self.prefix)
     }
 
+    /// Hash, API key's id to its record.
+    pub(super) fn api_keys(&self) -> String {
+        format!("{}:{{main}}:api-keys", self.prefix)
+    }
+
+    /// Sorted set, all scores 0: the ids of API keys, or of those bound to one tenant.
+    pub(super) fn api_key_ids(&self, tenant: Option<&TenantId>) -> String {
+        match tenant {
+            None => format!("{}:{{main}}:api-key-ids", self.prefix),
+            Some(tenant) => format!("{}:{{main}}:api-key-ids:{tenant}", self.prefix),
+        }
+    }
+
+    /// Hash, API key's id to when it was last used, in milliseconds since the Unix epoch.
+    pub(super) fn api_key_uses(&self) -> String {
+        format!("{}:{{main}}:api-key-uses", self.prefix)
+    }
+
     /// Sorted set, all scores 0: tenants.
     pub(super) fn tenants(&self) -> String {
         format!("{}:{{main}}:tenants", self.prefix)

@@ -188,16 +188,8 @@ impl Store {
         after: Option<&SubscriptionId>,
         limit: usize,
     ) -> Result<(Vec<Subscription>, Option<SubscriptionId>), StoreError> {
-        let after = after.map(ToString::to_string);
-        let mut ids: Vec<SubscriptionId> = self
-            .page_of_names(self.keys.subscriptions(tenant), after.as_deref(), limit + 1)
-            .await?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect();
-        let more = ids.len() > limit;
-        ids.truncate(limit);
-        let next = if more { ids.last().cloned() } else { None };
+        let list = self.keys.subscriptions(tenant);
+        let (ids, next) = self.page_of_ids(list, after, limit).await?;
         let reads = ids.iter().map(|id| self.subscription(id));
         let found = futures_util::future::try_join_all(reads).await?;
         let live = found.into_iter().filter_map(|lookup| match lookup {
@@ -206,20 +198,6 @@ impl Store {
             Lookup::Deleted | Lookup::Missing => None,
         });
         Ok((live.collect(), next))
-    }
-
-    /// Names of a sorted set whose scores are all 0, after one of them.
-    pub(super) async fn page_of_names(
-        &self,
-        key: String,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<String>, StoreError> {
-        let start = after.map_or_else(|| "-".to_owned(), |after| format!("({after}"));
-        let mut range = redis::pipe();
-        range.cmd("ZRANGEBYLEX").arg(key).arg(start).arg("+").arg("LIMIT").arg(0).arg(limit);
-        let (names,) = self.ask(range).await?;
-        Ok(names)
     }
 
     async fn replace(

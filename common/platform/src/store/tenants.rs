@@ -85,16 +85,7 @@ impl Store {
         after: Option<&TenantId>,
         limit: usize,
     ) -> Result<(Vec<Tenant>, Option<TenantId>), StoreError> {
-        let after = after.map(TenantId::as_str);
-        let mut ids: Vec<TenantId> = self
-            .page_of_names(self.keys.tenants(), after, limit + 1)
-            .await?
-            .iter()
-            .filter_map(|id| id.parse().ok())
-            .collect();
-        let more = ids.len() > limit;
-        ids.truncate(limit);
-        let next = if more { ids.last().cloned() } else { None };
+        let (ids, next) = self.page_of_ids(self.keys.tenants(), after, limit).await?;
         let found =
             futures_util::future::try_join_all(ids.iter().map(|id| self.tenant(id))).await?;
         Ok((found.into_iter().flatten().collect(), next))

@@ -1,0 +1,106 @@
+//! What a caller's key must allow, for each route. A route that is not named here is the
+//! operator's alone, so one that is forgotten is never open.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, MatchedPath, RawPathParams, Request};
+use axum::http::Method;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::api_key::{Scope, Whose};
+use doorbell_common::ids::TenantId;
+use doorbell_platform::auth::Caller;
+use doorbell_platform::http::discard;
+use doorbell_platform::problem::Problem;
+
+/// The scope that a call needs.
+fn needed(method: &Method, route: &str) -> Scope {
+    let reads = method == Method::GET || method == Method::HEAD;
+    match route {
+        "/v1/tenants"
+        | "/v1/tenants/{tenant}/subscriptions"
+        | "/v1/tenants/{tenant}/subscriptions/{id}"
+            if reads =>
+        {
+            Scope::SubscriptionsRead
+        }
+        "/v1/tenants/{tenant}" if reads => Scope::SubscriptionsRead,
+        "/v1/tenants/{tenant}" if method == Method::PUT => Scope::SubscriptionsWrite,
+        // Whoever knows a secret can sign as we do, so to see one takes more than to see the rest.
+        "/v1/tenants/{tenant}/subscriptions"
+        | "/v1/tenants/{tenant}/subscriptions/bulk"
+        | "/v1/tenants/{tenant}/subscriptions/{id}"
+        | "/v1/tenants/{tenant}/subscriptions/{id}/secret"
+        | "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate"
+        | "/v1/tenants/{tenant}/subscriptions/{id}/test" => Scope::SubscriptionsWrite,
+        _ => Scope::Admin,
+    }
+}
+
+/// Lets a call through if its caller may make it.
+pub(crate) async fn check(
+    Extension(caller): Extension<Arc<Caller>>,
+    route: MatchedPath,
+    params: RawPathParams,
+    request: Request,
+    next: Next,
+) -> Response {
+    let tenant = params.iter().find(|(name, _)| *name == "tenant").map(|(_, value)| value);
+    match judge(&caller, request.method(), route.as_str(), tenant) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            discard(request.into_body()).await;
+            problem.into_response()
+        }
+    }
+}
+
+fn judge(
+    caller: &Caller,
+    method: &Method,
+    route: &str,
+    tenant: Option<&str>,
+) -> Result<(), Problem> {
+    // What is no tenant's id is nobody's own; the route itself says what is wrong with it.
+    let tenant = tenant.and_then(|text| text.parse::<TenantId>().ok());
+    let whose = tenant.as_ref().map_or(Whose::Everyones, Whose::Tenant);
+    caller.check(needed(method, route), whose)
+}
+
+#[cfg(test)]
+mod tests {
+    use doorbell_common::api_key::Grant;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_named_is_the_operators() {
+        assert_eq!(needed(&Method::GET, "/v1/new"), Scope::Admin);
+        assert_eq!(needed(&Method::POST, "/v1/tenants/{tenant}/new"), Scope::Admin);
+        assert_eq!(needed(&Method::DELETE, "/v1/tenants/{tenant}"), Scope::Admin);
+        assert_eq!(needed(&Method::GET, "/v1/tenants/{tenant}/keys"), Scope::Admin);
+    }
+
+    #[test]
+    fn to_see_a_secret_takes_more_than_to_read() {
+        let caller = Caller {
+            grant: Grant {
+                scopes: vec![Scope::SubscriptionsRead],
+                tenant: Some("acme".parse().unwrap()),
+            },
+            key: None,
+        };
+        let subscription = "/v1/tenants/{tenant}/subscriptions/{id}";
+        let secret = "/v1/tenants/{tenant}/subscriptions/{id}/secret";
+        for (route, tenant, allowed) in [
+            (subscription, Some("acme"), true),
+            (subscription, Some("other"), false),
+            (subscription, Some("a b"), false),
+            (secret, Some("acme"), false),
+            ("/v1/tenants", None, false),
+        ] {
+            let judged = judge(&caller, &Method::GET, route, tenant);
+            assert_eq!(judged.is_ok(), allowed, "{route} {tenant:?}");
+        }
+    }
+}
