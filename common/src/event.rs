@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::ids::{Addressee, EventId};
 use crate::text::serde_as_text;
@@ -25,6 +26,22 @@ pub struct Event {
     pub trace: Trace,
     /// One JSON value, exactly as it was published.
     pub data: Arc<[u8]>,
+}
+
+impl Event {
+    /// What a filter looks at: `{id, type, timestamp, tenant, data}`. None if the data has what no
+    /// program can hold: a number beyond all bounds, such as `1e999`.
+    #[must_use]
+    pub fn parts(&self) -> Option<Value> {
+        // How deep it goes was checked when it came in.
+        let mut parser = serde_json::Deserializer::from_slice(&self.data);
+        parser.disable_recursion_limit();
+        let data = Value::deserialize(&mut parser).ok()?;
+        Some(json!({
+            "id": self.id, "type": self.event_type, "timestamp": self.timestamp,
+            "tenant": self.tenant, "data": data,
+        }))
+    }
 }
 
 /// The trace context that came with an event and goes on to the receiver
@@ -161,6 +178,28 @@ mod tests {
         ] {
             assert_eq!(wrong.parse::<EventType>(), Err(why), "{wrong}");
         }
+    }
+
+    #[test]
+    fn whatever_may_be_published_has_parts() {
+        let event = |data: String| Event {
+            id: "evt".parse().unwrap(),
+            tenant: Addressee::Everyone,
+            event_type: "a.b".parse().unwrap(),
+            timestamp: Timestamp::from_seconds(1),
+            trace: Trace::default(),
+            data: data.into_bytes().into(),
+        };
+        let depth = crate::intake::MAX_DEPTH;
+        let deep = format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(event(deep).parts().is_some());
+        let parts = event(r#"{"a":1}"#.to_owned()).parts().unwrap();
+        let expected = json!({
+            "id": "evt", "type": "a.b", "timestamp": "1970-01-01T00:00:01Z", "tenant": "*",
+            "data": {"a": 1},
+        });
+        assert_eq!(parts, expected);
+        assert_eq!(event("1e999".to_owned()).parts(), None);
     }
 
     #[test]

@@ -70,6 +70,12 @@ pub fn depth(bytes: &[u8]) -> usize {
     deepest
 }
 
+/// A JSON pointer to a member of the top level (RFC 6901).
+#[must_use]
+pub fn pointer(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
 fn skip_string(rest: &mut std::slice::Iter<'_, u8>) {
     while let Some(byte) = rest.next() {
         match byte {
@@ -98,6 +104,11 @@ mod tests {
         ] {
             assert_eq!(check(good.as_bytes(), 100, 3), Ok(()), "{good}");
         }
+    }
+
+    #[test]
+    fn a_pointer_escapes_what_it_must() {
+        assert_eq!(pointer("b/~"), "/b~1~0");
     }
 
     #[test]

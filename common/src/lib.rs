@@ -14,6 +14,7 @@ pub mod duration;
 pub mod event;
 pub mod fair;
 pub mod fan_out;
+pub mod filter;
 pub mod gate;
 pub mod held;
 pub mod ids;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::DurationText;
 use crate::event::EventType;
+use crate::filter::Filter;
 use crate::ids::{SubscriptionId, TenantId};
 use crate::pattern::Pattern;
 use crate::payload::Payload;
@@ -26,6 +27,9 @@ pub struct Subscription {
     pub url: String,
     /// Which events are wanted: those whose type matches any of these.
     pub events: Vec<Pattern>,
+    /// Which of these events are wanted, by what is in them; all, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
     /// Whether deliveries are made, kept for later, or not made at all.
     pub status: Status,
     /// Why the status is disabled; present exactly then.
@@ -215,6 +219,7 @@ mod tests {
             rate_limit: None,
             max_concurrency: None,
             signature: None,
+            filter: None,
             secrets: vec![
                 SigningSecret { secret: secret(2), expires_at: None },
                 SigningSecret { secret: secret(1), expires_at: Some(Timestamp::from_seconds(200)) },

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 
 use doorbell_common::address::AddressPolicy;
 use doorbell_common::duration::DurationText;
+use doorbell_common::filter::Filter;
+use doorbell_common::json::pointer;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::payload::Payload;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::{DisabledReason, OlderSignature, Status, Subscription};
-use doorbell_platform::http::{Members, pointer};
+use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -27,6 +29,7 @@ use fields::{
 pub(crate) struct Form {
     pub(crate) url: String,
     pub(crate) events: Vec<Pattern>,
+    pub(crate) filter: Option<Filter>,
     pub(crate) status: Status,
     pub(crate) description: String,
     pub(crate) metadata: Map<String, Value>,
@@ -44,6 +47,7 @@ impl Default for Form {
         Self {
             url: String::new(),
             events: Vec::new(),
+            filter: None,
             status: Status::Active,
             description: String::new(),
             metadata: Map::new(),
@@ -63,6 +67,7 @@ impl From<&Subscription> for Form {
         Self {
             url: subscription.url.clone(),
             events: subscription.events.clone(),
+            filter: subscription.filter.clone(),
             status: subscription.status,
             description: subscription.description.clone(),
             metadata: subscription.metadata.clone(),
@@ -111,6 +116,7 @@ impl Form {
         }
         subscription.url = self.url;
         subscription.events = self.events;
+        subscription.filter = self.filter;
         subscription.status = self.status;
         subscription.description = self.description;
         subscription.metadata = self.metadata;
@@ -122,6 +128,14 @@ impl Form {
         subscription.max_concurrency = self.max_concurrency;
         subscription.signature = self.signature;
     }
+}
+
+/// Reads a filter alone.
+pub(crate) fn filter(value: &RawValue) -> Result<Filter, Vec<FieldError>> {
+    fields::filter(value).map_err(|wrong| match wrong {
+        Wrong::Here(detail) => vec![FieldError::new("/filter", detail)],
+        Wrong::Inside(errors) => errors,
+    })
 }
 
 struct Reading<'a> {
@@ -167,6 +181,8 @@ impl Reading<'_> {
                 form.url = url;
             }
             "events" => form.events = patterns(value)?,
+            "filter" if null => form.filter = None,
+            "filter" => form.filter = Some(fields::filter(value)?),
             "status" if null => form.status = default.status,
             "status" => form.status = read(value, "must be active, paused or disabled")?,
             "description" if null => form.description = default.description,
@@ -223,7 +239,7 @@ mod tests {
         let body = r#"{"url":"http://localhost/","events":["a..b","ok","*x"],"status":"on","payload":1,
             "headers":{"host":"x","ok":"1"},"timeout":"31s","retry":{"fixed":{"delay":"1s","attempts":0}},
             "rate_limit":{"burst":0,"x":1},"max_concurrency":0,"signature":{"header":"webhook-x","format":"sha256-hex"},
-            "id":"x","colour":"red","metadata":[],"description":5}"#;
+            "id":"x","filter":{"amount":1,"data":{"$x":1}},"colour":"red","metadata":[],"description":5}"#;
         let mut pointers = wrong(body);
         pointers.sort();
         let expected = [
@@ -231,6 +247,8 @@ mod tests {
             "/description",
             "/events/0",
             "/events/2",
+            "/filter/amount",
+            "/filter/data/$x",
             "/headers/host",
             "/id",
             "/max_concurrency",

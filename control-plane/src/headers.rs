@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::{HeaderName, HeaderValue};
-use doorbell_platform::http::pointer;
+use doorbell_common::json::pointer;
 use doorbell_platform::problem::FieldError;
 
 /// Headers that a subscription may have at most.

@@ -8,6 +8,7 @@ mod access;
 mod api_keys;
 mod bulk;
 mod etag;
+mod filters;
 mod form;
 mod headers;
 mod lines;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use doorbell_common::duration::DurationText;
-use doorbell_platform::http::{Members, pointer};
+use doorbell_common::json::pointer;
+use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 
 const DEFAULT: Duration = Duration::from_secs(24 * 3600);

@@ -248,6 +248,7 @@ fn new_subscription(
         tenant,
         url: form.url,
         events: form.events,
+        filter: form.filter,
         status: form.status,
         disabled_reason: (form.status == Status::Disabled).then_some(DisabledReason::Manual),
         description: form.description,

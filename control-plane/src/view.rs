@@ -9,6 +9,7 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
         "id": subscription.id,
         "url": subscription.url,
         "events": subscription.events,
+        "filter": subscription.filter,
         "status": subscription.status,
         "disabled_reason": subscription.disabled_reason,
         "description": subscription.description,

@@ -301,6 +301,9 @@ impl Dispatcher {
         name: &str,
         (sequence, redelivered): (u32, bool),
     ) -> Done {
+        let served = Served::new(Arc::clone(&event));
+        let filtered = served.keep_wanted(&mut targets).await;
+        self.metrics.filtered.inc_by(u64::try_from(filtered).unwrap_or(0));
         // The acknowledgement says enough about a single one. Another event that is given the same
         // id later has another time.
         let name = || format!("{name}@{}", event.timestamp.as_millis());
@@ -313,7 +316,7 @@ impl Dispatcher {
             targets.retain(|(id, _)| !served.contains(id));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        match self.fan_out(event, targets, ledger.as_ref(), sequence).await {
+        match self.fan_out(&served, targets, ledger.as_ref(), sequence).await {
             Ok(()) => Done::Finished(ledger),
             Err(error) => to_done(Err(error)),
         }

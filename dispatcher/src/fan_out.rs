@@ -8,6 +8,7 @@ use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
 use doorbell_common::fan_out::PAGE;
+use doorbell_common::filter::Filter;
 use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
@@ -21,6 +22,7 @@ use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use serde_json::Value;
 
 use crate::dispatch::Dispatcher;
 use crate::ledger::LedgerPage;
@@ -41,16 +43,44 @@ pub(crate) struct Begun<'a> {
     ledger: Option<&'a LedgerPage>,
 }
 
-/// An event, and its bodies as they are first asked for.
+/// An event, and what is made of it when it is first asked for.
 pub(crate) struct Served {
     event: Arc<Event>,
     envelope: OnceLock<Bytes>,
     raw: OnceLock<Bytes>,
+    parts: OnceLock<Option<Value>>,
 }
 
 impl Served {
     pub(crate) fn new(event: Arc<Event>) -> Self {
-        Self { event, envelope: OnceLock::new(), raw: OnceLock::new() }
+        let (envelope, raw, parts) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { event, envelope, raw, parts }
+    }
+
+    /// Takes away the subscriptions that do not want the event, by their filters; answers how many.
+    pub(crate) async fn keep_wanted(&self, targets: &mut Vec<(SubscriptionId, Known)>) -> usize {
+        let before = targets.len();
+        if targets.iter().all(|(_, known)| filter(known).is_none()) {
+            return 0;
+        }
+        let mut wanted = Vec::with_capacity(before);
+        for target in targets.drain(..) {
+            if self.is_wanted(&target.1) {
+                wanted.push(target);
+            }
+            // A filter may take milliseconds of a large event.
+            tokio::task::consume_budget().await;
+        }
+        *targets = wanted;
+        before - targets.len()
+    }
+
+    /// An event that cannot be looked into is wanted: rather one too many than one that nobody
+    /// hears of.
+    fn is_wanted(&self, known: &Known) -> bool {
+        let Some(filter) = filter(known) else { return true };
+        let parts = self.parts.get_or_init(|| self.event.parts());
+        parts.as_ref().is_none_or(|parts| filter.matches(parts))
     }
 
     fn body(&self, payload: Payload) -> &Bytes {
@@ -67,12 +97,12 @@ impl Dispatcher {
     /// told to stop, what has not begun goes on as pages, after `sequence`.
     pub(crate) async fn fan_out(
         &self,
-        event: Arc<Event>,
+        served: &Served,
         targets: Vec<(SubscriptionId, Known)>,
         ledger: Option<&LedgerPage>,
         sequence: u32,
     ) -> anyhow::Result<()> {
-        let served = Served::new(Arc::clone(&event));
+        let event = &served.event;
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
         let mut result = Ok(());
         for (id, known) in targets {
@@ -90,15 +120,15 @@ impl Dispatcher {
                 left.push(id);
                 continue;
             }
-            let delivery = Delivery::begin(Arc::clone(&event), id, clock::now());
+            let delivery = Delivery::begin(Arc::clone(event), id, clock::now());
             self.metrics.matched.inc();
-            going.push(self.deliver_known(&served, delivery, known, Begun { permit, ledger }));
+            going.push(self.deliver_known(served, delivery, known, Begun { permit, ledger }));
         }
         while let Some(ended) = going.next().await {
             result = result.and(ended);
         }
         result?;
-        for (page, ids) in pages(&event, &left, sequence).into_iter().zip(left.chunks(PAGE)) {
+        for (page, ids) in pages(event, &left, sequence).into_iter().zip(left.chunks(PAGE)) {
             self.hand_on(page, Destination::Pages).await?;
             if let Some(page) = ledger {
                 join_all(ids.iter().map(|id| page.note(id))).await;
@@ -262,6 +292,13 @@ impl Dispatcher {
         self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(())
+    }
+}
+
+fn filter(known: &Known) -> Option<&Filter> {
+    match known {
+        Known::Live(subscription) => subscription.filter.as_ref(),
+        Known::Deleted | Known::Missing => None,
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) rejected: IntCounter,
     pub(crate) duplicate: IntCounter,
     pub(crate) copies: IntCounter,
+    pub(crate) filtered: IntCounter,
     pub(crate) matched: IntCounter,
     pub(crate) handed_on: IntCounterVec,
     pub(crate) attempt_seconds: Histogram,
@@ -86,9 +87,13 @@ impl Metrics {
                 "doorbell_handoff_copies_total",
                 "Copies of hand-offs dropped: a crash between a confirm and an acknowledgement makes them.",
             )?,
+            filtered: count(
+                "doorbell_deliveries_filtered_total",
+                "Deliveries not begun because the subscription's filter does not want the event.",
+            )?,
             matched: count(
                 "doorbell_deliveries_begun_total",
-                "Deliveries begun: events times matching subscriptions.",
+                "Deliveries begun: events times matching subscriptions whose filter wants them.",
             )?,
             handed_on: counters(
                 registry,

@@ -19,6 +19,7 @@ mod broker;
 mod delivery;
 mod deployments;
 mod fan_out;
+mod filters;
 mod gate;
 mod held;
 mod interop;
@@ -98,6 +99,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         api::bad_requests_are_named,
         api::many_are_created_in_one_call,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
+        filters::only_what_a_filter_wants_is_delivered,
+        filters::a_filter_can_be_tried_before_anyone_relies_on_it,
         keys::a_bound_key_sees_and_touches_its_tenant_only,
         keys::a_key_allows_what_its_scopes_say,
         keys::a_revoked_key_is_worth_nothing_within_two_seconds,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use doorbell_common::duration::DurationText;
+use doorbell_common::filter::{Filter, InvalidFilter};
+use doorbell_common::json::pointer;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::OlderSignature;
-use doorbell_platform::http::pointer;
 use doorbell_platform::problem::FieldError;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -18,6 +19,7 @@ use crate::headers;
 const MAX_PATTERNS: usize = 100;
 const MAX_DESCRIPTION: usize = 2000;
 const MAX_METADATA: usize = 16 * 1024;
+const MAX_FILTER: usize = 16 * 1024;
 const RATES: std::ops::RangeInclusive<u32> = 1..=10_000;
 const CONCURRENCIES: std::ops::RangeInclusive<u32> = 1..=1024;
 const TIMEOUTS: std::ops::RangeInclusive<u64> = 1000..=30_000;
@@ -58,6 +60,24 @@ pub(super) fn patterns(value: &RawValue) -> Result<Vec<Pattern>, Wrong> {
         }
     }
     if errors.is_empty() { Ok(patterns) } else { Err(Wrong::Inside(errors)) }
+}
+
+/// A filter is written whole, and so is its every condition: in a merge patch `null` would take a
+/// condition away, and here it is one.
+pub(super) fn filter(value: &RawValue) -> Result<Filter, Wrong> {
+    if value.get().len() > MAX_FILTER {
+        return Err(format!("may have at most {MAX_FILTER} bytes").into());
+    }
+    let source: Value = read(
+        value,
+        "must be an object of conditions, such as {\"data\": {\"amount\": {\"$gte\": 100}}}",
+    )?;
+    Filter::compile(&source).map_err(|wrong| {
+        let place = |wrong: InvalidFilter| {
+            FieldError::new(format!("/filter{}", wrong.pointer), wrong.detail)
+        };
+        Wrong::Inside(wrong.into_iter().map(place).collect())
+    })
 }
 
 pub(super) fn description(value: &RawValue) -> Result<String, Wrong> {

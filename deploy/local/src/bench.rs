@@ -64,6 +64,8 @@ pub enum Scenario {
     /// What an event costs as its tenant has more subscriptions that do not want it, and as there
     /// are more tenants.
     Growth,
+    /// A tenant with 1,000 subscriptions, of which one wants the event: by its pattern, or by its filter.
+    Filters,
     /// A tenant with as many subscriptions as a broadcast is for.
     LargeTenant,
     /// One event for everyone.

@@ -1,6 +1,7 @@
 //! Reading an event out of a request's JSON, naming every field that is wrong.
 
-use doorbell_platform::http::{Members, pointer};
+use doorbell_common::json::pointer;
+use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
 

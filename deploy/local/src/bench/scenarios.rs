@@ -47,6 +47,7 @@ impl Bench<'_> {
             Scenario::FloodingNeighbourHttp => self.flooding(Way::Http).await,
             Scenario::Outage => self.outage().await,
             Scenario::Growth => self.growth().await,
+            Scenario::Filters => self.filters().await,
             Scenario::LargeTenant => self.large_tenant().await,
             Scenario::Broadcast => self.broadcast().await,
             Scenario::Restart => self.restart().await,

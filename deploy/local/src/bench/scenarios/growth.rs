@@ -96,6 +96,32 @@ impl Bench<'_> {
         Ok(rows)
     }
 
+    /// What it costs to find the one of a thousand subscriptions that wants an event: by its pattern
+    /// in the index, or by its filter.
+    pub(super) async fn filters(&self) -> anyhow::Result<Vec<Row>> {
+        let unwanted = json!({
+            "type": {"$startsWith": "bench"},
+            "data": {"$or": [{"pad": {"$startsWith": "y"}}, {"at": {"$in": [-1, -2]}}]},
+        });
+        let mut rows = Vec::new();
+        for (what, events, filter) in [
+            ("999 other patterns", "never.#", serde_json::Value::Null),
+            ("999 filters", "#", unwanted),
+        ] {
+            let tenant = what.replace(' ', "-");
+            let mut body = self.subscription("ok", "unwanted");
+            body["events"] = json!([events]);
+            body["filter"] = filter;
+            self.subscribe(&tenant, &body, 999).await?;
+            self.subscribe_all(&tenant, "ok", 1, json!({})).await?;
+            let (costs, start) = (Costs::begin(self.stack), Instant::now());
+            self.publish(&tenant, self.deliveries / 4).await?;
+            self.arrived(&tenant, self.deliveries / 4).await?;
+            rows.push(self.row(&format!("one to one beside {what}"), &tenant, start, &costs));
+        }
+        Ok(rows)
+    }
+
     /// One tenant's event for all of its subscriptions, which are as many as those of a broadcast.
     pub(super) async fn large_tenant(&self) -> anyhow::Result<Vec<Row>> {
         let (tally, count) = ("large-tenant", u64::from(self.plan.subscriptions));

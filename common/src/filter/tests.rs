@@ -1,0 +1,200 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn event(data: &Value) -> Value {
+    json!({
+        "id": "evt_1", "type": "order.paid", "timestamp": "2026-11-21T10:00:00Z", "tenant": "acme",
+        "data": data,
+    })
+}
+
+fn filter(source: &Value) -> Filter {
+    Filter::compile(source).unwrap()
+}
+
+#[test]
+fn conditions_hold_or_not() {
+    let paid = json!({
+        "amount": 100, "currency": "EUR", "tags": ["vip", "new"], "none": null, "float": 1.0,
+        "customer": {"name": "Ada", "address": {"city": "Bern"}},
+        "items": [{"sku": "a1", "n": 1}, {"sku": "b2", "n": 5}],
+        "a/b~": {"$odd": 1}, "matrix": [[1, 2], [3]], "big": 18_446_744_073_709_551_615_u64,
+    });
+    for (source, expected) in [
+        (json!({"type": "order.paid", "tenant": "acme"}), true),
+        (json!({"type": "order.made"}), false),
+        (json!({"timestamp": {"$gte": "2026-11-21"}}), true),
+        (json!({"data": {"amount": 100}}), true),
+        (json!({"data": {"amount": 100.0}}), true),
+        (json!({"data": {"amount": "100"}}), false),
+        (json!({"data": {"amount": {"$gt": 99, "$lt": 101}}}), true),
+        (json!({"data": {"amount": {"$gt": 100}}}), false),
+        (json!({"data": {"amount": {"$gte": 100, "$lte": 100}}}), true),
+        (json!({"data": {"amount": {"$gt": "99"}}}), false),
+        (json!({"data": {"big": {"$gt": 18_446_744_073_709_551_614_u64}}}), true),
+        (json!({"data": {"float": {"$eq": 1}}}), true),
+        (json!({"data": {"currency": {"$in": ["CHF", "EUR"]}}}), true),
+        (json!({"data": {"currency": {"$nin": ["CHF", "EUR"]}}}), false),
+        (json!({"data": {"currency": {"$neq": "CHF"}}}), true),
+        (json!({"data": {"currency": {"$startsWith": "E", "$endsWith": "R"}}}), true),
+        (json!({"data": {"currency": {"$startsWith": "e"}}}), false),
+        (json!({"data": {"amount": {"$startsWith": "1"}}}), false),
+        (json!({"data": {"customer": {"address": {"city": "Bern"}}}}), true),
+        (json!({"data": {"customer": {"address": {"street": "x"}}}}), false),
+        (
+            json!({"data": {"customer": {"$eq": {"name": "Ada", "address": {"city": "Bern"}}}}}),
+            true,
+        ),
+        (json!({"data": {"customer": {"$eq": {"name": "Ada"}}}}), false),
+        // What is not there is not equal to anything, not even null.
+        (json!({"data": {"none": null}}), true),
+        (json!({"data": {"gone": null}}), false),
+        (json!({"data": {"gone": {"$neq": 1}}}), true),
+        (json!({"data": {"gone": {"$nin": [1]}}}), true),
+        (json!({"data": {"gone": {"$lt": 1}}}), false),
+        (json!({"data": {"none": {"$exist": true}, "gone": {"$exist": false}}}), true),
+        (json!({"data": {"none": {"$exist": false}}}), false),
+        (json!({"data": {"gone": {"deeper": {"$exist": false}}}}), true),
+        // An array matches if an element does.
+        (json!({"data": {"tags": "vip"}}), true),
+        (json!({"data": {"tags": "old"}}), false),
+        (json!({"data": {"tags": ["vip", "new"]}}), true),
+        (json!({"data": {"tags": ["new", "vip"]}}), false),
+        (json!({"data": {"tags": {"$startsWith": "n"}}}), true),
+        (json!({"data": {"tags": {"$in": ["old", "new"]}}}), true),
+        (json!({"data": {"tags": {"$neq": "vip"}}}), false),
+        (json!({"data": {"tags": {"$nin": ["old", "vip"]}}}), false),
+        (json!({"data": {"tags": {"$not": "old"}}}), true),
+        (json!({"data": {"items": {"sku": "b2", "n": 5}}}), true),
+        (json!({"data": {"items": {"sku": "a1", "n": 5}}}), false),
+        (json!({"data": {"items": {"$and": [{"sku": "a1"}, {"n": 5}]}}}), true),
+        (json!({"data": {"items": {"n": {"$gt": 4}}}}), true),
+        (json!({"data": {"matrix": [3]}}), true),
+        (json!({"data": {"matrix": 3}}), false),
+        (json!({"data": {"$or": [{"amount": 1}, {"tags": "vip"}]}}), true),
+        (json!({"data": {"$or": [{"amount": 1}, {"tags": "old"}]}}), false),
+        (json!({"data": {"amount": {"$or": [1, {"$gt": 50}]}}}), true),
+        (json!({"$and": [{"type": "order.paid"}, {"data": {"amount": 100}}]}), true),
+        (json!({"$not": {"data": {"amount": 100}}}), false),
+        (json!({"data": {"$not": {"amount": {"$lt": 100}}}}), true),
+        (json!({"data": {"a/b~": {"$exist": true}}}), true),
+    ] {
+        let (filter, event) = (filter(&source), event(&paid));
+        assert_eq!(filter.matches(&event), expected, "{source}");
+        assert_eq!(filter.explain(&event).is_ok(), expected, "{source}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_named_at_once() {
+    for (source, pointers) in [
+        (json!({}), vec![""]),
+        (json!([]), vec![""]),
+        (json!("x"), vec![""]),
+        (json!({"amount": 1, "data": {}}), vec!["/data", "/amount"]),
+        (
+            json!({"data": {"a/b": {"$regex": "x"}, "c": {"$in": 1}}}),
+            vec!["/data/a~1b/$regex", "/data/c/$in"],
+        ),
+        (
+            json!({"data": {"a": {"$gt": null, "$exist": 1, "$startsWith": 1}}}),
+            vec!["/data/a/$exist", "/data/a/$gt", "/data/a/$startsWith"],
+        ),
+        (json!({"$or": [], "$and": [{"data": {"$lt": []}}]}), vec!["/$and/0/data/$lt", "/$or"]),
+    ] {
+        let wrong = Filter::compile(&source).unwrap_err();
+        let named: Vec<&str> = wrong.iter().map(|wrong| wrong.pointer.as_str()).collect();
+        assert_eq!(named, pointers, "{source}");
+        assert!(serde_json::from_value::<Filter>(source).is_err());
+    }
+    let mut deep = json!(1);
+    for _ in 0..40 {
+        deep = json!({ "data": deep });
+    }
+    assert!(Filter::compile(&deep).is_err());
+    let many: Vec<Value> = (0..200).map(Value::from).collect();
+    assert!(Filter::compile(&json!({"data": {"$in": many}})).is_err());
+}
+
+#[test]
+fn a_mismatch_names_the_condition_and_the_value() {
+    let event = event(&json!({"amount": 99, "tags": ["a"], "name": "x".repeat(200)}));
+    for (source, condition, value, detail) in [
+        (
+            json!({"data": {"amount": {"$gt": 100}}}),
+            "/data/amount/$gt",
+            "/data/amount",
+            "99 is not greater than 100",
+        ),
+        (json!({"data": {"gone": 1}}), "/data/gone", "/data/gone", "nothing is not 1"),
+        (json!({"data": {"tags": "b"}}), "/data/tags", "/data/tags", "none of the 1 elements"),
+        (json!({"data": {"$or": [{"amount": 1}]}}), "/data/$or", "/data", "none of these 1"),
+        (
+            json!({"data": {"$and": [{"amount": 1}]}}),
+            "/data/$and/0/amount",
+            "/data/amount",
+            "99 is not 1",
+        ),
+        (json!({"data": {"tags": {"$neq": "a"}}}), "/data/tags/$neq", "/data/tags", "is or has"),
+    ] {
+        let mismatch = filter(&source).explain(&event).unwrap_err();
+        assert_eq!((mismatch.condition.as_str(), mismatch.value.as_str()), (condition, value));
+        assert!(mismatch.detail.contains(detail), "{}", mismatch.detail);
+    }
+    let long = filter(&json!({"data": {"name": "y"}})).explain(&event).unwrap_err();
+    assert!(long.detail.chars().count() < 200, "{}", long.detail);
+}
+
+/// Values small enough that some of them meet.
+fn values() -> impl Strategy<Value = Value> {
+    let scalar = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (-2_i64..3).prop_map(Value::from),
+        (-2.0_f64..3.0).prop_map(Value::from),
+        "[ab]{0,2}".prop_map(Value::from),
+    ];
+    scalar.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            prop::collection::btree_map("[ab]", inner, 0..3)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn opposites_are_opposites(value in values(), other in values()) {
+        let holds = |condition: Value| {
+            filter(&json!({"data": {"a": condition}})).matches(&event(&json!({"a": value})))
+        };
+        let is_equal = holds(json!({ "$eq": other }));
+        let [neq, is_in, nin, not] = [
+            json!({ "$neq": other }),
+            json!({ "$in": [other] }),
+            json!({ "$nin": [other] }),
+            json!({ "$not": { "$eq": other } }),
+        ]
+        .map(holds);
+        prop_assert_eq!([is_equal, !is_equal, !is_equal], [is_in, neq, nin]);
+        prop_assert_eq!(not, !is_equal);
+        let [itself, exists] = [json!({ "$eq": value }), json!({ "$exist": true })].map(holds);
+        prop_assert!(itself && exists);
+    }
+
+    #[test]
+    fn what_is_written_means_the_same_when_it_is_read_back(source in values(), value in values()) {
+        let compiled = Filter::compile(&json!({"data": {"a": source}}));
+        if let Ok(compiled) = compiled {
+            let text = serde_json::to_string(&compiled).unwrap();
+            let again: Filter = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(&again, &compiled);
+            let event = event(&json!({ "a": value }));
+            prop_assert_eq!(again.matches(&event), compiled.matches(&event));
+            prop_assert_eq!(again.matches(&event), again.explain(&event).is_ok());
+        }
+    }
+}
