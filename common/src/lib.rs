@@ -27,6 +27,7 @@ pub mod payload;
 pub mod rate;
 pub mod retry;
 pub mod rung;
+pub mod sealing;
 pub mod sideline;
 pub mod signature;
 pub mod subscription;

@@ -60,7 +60,8 @@ pub struct Subscription {
     /// One more signature in an older style.
     #[serde(default)]
     pub signature: Option<OlderSignature>,
-    /// Newest first; never empty.
+    /// Newest first. Empty only where a service has no use for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SigningSecret>,
     /// When it was created.
     pub created_at: Timestamp,
@@ -192,6 +193,9 @@ pub enum Standing<'a> {
 pub enum Record {
     /// The subscription.
     Live(Box<Subscription>),
+    /// The subscription, but for its secrets and headers, and these, sealed
+    /// ([`sealing`](crate::sealing)).
+    Sealed(Box<Subscription>, String),
     /// It was deleted, at this time. Never taken away, so that "deleted" and "lost" differ.
     Deleted(Timestamp),
 }

@@ -15,6 +15,7 @@ mod lines;
 mod list;
 mod rotation;
 mod routes;
+mod sealing;
 mod subscriptions;
 mod tenants;
 mod test_call;
@@ -30,6 +31,7 @@ use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::http;
 use doorbell_platform::plumbing::{self, Plumbing};
+use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::targets::TargetArgs;
 
@@ -46,6 +48,8 @@ struct Args {
     admin_key: AdminKeyArgs,
     #[command(flatten)]
     targets: TargetArgs,
+    #[command(flatten)]
+    sealing: SealingArgs,
     /// Where the API is served.
     #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
@@ -84,9 +88,17 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         return Ok(());
     }
     let key = args.admin_key.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
+    let secrets = args.sealing.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
+    if secrets.active().is_none() {
+        tracing::warn!(
+            "signing secrets and header values are kept in clear: set --encryption-keys-file"
+        );
+    }
     let Plumbing { broker, publisher, store, .. } =
         Plumbing::lay(&service, &args.common, &dependencies).await?;
+    let store = store.with_secrets(secrets);
     store.watch(&service.shutdown);
+    service.shutdown.spawn(sealing::keep_sealed(store.clone(), service.shutdown.clone()));
     let tester = TestCaller::start(broker, publisher, &service.shutdown);
     let listener = service::listen(args.listen, "--listen").await?;
     let guard = Guard::new(key, store.clone());

@@ -11,7 +11,7 @@ use doorbell_platform::problem::Problem;
 use doorbell_platform::store::{Store, StoreError};
 
 use crate::test_call::TestCaller;
-use crate::{access, api_keys, bulk, filters, subscriptions, tenants};
+use crate::{access, api_keys, bulk, filters, sealing, subscriptions, tenants};
 
 /// What every route may use. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,6 +39,7 @@ pub(crate) fn routes(api: Api) -> Router {
         .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
         .route("/v1/tenants/{tenant}/filters/test", post(filters::test))
+        .route("/v1/encryption", get(sealing::show))
         .route("/v1/keys", get(api_keys::list).post(api_keys::create))
         .route("/v1/keys/{id}", get(api_keys::show).delete(api_keys::revoke))
         .route(
@@ -64,6 +65,8 @@ pub(crate) fn trouble(error: StoreError) -> Problem {
         StoreError::NotInitialised
         | StoreError::AnotherEpoch
         | StoreError::Lost(_)
+        | StoreError::NotOpened { .. }
+        | StoreError::NoSuchKey(_)
         | StoreError::Corrupt { .. } => Problem::unavailable(error.to_string()),
     }
 }

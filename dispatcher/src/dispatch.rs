@@ -11,6 +11,7 @@ use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::sideline;
+use doorbell_common::subscription::Subscription;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
@@ -186,17 +187,21 @@ impl Dispatcher {
 
     /// Serves an event, or moves it aside.
     async fn serve_event(&self, event: Arc<Event>, sequence: u32, came: Came) -> Done {
-        let share = match self.share(&event, SlotRange::ALL).await {
+        let served = Served::new(event);
+        let share = match self.share(&served, SlotRange::ALL).await {
             Ok(share) => share,
             Err(done) => return done,
         };
-        if came.lane == Lane::Main && self.goes_aside(&event.tenant, &share, came.redelivered) {
-            let work = Work::Event(DueEvent { event, due: clock::now(), sequence });
+        if came.lane == Lane::Main
+            && self.goes_aside(&served.event.tenant, &share, came.redelivered)
+        {
+            let work = DueEvent { event: served.event, due: clock::now(), sequence };
+            let work = Work::Event(work);
             return to_done(self.hand_on(work, Destination::Sideline).await);
         }
         // It may have been begun before it was moved aside.
         let came = Came { redelivered: came.redelivered || sequence > 0, ..came };
-        let done = self.serve_share(event, SlotRange::ALL, share, came).await;
+        let done = self.serve_share(&served, SlotRange::ALL, share, came).await;
         if matches!(done, Done::Finished(_)) {
             self.metrics.events.inc();
         }
@@ -213,24 +218,30 @@ impl Dispatcher {
     }
 
     /// What is to be done about an event in a range of slots.
-    async fn share(&self, event: &Event, range: SlotRange) -> Result<Share, Done> {
-        self.patiently(|| self.snapshots.share(&event.tenant, &event.event_type, range)).await
+    async fn share(&self, served: &Served, range: SlotRange) -> Result<Share, Done> {
+        let wants = |subscription: &Subscription| {
+            let is_wanted = served.is_wanted_by(subscription);
+            self.metrics.filtered.inc_by(u64::from(!is_wanted));
+            is_wanted
+        };
+        self.patiently(|| self.snapshots.share(&served.event, range, &wants)).await
     }
 
     /// Serves the subscriptions in a range of slots, or splits them among pages.
     async fn serve_share(
         &self,
-        event: Arc<Event>,
+        served: &Served,
         range: SlotRange,
         share: Share,
         came: Came,
     ) -> Done {
+        let event = &served.event;
         match share {
             Share::Serve(targets) => {
                 let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
-                self.serve_all(event, targets, &name, (0, came.redelivered)).await
+                self.serve_all(served, targets, &name, (0, came.redelivered)).await
             }
-            Share::Split(parts) => to_done(self.split(&event, parts, came.lane).await),
+            Share::Split(parts) => to_done(self.split(event, parts, came.lane).await),
         }
     }
 
@@ -268,10 +279,13 @@ impl Dispatcher {
             return Done::NotBegun;
         }
         let done = match page.section {
-            Section::Slots(range) => match self.share(&page.event, range).await {
-                Ok(share) => self.serve_share(page.event, range, share, came).await,
-                Err(done) => done,
-            },
+            Section::Slots(range) => {
+                let served = Served::new(page.event);
+                match self.share(&served, range).await {
+                    Ok(share) => self.serve_share(&served, range, share, came).await,
+                    Err(done) => done,
+                }
+            }
             Section::Subscriptions(_) => self.serve_listed(page, came.redelivered).await,
         };
         drop(turn);
@@ -289,34 +303,31 @@ impl Dispatcher {
             Ok(targets) => targets,
             Err(done) => return done,
         };
-        self.serve_all(event, targets, &name, (sequence, redelivered)).await
+        self.serve_all(&Served::new(event), targets, &name, (sequence, redelivered)).await
     }
 
     /// Serves these subscriptions, but for those that the ledger of this name says were served
     /// before a crash.
     async fn serve_all(
         &self,
-        event: Arc<Event>,
+        served: &Served,
         mut targets: Vec<(SubscriptionId, Known)>,
         name: &str,
         (sequence, redelivered): (u32, bool),
     ) -> Done {
-        let served = Served::new(Arc::clone(&event));
-        let filtered = served.keep_wanted(&mut targets).await;
-        self.metrics.filtered.inc_by(u64::try_from(filtered).unwrap_or(0));
         // The acknowledgement says enough about a single one. Another event that is given the same
         // id later has another time.
-        let name = || format!("{name}@{}", event.timestamp.as_millis());
+        let name = || format!("{name}@{}", served.event.timestamp.as_millis());
         let ledger = (targets.len() > 1).then(|| self.ledger.page(&name()));
         if let Some(page) = &ledger
             && redelivered
         {
-            let served = page.served().await;
+            let done_with = page.served().await;
             let before = targets.len();
-            targets.retain(|(id, _)| !served.contains(id));
+            targets.retain(|(id, _)| !done_with.contains(id));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        match self.fan_out(&served, targets, ledger.as_ref(), sequence).await {
+        match self.fan_out(served, targets, ledger.as_ref(), sequence).await {
             Ok(()) => Done::Finished(ledger),
             Err(error) => to_done(Err(error)),
         }

@@ -8,7 +8,6 @@ use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
 use doorbell_common::fan_out::PAGE;
-use doorbell_common::filter::Filter;
 use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
@@ -45,7 +44,7 @@ pub(crate) struct Begun<'a> {
 
 /// An event, and what is made of it when it is first asked for.
 pub(crate) struct Served {
-    event: Arc<Event>,
+    pub(crate) event: Arc<Event>,
     envelope: OnceLock<Bytes>,
     raw: OnceLock<Bytes>,
     parts: OnceLock<Option<Value>>,
@@ -57,28 +56,10 @@ impl Served {
         Self { event, envelope, raw, parts }
     }
 
-    /// Takes away the subscriptions that do not want the event, by their filters; answers how many.
-    pub(crate) async fn keep_wanted(&self, targets: &mut Vec<(SubscriptionId, Known)>) -> usize {
-        let before = targets.len();
-        if targets.iter().all(|(_, known)| filter(known).is_none()) {
-            return 0;
-        }
-        let mut wanted = Vec::with_capacity(before);
-        for target in targets.drain(..) {
-            if self.is_wanted(&target.1) {
-                wanted.push(target);
-            }
-            // A filter may take milliseconds of a large event.
-            tokio::task::consume_budget().await;
-        }
-        *targets = wanted;
-        before - targets.len()
-    }
-
-    /// An event that cannot be looked into is wanted: rather one too many than one that nobody
-    /// hears of.
-    fn is_wanted(&self, known: &Known) -> bool {
-        let Some(filter) = filter(known) else { return true };
+    /// Whether a subscription wants the event, by its filter. An event that cannot be looked into is
+    /// wanted: rather one too many than one that nobody hears of.
+    pub(crate) fn is_wanted_by(&self, subscription: &Subscription) -> bool {
+        let Some(filter) = &subscription.filter else { return true };
         let parts = self.parts.get_or_init(|| self.event.parts());
         parts.as_ref().is_none_or(|parts| filter.matches(parts))
     }
@@ -292,13 +273,6 @@ impl Dispatcher {
         self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(())
-    }
-}
-
-fn filter(known: &Known) -> Option<&Filter> {
-    match known {
-        Known::Live(subscription) => subscription.filter.as_ref(),
-        Known::Deleted | Known::Missing => None,
     }
 }
 

@@ -34,6 +34,7 @@ use doorbell_platform::broker::topology::{
 };
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::plumbing::Plumbing;
+use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 use doorbell_platform::targets::TargetArgs;
@@ -63,6 +64,8 @@ struct Args {
     snapshots: SnapshotArgs,
     #[command(flatten)]
     targets: TargetArgs,
+    #[command(flatten)]
+    sealing: SealingArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
@@ -109,9 +112,11 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             "--grace must be at least 40s: an attempt may take 30s, and settling it some more";
         return Err(WrongArguments(sentence.to_owned()).into());
     }
+    let secrets = args.sealing.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
     let shutdown = service.shutdown.clone();
     let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
-    let (publisher, store) = (plumbing.publisher.clone(), plumbing.store.clone());
+    let publisher = plumbing.publisher.clone();
+    let store = plumbing.store.clone().with_secrets(secrets);
     let metrics = Metrics::new(&service.registry)?;
     let dispatcher = Arc::new(Dispatcher {
         sender: Sender::new(args.targets.policy(), metrics.connections_opened.clone())?,

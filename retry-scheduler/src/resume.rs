@@ -19,6 +19,7 @@ use doorbell_platform::broker::{Broker, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
+use doorbell_platform::store::lease::Lease;
 use doorbell_platform::store::snapshots::{Known, Snapshots};
 use tokio::time::Instant;
 
@@ -105,7 +106,7 @@ impl Resumer {
     }
 
     async fn lease(&self) -> anyhow::Result<bool> {
-        Ok(self.store.lease_held(&self.owner, LEASE).await?)
+        Ok(self.store.lease(Lease::Held, &self.owner, LEASE).await?)
     }
 
     /// Looks who is back, and hands their deliveries on.

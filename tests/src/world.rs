@@ -14,7 +14,7 @@ use std::time::Duration;
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::Process;
-use doorbell_local::services::{Environment, Kind, ServiceSpec};
+use doorbell_local::services::{Environment, Kind, ServiceSpec, encryption_keys};
 
 use crate::amqp::Outsider;
 use crate::api::Api;
@@ -142,6 +142,8 @@ impl World {
         engines.make_vhost(&vhost).await?;
         let admin_key = "key-for-stories-0123456789".to_owned();
         let mut extra = vec![("DOORBELL_REDIS_PREFIX".to_owned(), vhost.clone())];
+        let folder = engines::folder().join("logs").join(&vhost);
+        extra.push(encryption_keys(&folder)?);
         extra.extend(setup.extra.clone());
         let mut amqp_url = engines.amqp_url(&vhost);
         let mut redis_url = setup.redis_url.clone().unwrap_or_else(|| engines.redis_url.clone());
@@ -152,7 +154,7 @@ impl World {
         }
         let environment = Environment {
             binaries: binaries()?,
-            logs: engines::folder().join("logs").join(&vhost),
+            logs: folder,
             amqp_url,
             redis_url,
             admin_key: admin_key.clone(),

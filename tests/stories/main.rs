@@ -28,6 +28,7 @@ mod kills;
 mod patterns;
 mod publishing;
 mod rotation;
+mod secrets;
 mod sideline;
 mod store;
 
@@ -104,6 +105,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         keys::a_bound_key_sees_and_touches_its_tenant_only,
         keys::a_key_allows_what_its_scopes_say,
         keys::a_revoked_key_is_worth_nothing_within_two_seconds,
+        secrets::no_secret_lies_in_clear_and_none_can_be_moved,
+        secrets::another_key_takes_over_while_events_flow,
+        secrets::a_dispatcher_without_the_key_delivers_nothing_unsigned,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

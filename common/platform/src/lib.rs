@@ -17,6 +17,7 @@ pub mod patience;
 pub mod plumbing;
 pub mod problem;
 pub mod recent;
+pub mod sealing;
 pub mod service;
 pub mod shutdown;
 pub mod store;

@@ -16,18 +16,23 @@ pub mod changes;
 pub mod failing;
 pub mod held;
 pub mod keys;
+pub mod lease;
 pub mod ledger;
 mod link;
 pub mod notes;
 pub mod rate;
 pub mod records;
+mod sealed;
+pub mod sealing;
 pub mod snapshots;
 pub mod tenants;
 
+use doorbell_common::sealing::NotOpened;
 use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};
 
 use keys::Keys;
 use link::Link;
+use sealed::Secrets;
 
 use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
@@ -43,6 +48,7 @@ pub struct Store {
     link: Link,
     keys: Keys,
     health: Health,
+    secrets: Secrets,
     /// The epoch seen first; another one later is another store.
     epoch: Arc<RwLock<Option<String>>>,
 }
@@ -77,6 +83,17 @@ pub enum StoreError {
         /// What the parser said.
         error: serde_json::Error,
     },
+    /// Secrets are sealed with a key that this service lacks.
+    #[error("secrets are encrypted with the key {0:?}, which is not in --encryption-keys-file")]
+    NoSuchKey(String),
+    /// The secrets of a subscription are sealed, and can't be opened.
+    #[error("the secrets in {key} can't be opened: {error}; see --encryption-keys-file")]
+    NotOpened {
+        /// Where.
+        key: String,
+        /// Why.
+        error: NotOpened,
+    },
 }
 
 impl std::fmt::Debug for Store {
@@ -98,7 +115,8 @@ impl Store {
         health: Health,
     ) -> anyhow::Result<Self> {
         let link = Link::new(urls, trust)?;
-        Ok(Self { link, keys: Keys::new(prefix), health, epoch: Arc::default() })
+        let (keys, secrets) = (Keys::new(prefix), Secrets::default());
+        Ok(Self { link, keys, health, secrets, epoch: Arc::default() })
     }
 
     /// Prepares an empty Redis. Answers whether it was empty; one that has an epoch stays as it is.
@@ -115,13 +133,17 @@ impl Store {
         Ok(created)
     }
 
-    /// Checks that the store is the one that this service began with.
+    /// Checks that the store is the one that this service began with, and that it has the keys to
+    /// what it needs in it.
     ///
     /// # Errors
     /// It is not, or Redis did not answer.
     pub async fn check_epoch(&self) -> Result<(), StoreError> {
-        let mut link = self.link.clone();
-        self.judge_epoch(redis::cmd("GET").arg(self.keys.epoch()).query_async(&mut link).await?)
+        let mut look = redis::pipe();
+        look.cmd("GET").arg(self.keys.epoch()).cmd("SMEMBERS").arg(self.keys.sealing_keys());
+        let (epoch, sealing): (_, Vec<String>) = look.query_async(&mut self.link.clone()).await?;
+        self.judge_epoch(epoch)?;
+        self.secrets.check(sealing)
     }
 
     /// Sends commands whose answers could mean "there is nothing", and checks the epoch after them.

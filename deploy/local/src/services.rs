@@ -1,7 +1,14 @@
 //! The four services as processes, with the flags that a local machine needs.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use doorbell_platform::clock;
 
 use crate::process::Spec;
 
@@ -65,6 +72,21 @@ impl Kind {
     pub fn binary(self) -> String {
         format!("doorbell-{}", self.as_str())
     }
+}
+
+/// Writes a file with a new key for the secrets in Redis, unless there is one; answers the variable
+/// that names it.
+///
+/// # Errors
+/// It can't be written.
+pub fn encryption_keys(folder: &Path) -> anyhow::Result<(String, String)> {
+    let path = folder.join("encryption-keys");
+    if !path.exists() {
+        std::fs::create_dir_all(folder)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        writeln!(file, "local:{}", STANDARD.encode(clock::random_bytes::<32>()))?;
+    }
+    Ok(("DOORBELL_ENCRYPTION_KEYS_FILE".to_owned(), path.display().to_string()))
 }
 
 impl Environment {

@@ -14,7 +14,7 @@ use crate::bench::{self, Plan};
 use crate::engines::{RabbitMq, Redis};
 use crate::packages::{self, RABBITMQ, REDIS};
 use crate::process::{Process, lock_file};
-use crate::services::{Environment, Kind, ServiceSpec};
+use crate::services::{self, Environment, Kind, ServiceSpec};
 use crate::state::{StackState, Trace, write_whole};
 use crate::{demo, down, paths, ports};
 
@@ -182,7 +182,7 @@ impl Stack {
             amqp_url: rabbitmq.url("%2f"),
             redis_url: redis.url(),
             admin_key: ids::token(),
-            extra: vec![],
+            extra: vec![services::encryption_keys(folder)?],
         };
         let mut state = StackState {
             amqp_url: environment.amqp_url.clone(),

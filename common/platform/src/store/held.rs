@@ -2,7 +2,6 @@
 //! read. The stream is the truth; what is lost here is read there again.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use doorbell_common::held::{HeldIndex, Span};
 use doorbell_common::ids::SubscriptionId;
@@ -40,9 +39,6 @@ const PLACE: &str = "place";
 /// which subscriptions and place belong together; and by version, so that whoever knows a newer
 /// state than that finds out.
 const SAVE: &str = "local known = redis.call('HGET', KEYS[1], 'version') or '' if known ~= ARGV[1] then return 0 end redis.call('HSET', KEYS[1], 'version', ARGV[2]) local pairs_end = 3 + 2 * tonumber(ARGV[3]) for i = 4, pairs_end, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end for i = pairs_end + 1, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end return 1";
-
-/// Takes or renews a lease.
-const LEASE: &str = "local v = redis.call('GET', KEYS[1]) if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1 end return 0";
 
 impl Store {
     /// What is remembered of the stream of held deliveries; nothing, if that was lost.
@@ -93,22 +89,6 @@ impl Store {
         }
         let saved: u8 = eval.query_async(&mut link).await?;
         Ok((saved == 1).then_some(next))
-    }
-
-    /// Takes or renews the lease to read held deliveries, so that replicas do not all read the
-    /// same; answers whether it is ours. Two that read at once do no harm: only one can save.
-    ///
-    /// # Errors
-    /// Redis did not answer.
-    pub async fn lease_held(&self, owner: &str, length: Duration) -> Result<bool, StoreError> {
-        let mut link = self.link.clone();
-        let mut eval = redis::cmd("EVAL");
-        eval.arg(LEASE)
-            .arg(1)
-            .arg(self.keys.held_lease())
-            .arg(owner)
-            .arg(length.as_millis().to_string());
-        Ok(eval.query_async::<u8>(&mut link).await? == 1)
     }
 }
 

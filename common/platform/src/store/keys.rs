@@ -4,6 +4,8 @@
 use doorbell_common::ids::{Addressee, EventId, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
 
+use super::lease::Lease;
+
 /// Makes the names of keys.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
@@ -58,9 +60,19 @@ impl Keys {
         format!("{}:{{main}}:held", self.prefix)
     }
 
-    /// String with a TTL: who reads the held deliveries just now.
-    pub(super) fn held_lease(&self) -> String {
-        format!("{}:{{main}}:held-lease", self.prefix)
+    /// String with a TTL: who does just now what only one need do.
+    pub(super) fn lease(&self, lease: Lease) -> String {
+        format!("{}:{{main}}:lease:{}", self.prefix, lease.as_str())
+    }
+
+    /// Set: the ids of the keys with which secrets are sealed.
+    pub(super) fn sealing_keys(&self) -> String {
+        format!("{}:{{main}}:sealing-keys", self.prefix)
+    }
+
+    /// String: how far the last round of sealing has come.
+    pub(super) fn sealing(&self) -> String {
+        format!("{}:{{main}}:sealing", self.prefix)
     }
 
     /// Hash, subscription id to record.

@@ -14,6 +14,7 @@ use doorbell_common::time::Timestamp;
 use redis::Value;
 
 use super::changes::Change;
+use super::sealed::Opened;
 use super::{Store, StoreError};
 use crate::clock;
 
@@ -23,6 +24,7 @@ pub struct Stored {
     /// The subscription.
     pub subscription: Subscription,
     raw: String,
+    sealed: Option<String>,
 }
 
 /// What a slot has under an id.
@@ -37,7 +39,7 @@ pub enum Lookup {
 }
 
 /// Replaces a field if it still holds what was read.
-const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1 end return 0";
+pub(super) const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1 end return 0";
 
 /// Takes a subscription out of the sets of patterns; a set that is then empty leaves the list.
 /// KEYS: the list, then a set for each pattern. ARGV: the id, then each pattern.
@@ -77,7 +79,7 @@ impl Store {
         let mut link = self.link.clone();
         let mut slots: BTreeMap<SlotNumber, Vec<(String, String)>> = BTreeMap::new();
         for subscription in subscriptions {
-            let record = (subscription.id.to_string(), to_raw(subscription)?);
+            let record = (subscription.id.to_string(), self.seal(subscription, None)?);
             slots.entry(subscription.id.slot()).or_default().push(record);
         }
         let changes: Vec<Change> = slots
@@ -113,14 +115,12 @@ impl Store {
         get.cmd("HGET").arg(&key).arg(id.to_string());
         let (raw,): (Option<String>,) = self.ask(get).await?;
         let Some(raw) = raw else { return Ok(Lookup::Missing) };
-        match serde_json::from_str(&raw)
-            .map_err(|error| StoreError::Corrupt { key: format!("{key} {id}"), error })?
-        {
-            Record::Deleted(_) => Ok(Lookup::Deleted),
-            Record::Live(subscription) => {
-                Ok(Lookup::Live(Box::new(Stored { subscription: *subscription, raw })))
+        Ok(match self.open(&format!("{key} {id}"), &raw)? {
+            Opened::Deleted => Lookup::Deleted,
+            Opened::Live(subscription, sealed) => {
+                Lookup::Live(Box::new(Stored { subscription: *subscription, raw, sealed }))
             }
-        }
+        })
     }
 
     /// Replaces a subscription by its changed self; answers whether it still was as it was read.
@@ -139,7 +139,8 @@ impl Store {
             changed.events.iter().filter(|p| !before.events.contains(p)).cloned().collect();
         let added = std::iter::once((&changed.id, added.as_slice()));
         self.link_patterns(&changed.tenant, added).await?;
-        let replaced = self.replace(&changed.id, &stored.raw, &to_raw(changed)?).await?;
+        let after = self.seal(changed, stored.sealed.as_ref())?;
+        let replaced = self.replace(&changed.id, &stored.raw, &after).await?;
         if replaced {
             let removed: Vec<Pattern> =
                 before.events.iter().filter(|p| !changed.events.contains(p)).cloned().collect();
@@ -288,11 +289,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-fn to_raw(subscription: &Subscription) -> Result<String, StoreError> {
-    serde_json::to_string(&Record::Live(Box::new(subscription.clone())))
-        .map_err(|error| corrupt(&subscription.id, error))
 }
 
 fn corrupt(id: &SubscriptionId, error: serde_json::Error) -> StoreError {

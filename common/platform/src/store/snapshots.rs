@@ -12,7 +12,7 @@ use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use doorbell_common::event::EventType;
+use doorbell_common::event::{Event, EventType};
 use doorbell_common::fan_out::{self, SlotRange};
 use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::PatternTree;
@@ -29,6 +29,9 @@ use follower::Follower;
 
 /// What the indexes of tenants may weigh: a pattern of a subscription weighs 1, which is 16 bytes.
 const INDEXES: u64 = 4 * 1024 * 1024;
+/// How many subscriptions of a tenant are looked at before it is decided to split them: their filters
+/// may leave few.
+const MOST_FILTERED: usize = 4096;
 /// What an index weighs that has nothing in it.
 const EMPTY_INDEX: u32 = 64;
 /// Counters of changes: so many that a change seldom keeps others from being remembered.
@@ -111,7 +114,14 @@ pub enum Known {
     Missing,
 }
 
+/// Whether a subscription whose patterns match wants an event by what is in it.
+pub type Wants<'a> = &'a (dyn Fn(&Subscription) -> bool + Send + Sync);
+
 impl Known {
+    fn has_filter(&self) -> bool {
+        matches!(self, Self::Live(subscription) if subscription.filter.is_some())
+    }
+
     /// What this means for a delivery.
     #[must_use]
     pub fn standing(&self) -> Standing<'_> {
@@ -157,20 +167,23 @@ impl Snapshots {
         snapshots
     }
 
-    /// The subscriptions in a range of slots that want an event of this type, or how to split
-    /// them, if they are many.
+    /// The subscriptions in a range of slots that want an event, or how to split them, if they are
+    /// many. `wants` looks at each whose patterns match.
     ///
     /// # Errors
     /// Something needed is not known, and Redis is away or not what it was.
     pub async fn share(
         &self,
-        addressee: &Addressee,
-        event_type: &EventType,
+        event: &Event,
         range: SlotRange,
+        wants: Wants<'_>,
     ) -> Result<Share, Arc<StoreError>> {
-        match addressee {
-            Addressee::Tenant(tenant) => self.share_of_tenant(tenant, event_type, range).await,
-            Addressee::Everyone => self.share_of_everyone(event_type, range).await,
+        let event_type = &event.event_type;
+        match &event.tenant {
+            Addressee::Tenant(tenant) => {
+                self.share_of_tenant(tenant, event_type, range, wants).await
+            }
+            Addressee::Everyone => self.share_of_everyone(event_type, range, wants).await,
         }
     }
 
@@ -179,6 +192,7 @@ impl Snapshots {
         tenant: &TenantId,
         event_type: &EventType,
         range: SlotRange,
+        wants: Wants<'_>,
     ) -> Result<Share, Arc<StoreError>> {
         let index = self.index(tenant).await?;
         let matched = index.matching(event_type);
@@ -190,24 +204,35 @@ impl Snapshots {
         let range = SlotRange { end: last.map_or(range.first, |last| last + 1), ..range };
         let parts =
             fan_out::split(range, |part| lists.iter().map(|ids| within(ids, part).len()).sum());
-        if !parts.is_empty() && parts != [range] {
+        let splits = !parts.is_empty() && parts != [range];
+        let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
+        if splits && (ids.len() > MOST_FILTERED || !are_kept) {
             return Ok(Share::Split(parts));
         }
-        let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
         ids.sort_unstable();
         ids.dedup();
         // What is read once for each of many pages would drive out what others need.
-        let mut found =
-            if are_kept { self.get_all(ids).await? } else { self.read_all(ids).await? };
+        let found = if are_kept { self.get_all(ids).await? } else { self.read_all(ids).await? };
+        // Where filters leave no more than a page, nothing need be split.
+        if splits && !found.iter().any(|(_, known)| known.has_filter()) {
+            return Ok(Share::Split(parts));
+        }
         // The index may say too much; the record decides.
-        found.retain(|(_, known)| match known {
+        let found = keep(found, |known| match known {
             Known::Live(subscription) => {
-                subscription.tenant == *tenant && subscription.wants(event_type)
+                subscription.tenant == *tenant
+                    && subscription.wants(event_type)
+                    && wants(subscription)
             }
             Known::Deleted => false,
             Known::Missing => true,
         });
-        Ok(Share::Serve(found))
+        let found = found.await;
+        Ok(if splits && found.len() > fan_out::PAGE {
+            Share::Split(parts)
+        } else {
+            Share::Serve(found)
+        })
     }
 
     /// Reads slots as they are, without an index; each is as large as a page.
@@ -215,6 +240,7 @@ impl Snapshots {
         &self,
         event_type: &EventType,
         mut range: SlotRange,
+        wants: Wants<'_>,
     ) -> Result<Share, Arc<StoreError>> {
         if range == SlotRange::ALL {
             range.end = self.store.if_up(self.store.slots_in_use()).await?;
@@ -230,11 +256,11 @@ impl Snapshots {
             // Not kept: a broadcast reads every slot once, and would drive out what others need.
             found.extend(self.store.if_up(self.store.load_slot(number)).await?);
         }
-        found.retain(|(_, known)| match known {
-            Known::Live(subscription) => subscription.wants(event_type),
+        let found = keep(found, |known| match known {
+            Known::Live(subscription) => subscription.wants(event_type) && wants(subscription),
             Known::Deleted | Known::Missing => false,
         });
-        Ok(Share::Serve(found))
+        Ok(Share::Serve(found.await))
     }
 
     /// What is known under an id.
@@ -400,6 +426,24 @@ fn by_slot(ids: Vec<SubscriptionId>) -> impl Iterator<Item = (SlotNumber, Vec<Su
         by_slot.entry(id.slot()).or_default().push(id);
     }
     by_slot.into_iter()
+}
+
+/// Those that are wanted. A filter may take milliseconds of a large event, so others get their turn
+/// meanwhile.
+async fn keep(
+    found: Vec<(SubscriptionId, Known)>,
+    is_wanted: impl Fn(&Known) -> bool,
+) -> Vec<(SubscriptionId, Known)> {
+    let mut kept = Vec::with_capacity(found.len());
+    for (id, known) in found {
+        if known.has_filter() {
+            tokio::task::consume_budget().await;
+        }
+        if is_wanted(&known) {
+            kept.push((id, known));
+        }
+    }
+    kept
 }
 
 /// What all of them find.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
-use doorbell_common::subscription::Record;
 
 use super::{Index, Known};
+use crate::store::sealed::Opened;
 use crate::store::{Store, StoreError};
 
 /// Members of a set that are read in one go.
@@ -15,7 +15,10 @@ const PIECE: usize = 2000;
 
 impl Store {
     /// One past the last slot in which a subscription was created.
-    pub(super) async fn slots_in_use(&self) -> Result<u32, StoreError> {
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn slots_in_use(&self) -> Result<u32, StoreError> {
         let mut get = redis::pipe();
         get.cmd("GET").arg(self.keys.created());
         let (created,): (Option<u64>,) = self.ask(get).await?;
@@ -35,10 +38,23 @@ impl Store {
         get.cmd("HMGET").arg(&key).arg(fields);
         let (records,): (Vec<Option<String>>,) = self.ask(get).await?;
         let known = |(id, raw): (SubscriptionId, Option<String>)| {
-            let known = raw.map_or(Known::Missing, |raw| read(&key, &id.to_string(), &raw));
+            let known = raw.map_or(Known::Missing, |raw| self.known(&key, &id.to_string(), &raw));
             (id, known)
         };
         Ok(ids.into_iter().zip(records).map(known).collect())
+    }
+
+    /// What a record says. One that is not understood, or whose secrets can't be opened, counts as
+    /// missing: its deliveries are held, the others go on.
+    fn known(&self, key: &str, id: &str, raw: &str) -> Known {
+        match self.open(&format!("{key} {id}"), raw) {
+            Ok(Opened::Live(subscription, _)) => Known::Live(Arc::new(*subscription)),
+            Ok(Opened::Deleted) => Known::Deleted,
+            Err(error) => {
+                tracing::error!(%error, "record is not understood");
+                Known::Missing
+            }
+        }
     }
 
     /// All that a slot has.
@@ -50,7 +66,8 @@ impl Store {
         let mut get = redis::pipe();
         get.cmd("HGETALL").arg(&key);
         let (records,): (Vec<(String, String)>,) = self.ask(get).await?;
-        let known = |(id, raw): (String, String)| Some((id.parse().ok()?, read(&key, &id, &raw)));
+        let known =
+            |(id, raw): (String, String)| Some((id.parse().ok()?, self.known(&key, &id, &raw)));
         Ok(records.into_iter().filter_map(known).collect())
     }
 
@@ -110,18 +127,5 @@ impl Store {
             ids.shrink_to_fit();
         }
         Ok(found)
-    }
-}
-
-/// What a record says. One that is not understood counts as missing: its deliveries are held, the
-/// others go on.
-fn read(key: &str, id: &str, raw: &str) -> Known {
-    match serde_json::from_str(raw) {
-        Ok(Record::Live(subscription)) => Known::Live(Arc::new(*subscription)),
-        Ok(Record::Deleted(_)) => Known::Deleted,
-        Err(error) => {
-            tracing::error!(key, id, %error, "record is not understood");
-            Known::Missing
-        }
     }
 }
