@@ -8,6 +8,7 @@
 pub mod ack;
 pub mod address;
 pub mod api_key;
+pub mod asymmetric;
 pub mod attempt;
 pub mod breaker;
 pub mod duration;

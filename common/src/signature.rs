@@ -86,18 +86,6 @@ impl Secret {
     }
 }
 
-/// The value of `webhook-signature`: one signature per live secret, separated by a space.
-pub fn sign_with_all<'a>(
-    secrets: impl IntoIterator<Item = &'a Secret>,
-    id: &EventId,
-    timestamp: i64,
-    body: &[u8],
-) -> String {
-    let signatures: Vec<String> =
-        secrets.into_iter().map(|secret| secret.sign(id, timestamp, body)).collect();
-    signatures.join(" ")
-}
-
 impl FromStr for Secret {
     type Err = InvalidSecret;
 
@@ -155,17 +143,6 @@ mod tests {
         assert_eq!(
             secret.sign_sha256_hex(b"{}"),
             "sha256=6cbbcdf2c8016ca85b50543b19e8e121ef16137967bdfa3ce660972922bafaeb"
-        );
-    }
-
-    #[test]
-    fn signs_with_every_live_secret() {
-        let secrets = [Secret::from_key(&[1; 24]).unwrap(), Secret::from_key(&[2; 64]).unwrap()];
-        let id = "evt".parse().unwrap();
-        let all = sign_with_all(&secrets, &id, 1, b"x");
-        assert_eq!(
-            all,
-            format!("{} {}", secrets[0].sign(&id, 1, b"x"), secrets[1].sign(&id, 1, b"x"))
         );
     }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::asymmetric::AsymmetricKey;
 use crate::duration::DurationText;
 use crate::event::EventType;
 use crate::filter::Filter;
-use crate::ids::{SubscriptionId, TenantId};
+use crate::ids::{EventId, SubscriptionId, TenantId};
 use crate::pattern::Pattern;
 use crate::payload::Payload;
 use crate::rate::RateLimit;
@@ -115,6 +116,9 @@ impl DisabledReason {
 pub struct SigningSecret {
     /// The secret.
     pub secret: Secret,
+    /// Signs beside it, if receivers are to check with a public key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asymmetric: Option<AsymmetricKey>,
     /// Set once a newer one has taken its place: it signs along until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
@@ -146,11 +150,25 @@ impl Subscription {
     }
 
     /// The secrets that sign at `now`, newest first. The newest always does.
-    pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
-        self.secrets
-            .iter()
-            .filter(move |secret| secret.expires_at.is_none_or(|end| now < end))
-            .map(|secret| &secret.secret)
+    pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &SigningSecret> {
+        self.secrets.iter().filter(move |secret| secret.expires_at.is_none_or(|end| now < end))
+    }
+
+    /// The value of `webhook-signature` for an attempt at `now`: a signature with each live secret,
+    /// and with each key that goes along, separated by spaces.
+    #[must_use]
+    pub fn signatures(&self, id: &EventId, now: Timestamp, body: &[u8]) -> String {
+        let at = now.as_seconds();
+        let symmetric = self.live_secrets(now).map(|live| live.secret.sign(id, at, body));
+        let keys = self.live_secrets(now).filter_map(|live| live.asymmetric.as_ref());
+        let asymmetric = keys.map(|key| key.sign(id, at, body));
+        symmetric.chain(asymmetric).collect::<Vec<String>>().join(" ")
+    }
+
+    /// The public key that receivers check with, if they are to.
+    #[must_use]
+    pub fn public_key(&self) -> Option<String> {
+        self.secrets.first()?.asymmetric.as_ref().map(AsymmetricKey::public)
     }
 
     /// A short digest of the URL: tells whether an answer came from the endpoint that the
@@ -225,8 +243,12 @@ mod tests {
             signature: None,
             filter: None,
             secrets: vec![
-                SigningSecret { secret: secret(2), expires_at: None },
-                SigningSecret { secret: secret(1), expires_at: Some(Timestamp::from_seconds(200)) },
+                SigningSecret { secret: secret(2), asymmetric: None, expires_at: None },
+                SigningSecret {
+                    secret: secret(1),
+                    asymmetric: None,
+                    expires_at: Some(Timestamp::from_seconds(200)),
+                },
             ],
             created_at: at,
             updated_at: at,
@@ -239,6 +261,28 @@ mod tests {
         let subscription = subscription();
         assert_eq!(subscription.live_secrets(Timestamp::from_seconds(199)).count(), 2);
         assert_eq!(subscription.live_secrets(Timestamp::from_seconds(200)).count(), 1);
+    }
+
+    #[test]
+    fn every_live_secret_signs_and_every_key_beside_it() {
+        let mut subscription = subscription();
+        let (id, early, late) =
+            ("evt".parse().unwrap(), Timestamp::from_seconds(150), Timestamp::from_seconds(200));
+        let secrets = subscription.secrets.clone();
+        let v1 = |n: usize, now: Timestamp| secrets[n].secret.sign(&id, now.as_seconds(), b"x");
+        let both = format!("{} {}", v1(0, early), v1(1, early));
+        assert_eq!(subscription.signatures(&id, early, b"x"), both);
+        assert_eq!(
+            (subscription.signatures(&id, late, b"x"), subscription.public_key()),
+            (v1(0, late), None)
+        );
+        let key = AsymmetricKey::from_seed(&[1; 32]);
+        subscription.secrets[0].asymmetric = Some(key.clone());
+        assert_eq!(
+            subscription.signatures(&id, early, b"x"),
+            format!("{both} {}", key.sign(&id, early.as_seconds(), b"x"))
+        );
+        assert_eq!(subscription.public_key(), Some(key.public()));
     }
 
     #[test]

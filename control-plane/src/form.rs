@@ -6,6 +6,7 @@ mod fields;
 use std::collections::BTreeMap;
 
 use doorbell_common::address::AddressPolicy;
+use doorbell_common::asymmetric::AsymmetricKey;
 use doorbell_common::duration::DurationText;
 use doorbell_common::filter::Filter;
 use doorbell_common::json::pointer;
@@ -40,6 +41,8 @@ pub(crate) struct Form {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) max_concurrency: Option<u32>,
     pub(crate) signature: Option<OlderSignature>,
+    /// Whether POSTs are signed with a key pair, too.
+    pub(crate) asymmetric_signature: bool,
 }
 
 impl Default for Form {
@@ -58,6 +61,7 @@ impl Default for Form {
             rate_limit: None,
             max_concurrency: None,
             signature: None,
+            asymmetric_signature: false,
         }
     }
 }
@@ -78,6 +82,7 @@ impl From<&Subscription> for Form {
             rate_limit: subscription.rate_limit,
             max_concurrency: subscription.max_concurrency,
             signature: subscription.signature.clone(),
+            asymmetric_signature: subscription.public_key().is_some(),
         }
     }
 }
@@ -108,8 +113,18 @@ pub(crate) fn patch(
 }
 
 impl Form {
-    /// Puts what was written into a subscription.
-    pub(crate) fn write_to(self, subscription: &mut Subscription) {
+    /// Puts what was written into a subscription. `seed` is what a key pair is made of, if it needs
+    /// a new one.
+    pub(crate) fn write_to(self, subscription: &mut Subscription, seed: &[u8; 32]) {
+        let newest = subscription.secrets.first_mut();
+        match newest {
+            Some(newest) if self.asymmetric_signature => {
+                newest.asymmetric.get_or_insert_with(|| AsymmetricKey::from_seed(seed));
+            }
+            Some(_) | None => {
+                subscription.secrets.iter_mut().for_each(|secret| secret.asymmetric = None);
+            }
+        }
         if self.status != subscription.status {
             subscription.disabled_reason =
                 (self.status == Status::Disabled).then_some(DisabledReason::Manual);
@@ -203,6 +218,11 @@ impl Reading<'_> {
             "rate_limit" => form.rate_limit = Some(rate_limit(form.rate_limit, value)?),
             "max_concurrency" if null => form.max_concurrency = None,
             "max_concurrency" => form.max_concurrency = Some(max_concurrency(value)?),
+            "asymmetric_signature" if null => form.asymmetric_signature = false,
+            "asymmetric_signature" => {
+                form.asymmetric_signature = read(value, "must be true or false")?;
+            }
+            "public_key" => return Err("is made by Doorbell, for \"asymmetric_signature\": true".into()),
             "id" | "disabled_reason" | "created_at" | "updated_at" => return Err("is set by Doorbell".into()),
             "secret" => return Err("is made by Doorbell; read it with GET …/secret, change it with POST …/secret/rotate".into()),
             _ => return Err("is not a field of a subscription".into()),

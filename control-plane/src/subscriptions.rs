@@ -8,6 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use doorbell_common::asymmetric::AsymmetricKey;
 use doorbell_common::ids::{SubscriptionId, TenantId};
 use doorbell_common::signature::Secret;
 use doorbell_common::subscription::{DisabledReason, SigningSecret, Status, Subscription};
@@ -116,7 +117,7 @@ pub(crate) async fn patch(
         check_match(if_match(&headers), &stored.subscription.version)?;
         let form = form::patch(&body, &stored.subscription, &api.policy)?;
         let mut changed = stored.subscription.clone();
-        form.write_to(&mut changed);
+        form.write_to(&mut changed, &clock::random_bytes());
         Ok(changed)
     };
     let changed = update(&api, &path, change).await?;
@@ -163,7 +164,8 @@ pub(crate) async fn rotate(
             older.expires_at = Some(older.expires_at.map_or(end, |earlier| earlier.min(end)));
         }
         changed.secrets.retain(|older| older.expires_at.is_some_and(|at| now < at));
-        changed.secrets.insert(0, SigningSecret { secret: secret.clone(), expires_at: None });
+        let asymmetric = stored.subscription.public_key().is_some();
+        changed.secrets.insert(0, signing_secret(secret.clone(), asymmetric));
         if changed.secrets.len() > MAX_LIVE_SECRETS {
             let detail = format!(
                 "{MAX_LIVE_SECRETS} secrets sign already: wait until one expires, or rotate with a shorter overlap"
@@ -237,6 +239,11 @@ fn new_secret() -> Result<Secret, Problem> {
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
+fn signing_secret(secret: Secret, asymmetric: bool) -> SigningSecret {
+    let asymmetric = asymmetric.then(|| AsymmetricKey::from_seed(&clock::random_bytes()));
+    SigningSecret { secret, asymmetric, expires_at: None }
+}
+
 fn new_subscription(
     id: SubscriptionId,
     tenant: TenantId,
@@ -260,7 +267,7 @@ fn new_subscription(
         rate_limit: form.rate_limit,
         max_concurrency: form.max_concurrency,
         signature: form.signature,
-        secrets: vec![SigningSecret { secret, expires_at: None }],
+        secrets: vec![signing_secret(secret, form.asymmetric_signature)],
         created_at: now,
         updated_at: now,
         version: ids::token(),

@@ -21,6 +21,8 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
         "rate_limit": subscription.rate_limit,
         "max_concurrency": subscription.max_concurrency,
         "signature": subscription.signature,
+        "asymmetric_signature": subscription.public_key().is_some(),
+        "public_key": subscription.public_key(),
         "created_at": subscription.created_at,
         "updated_at": subscription.updated_at,
     })

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use doorbell_common::address::AddressPolicy;
 use doorbell_common::event::Event;
 use doorbell_common::outcome::{OutcomeClass, classify};
-use doorbell_common::signature::sign_with_all;
 use doorbell_common::subscription::{SignatureFormat, Subscription};
 use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
@@ -179,13 +178,12 @@ fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
     headers.insert("doorbell-attempt", HeaderValue::from(attempt));
     insert(&mut headers, "webhook-id", event.id.as_str());
     insert(&mut headers, "doorbell-subscription", &subscription.id.to_string());
-    let signature = sign_with_all(subscription.live_secrets(now), &event.id, timestamp, body);
-    insert(&mut headers, "webhook-signature", &signature);
+    insert(&mut headers, "webhook-signature", &subscription.signatures(&event.id, now, body));
     if let Some(older) = &subscription.signature
-        && let Some(secret) = subscription.live_secrets(now).next()
+        && let Some(newest) = subscription.live_secrets(now).next()
     {
         let value = match older.format {
-            SignatureFormat::Sha256Hex => secret.sign_sha256_hex(body),
+            SignatureFormat::Sha256Hex => newest.secret.sign_sha256_hex(body),
         };
         insert(&mut headers, &older.header, &value);
     }

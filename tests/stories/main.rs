@@ -121,6 +121,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         broker::a_memory_alarm_refuses_and_then_resumes,
         broker::a_broker_killed_with_retries_waiting_loses_none,
         rotation::every_post_verifies_with_either_secret,
+        rotation::a_public_key_verifies_and_rotates_with_the_secret,
         patterns::our_matcher_agrees_with_rabbitmq,
         deployments::everything_works_over_tls,
         deployments::everything_works_on_a_redis_cluster,
