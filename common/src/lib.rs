@@ -34,6 +34,7 @@ pub mod signature;
 pub mod subscription;
 mod text;
 pub mod time;
+pub mod verification;
 pub mod window;
 pub mod wire;
 pub mod work;

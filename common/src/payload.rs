@@ -14,28 +14,48 @@ pub enum Payload {
     Envelope,
     /// The data's bytes alone.
     Raw,
+    /// An event in the form of `CloudEvents`, structured mode, version 1.0.
+    /// Source: <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md>.
+    CloudEvents,
 }
 
 impl Payload {
     /// The body of a POST for `event`.
     #[must_use]
     pub fn body(self, event: &Event) -> Vec<u8> {
+        // None of what stands before the data has characters that JSON escapes.
+        let Event { id, tenant, event_type, timestamp, .. } = event;
         match self {
             Self::Raw => event.data.to_vec(),
-            Self::Envelope => {
-                // Neither a type nor a timestamp has characters that JSON escapes.
-                let head = format!(
-                    r#"{{"type":"{}","timestamp":"{}","data":"#,
-                    event.event_type, event.timestamp
-                );
-                let mut body = Vec::with_capacity(head.len() + event.data.len() + 1);
-                body.extend_from_slice(head.as_bytes());
-                body.extend_from_slice(&event.data);
-                body.push(b'}');
-                body
-            }
+            Self::Envelope => around(
+                &format!(r#"{{"type":"{event_type}","timestamp":"{timestamp}","data":"#),
+                &event.data,
+            ),
+            Self::CloudEvents => around(
+                &format!(
+                    r#"{{"specversion":"1.0","id":"{id}","source":"urn:doorbell:tenant:{tenant}","type":"{event_type}","time":"{timestamp}","datacontenttype":"application/json","data":"#
+                ),
+                &event.data,
+            ),
         }
     }
+
+    /// What such a body is, as `content-type` says it.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Envelope | Self::Raw => "application/json",
+            Self::CloudEvents => "application/cloudevents+json",
+        }
+    }
+}
+
+fn around(head: &str, data: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(head.len() + data.len() + 1);
+    body.extend_from_slice(head.as_bytes());
+    body.extend_from_slice(data);
+    body.push(b'}');
+    body
 }
 
 #[cfg(test)]
@@ -55,11 +75,24 @@ mod tests {
             trace: Trace::default(),
             data: data.as_bytes().into(),
         };
-        assert_eq!(Payload::Raw.body(&event), data.as_bytes());
-        let envelope = String::from_utf8(Payload::Envelope.body(&event)).unwrap();
+        let text = |payload: Payload| String::from_utf8(payload.body(&event)).unwrap();
+        assert_eq!(text(Payload::Raw), data);
         assert_eq!(
-            envelope,
+            text(Payload::Envelope),
             format!(r#"{{"type":"a.b","timestamp":"1970-01-01T00:00:01Z","data":{data}}}"#)
         );
+        let cloud_event = text(Payload::CloudEvents);
+        assert!(cloud_event.ends_with(&format!("\"data\":{data}}}")), "{cloud_event}");
+        let read: serde_json::Value = serde_json::from_str(&cloud_event).unwrap();
+        for (name, value) in [
+            ("specversion", "1.0"),
+            ("id", "evt"),
+            ("source", "urn:doorbell:tenant:acme"),
+            ("type", "a.b"),
+            ("time", "1970-01-01T00:00:01Z"),
+            ("datacontenttype", "application/json"),
+        ] {
+            assert_eq!(read[name], value);
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::signature::Secret;
 use crate::time::Timestamp;
+use crate::verification::Verification;
 
 /// A tenant's standing order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +62,12 @@ pub struct Subscription {
     /// One more signature in an older style.
     #[serde(default)]
     pub signature: Option<OlderSignature>,
+    /// How its endpoint is asked before anything is delivered to it.
+    #[serde(default)]
+    pub verification: Verification,
+    /// The [endpoint](Subscription::endpoint) that has said yes last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_endpoint: Option<String>,
     /// Newest first. Empty only where a service has no use for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SigningSecret>,
@@ -180,13 +187,26 @@ impl Subscription {
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Whether its endpoint, as it is now, has said yes, or need not be asked.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        match self.verification {
+            Verification::None => true,
+            Verification::Challenge | Verification::CloudEvents => {
+                self.verified_endpoint.as_deref() == Some(&self.endpoint())
+            }
+        }
+    }
+
     /// What this subscription's state means for a delivery.
     #[must_use]
     pub fn standing(&self) -> Standing<'_> {
         match (self.status, self.disabled_reason) {
-            (Status::Active, _) => Standing::Active(&self.retry),
+            (Status::Active, _) if self.is_verified() => Standing::Active(&self.retry),
             (Status::Disabled, Some(DisabledReason::Gone)) => Standing::Cancelled,
-            (Status::Paused | Status::Disabled, _) => Standing::Suspended(&self.retry),
+            (Status::Active | Status::Paused | Status::Disabled, _) => {
+                Standing::Suspended(&self.retry)
+            }
         }
     }
 }
@@ -242,6 +262,8 @@ mod tests {
             max_concurrency: None,
             signature: None,
             filter: None,
+            verification: Verification::None,
+            verified_endpoint: None,
             secrets: vec![
                 SigningSecret { secret: secret(2), asymmetric: None, expires_at: None },
                 SigningSecret {
@@ -300,6 +322,19 @@ mod tests {
             subscription.disabled_reason = Some(reason);
             assert_eq!(subscription.standing() == Standing::Cancelled, cancelled, "{reason:?}");
         }
+    }
+
+    #[test]
+    fn another_url_is_asked_again() {
+        let mut subscription = subscription();
+        subscription.verification = Verification::Challenge;
+        assert!(matches!(subscription.standing(), Standing::Suspended(_)));
+        subscription.verified_endpoint = Some(subscription.endpoint());
+        assert!(matches!(subscription.standing(), Standing::Active(_)));
+        subscription.url = "https://example.com/other".to_owned();
+        assert!(matches!(subscription.standing(), Standing::Suspended(_)));
+        subscription.verification = Verification::None;
+        assert!(matches!(subscription.standing(), Standing::Active(_)));
     }
 
     #[test]

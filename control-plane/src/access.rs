@@ -34,7 +34,8 @@ fn needed(method: &Method, route: &str) -> Scope {
         | "/v1/tenants/{tenant}/subscriptions/{id}"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate"
-        | "/v1/tenants/{tenant}/subscriptions/{id}/test" => Scope::SubscriptionsWrite,
+        | "/v1/tenants/{tenant}/subscriptions/{id}/test"
+        | "/v1/tenants/{tenant}/subscriptions/{id}/verify" => Scope::SubscriptionsWrite,
         _ => Scope::Admin,
     }
 }

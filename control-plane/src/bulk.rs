@@ -101,7 +101,7 @@ impl Bulk {
                 self.read += 1;
                 let form = match entry {
                     Line::Text(bytes) if bytes.trim_ascii().is_empty() => continue,
-                    Line::Text(bytes) => form::create(bytes, &self.api.policy),
+                    Line::Text(bytes) => form::create(bytes, &self.api.rules),
                     Line::TooLong => Err(too_long()),
                 };
                 match form {
@@ -142,6 +142,7 @@ impl Bulk {
         };
         match newest_secret(subscription) {
             Ok(secret) => {
+                self.api.verifier.ask_soon(subscription);
                 self.created += 1;
                 json!({ "line": number, "status": 201, "id": subscription.id, "secret": secret.reveal() })
             }

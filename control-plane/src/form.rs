@@ -15,6 +15,7 @@ use doorbell_common::payload::Payload;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::{DisabledReason, OlderSignature, Status, Subscription};
+use doorbell_common::verification::Verification;
 use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
@@ -22,8 +23,17 @@ use serde_json::{Map, Value};
 
 use fields::{
     Wrong, description, max_concurrency, merge_headers, metadata, patterns, rate_limit, read,
-    retry, signature, timeout,
+    retry, signature, timeout, verification,
 };
+
+/// What the operator has to say of subscriptions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    /// Where they may deliver to.
+    pub(crate) addresses: AddressPolicy,
+    /// How their endpoints are asked, if they say nothing else of it.
+    pub(crate) verification: Verification,
+}
 
 /// Everything about a subscription that people write.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +53,7 @@ pub(crate) struct Form {
     pub(crate) signature: Option<OlderSignature>,
     /// Whether POSTs are signed with a key pair, too.
     pub(crate) asymmetric_signature: bool,
+    pub(crate) verification: Verification,
 }
 
 impl Default for Form {
@@ -62,6 +73,7 @@ impl Default for Form {
             max_concurrency: None,
             signature: None,
             asymmetric_signature: false,
+            verification: Verification::None,
         }
     }
 }
@@ -83,31 +95,32 @@ impl From<&Subscription> for Form {
             max_concurrency: subscription.max_concurrency,
             signature: subscription.signature.clone(),
             asymmetric_signature: subscription.public_key().is_some(),
+            verification: subscription.verification,
         }
     }
 }
 
 /// Reads a new subscription.
-pub(crate) fn create(body: &[u8], policy: &AddressPolicy) -> Result<Form, Problem> {
+pub(crate) fn create(body: &[u8], rules: &Rules) -> Result<Form, Problem> {
     let members = Members::read(body)?;
     let missing: Vec<FieldError> = ["url", "events"]
         .iter()
         .filter(|name| !members.0.iter().any(|(given, _)| given == *name))
         .map(|name| FieldError::new(pointer(name), "is required"))
         .collect();
-    let mut reading = Reading { form: Form::default(), policy, errors: missing };
+    let mut reading = Reading {
+        form: Form { verification: rules.verification, ..Form::default() },
+        rules,
+        errors: missing,
+    };
     reading.apply(&members);
     reading.end()
 }
 
 /// Reads a change to a subscription.
-pub(crate) fn patch(
-    body: &[u8],
-    current: &Subscription,
-    policy: &AddressPolicy,
-) -> Result<Form, Problem> {
+pub(crate) fn patch(body: &[u8], current: &Subscription, rules: &Rules) -> Result<Form, Problem> {
     let members = Members::read(body)?;
-    let mut reading = Reading { form: current.into(), policy, errors: Vec::new() };
+    let mut reading = Reading { form: current.into(), rules, errors: Vec::new() };
     reading.apply(&members);
     reading.end()
 }
@@ -142,6 +155,7 @@ impl Form {
         subscription.rate_limit = self.rate_limit;
         subscription.max_concurrency = self.max_concurrency;
         subscription.signature = self.signature;
+        subscription.verification = self.verification;
     }
 }
 
@@ -155,7 +169,7 @@ pub(crate) fn filter(value: &RawValue) -> Result<Filter, Vec<FieldError>> {
 
 struct Reading<'a> {
     form: Form,
-    policy: &'a AddressPolicy,
+    rules: &'a Rules,
     errors: Vec<FieldError>,
 }
 
@@ -192,7 +206,7 @@ impl Reading<'_> {
         match name {
             "url" => {
                 let url: String = read(value, "must be a string")?;
-                self.policy.check_url(&url).map_err(|refused| refused.to_string())?;
+                self.rules.addresses.check_url(&url).map_err(|refused| refused.to_string())?;
                 form.url = url;
             }
             "events" => form.events = patterns(value)?,
@@ -205,7 +219,7 @@ impl Reading<'_> {
             "metadata" if null => form.metadata = default.metadata,
             "metadata" => form.metadata = metadata(&form.metadata, value)?,
             "payload" if null => form.payload = default.payload,
-            "payload" => form.payload = read(value, "must be envelope or raw")?,
+            "payload" => form.payload = read(value, "must be envelope, raw or cloudevents")?,
             "headers" if null => form.headers = default.headers,
             "headers" => form.headers = merge_headers(&form.headers, value)?,
             "timeout" if null => form.timeout = default.timeout,
@@ -222,6 +236,8 @@ impl Reading<'_> {
             "asymmetric_signature" => {
                 form.asymmetric_signature = read(value, "must be true or false")?;
             }
+            "verification" if null => form.verification = self.rules.verification,
+            "verification" => form.verification = verification(value, self.rules.verification)?,
             "public_key" => return Err("is made by Doorbell, for \"asymmetric_signature\": true".into()),
             "id" | "disabled_reason" | "created_at" | "updated_at" => return Err("is set by Doorbell".into()),
             "secret" => return Err("is made by Doorbell; read it with GET …/secret, change it with POST …/secret/rotate".into()),
@@ -235,13 +251,12 @@ impl Reading<'_> {
 mod tests {
     use super::*;
 
-    fn policy() -> AddressPolicy {
-        AddressPolicy::default()
+    fn rules() -> Rules {
+        Rules::default()
     }
 
     fn wrong(body: &str) -> Vec<String> {
-        let problem =
-            serde_json::to_value(create(body.as_bytes(), &policy()).unwrap_err()).unwrap();
+        let problem = serde_json::to_value(create(body.as_bytes(), &rules()).unwrap_err()).unwrap();
         let errors = problem["errors"].as_array().cloned().unwrap_or_default();
         errors.iter().map(|error| error["pointer"].as_str().unwrap().to_owned()).collect()
     }
@@ -249,7 +264,7 @@ mod tests {
     #[test]
     fn what_is_not_written_has_its_default() {
         let form =
-            create(br#"{"url":"https://example.com/","events":["a.*","a.*"]}"#, &policy()).unwrap();
+            create(br#"{"url":"https://example.com/","events":["a.*","a.*"]}"#, &rules()).unwrap();
         assert_eq!(form.events.len(), 1);
         assert_eq!(Form { url: String::new(), events: vec![], ..form }, Form::default());
     }

@@ -2,11 +2,12 @@
 //!
 //! [`routes`] says what is where and [`access`] who may call it, [`tenants`], [`subscriptions`],
 //! [`api_keys`] and [`bulk`] serve it, [`form`] and
-//! [`rotation`] read and check what is written, [`view`] shows it, [`test_call`] asks a dispatcher for one attempt.
+//! [`rotation`] read and check what is written, [`view`] shows it, [`errands`] has dispatchers call endpoints.
 
 mod access;
 mod api_keys;
 mod bulk;
+mod errands;
 mod etag;
 mod filters;
 mod form;
@@ -18,7 +19,7 @@ mod routes;
 mod sealing;
 mod subscriptions;
 mod tenants;
-mod test_call;
+mod verification;
 mod view;
 
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use doorbell_common::api_key::Environment;
+use doorbell_common::verification::Verification;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::health::{Dependency, Health};
@@ -35,8 +37,10 @@ use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::targets::TargetArgs;
 
+use errands::Errands;
+use form::Rules;
 use routes::Api;
-use test_call::TestCaller;
+use verification::Verifier;
 
 /// Serves the subscriptions API.
 #[derive(Debug, Parser)]
@@ -53,6 +57,9 @@ struct Args {
     /// Where the API is served.
     #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
+    /// How endpoints are asked whether they want POSTs, before anything is delivered: none, challenge or cloudevents. With one of the latter every subscription has one of them.
+    #[arg(long, env = "DOORBELL_VERIFY_ENDPOINTS", default_value = "none")]
+    verify_endpoints: Verification,
     /// What the API keys of this deployment begin with: db_<environment>_….
     #[arg(long, env = "DOORBELL_KEY_ENVIRONMENT", default_value = "live")]
     key_environment: Environment,
@@ -99,11 +106,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let store = store.with_secrets(secrets);
     store.watch(&service.shutdown);
     service.shutdown.spawn(sealing::keep_sealed(store.clone(), service.shutdown.clone()));
-    let tester = TestCaller::start(broker, publisher, &service.shutdown);
+    let errands = Errands::start(broker, publisher, &service.shutdown);
     let listener = service::listen(args.listen, "--listen").await?;
     let guard = Guard::new(key, store.clone());
-    let policy = args.targets.policy().into();
-    let api = Api { store, policy, tester, key_environment: args.key_environment };
+    let rules = Rules { addresses: args.targets.policy(), verification: args.verify_endpoints };
+    let (verifier, unverified) = Verifier::new();
+    let key_environment = args.key_environment;
+    let api = Api { store, rules: rules.into(), errands, verifier, key_environment };
+    let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
+    service.shutdown.spawn(asking);
     http::serve(
         listener,
         http::api(routes::routes(api), guard, MAX_BODY),

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
-use doorbell_common::address::AddressPolicy;
 use doorbell_common::api_key::Environment;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::store::{Store, StoreError};
 
-use crate::test_call::TestCaller;
-use crate::{access, api_keys, bulk, filters, sealing, subscriptions, tenants};
+use crate::errands::Errands;
+use crate::form::Rules;
+use crate::verification::Verifier;
+use crate::{access, api_keys, bulk, filters, sealing, subscriptions, tenants, verification};
 
 /// What every route may use. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub(crate) store: Store,
-    pub(crate) policy: Arc<AddressPolicy>,
-    pub(crate) tester: TestCaller,
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) errands: Errands,
+    pub(crate) verifier: Verifier,
     pub(crate) key_environment: Environment,
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn routes(api: Api) -> Router {
         .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
         .route("/v1/tenants/{tenant}/filters/test", post(filters::test))
+        .route("/v1/tenants/{tenant}/subscriptions/{id}/verify", post(verification::verify))
         .route("/v1/encryption", get(sealing::show))
         .route("/v1/keys", get(api_keys::list).post(api_keys::create))
         .route("/v1/keys/{id}", get(api_keys::show).delete(api_keys::revoke))

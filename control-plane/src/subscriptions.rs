@@ -44,11 +44,12 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     let tenant = tenant_id(&tenant)?;
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
-    let form = form::create(&body, &api.policy)?;
+    let form = form::create(&body, &api.rules)?;
     let created = create_all(&api.store, &tenant, vec![form]).await?;
     let [subscription] = created.as_slice() else {
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nothing was created"));
     };
+    api.verifier.ask_soon(subscription);
     let secret = newest_secret(subscription)?;
     let mut answer = view::subscription(subscription);
     answer["secret"] = secret.reveal().into();
@@ -115,12 +116,13 @@ pub(crate) async fn patch(
     let body = read_body(&headers, body, &types, MAX_BODY).await?;
     let change = |stored: &Stored| {
         check_match(if_match(&headers), &stored.subscription.version)?;
-        let form = form::patch(&body, &stored.subscription, &api.policy)?;
+        let form = form::patch(&body, &stored.subscription, &api.rules)?;
         let mut changed = stored.subscription.clone();
         form.write_to(&mut changed, &clock::random_bytes());
         Ok(changed)
     };
     let changed = update(&api, &path, change).await?;
+    api.verifier.ask_soon(&changed);
     Ok(shown(&changed))
 }
 
@@ -185,11 +187,11 @@ pub(crate) async fn test(
     Path(path): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
     let stored = find(&api, &path).await?;
-    api.tester.test(&stored.subscription).await.map(Json)
+    api.errands.test(&stored.subscription).await.map(Json)
 }
 
 /// The subscription in a path, which must be there and the tenant's own.
-async fn find(api: &Api, (tenant, id): &(String, String)) -> Result<Stored, Problem> {
+pub(crate) async fn find(api: &Api, (tenant, id): &(String, String)) -> Result<Stored, Problem> {
     let tenant = tenant_id(tenant)?;
     let absent =
         || Problem::new(StatusCode::NOT_FOUND, format!("tenant {tenant} has no such subscription"));
@@ -201,7 +203,7 @@ async fn find(api: &Api, (tenant, id): &(String, String)) -> Result<Stored, Prob
 }
 
 /// Changes a subscription as it is now, again if someone else was quicker.
-async fn update(
+pub(crate) async fn update(
     api: &Api,
     path: &(String, String),
     change: impl Fn(&Stored) -> Result<Subscription, Problem>,
@@ -267,6 +269,8 @@ fn new_subscription(
         rate_limit: form.rate_limit,
         max_concurrency: form.max_concurrency,
         signature: form.signature,
+        verification: form.verification,
+        verified_endpoint: None,
         secrets: vec![signing_secret(secret, form.asymmetric_signature)],
         created_at: now,
         updated_at: now,

@@ -1,5 +1,6 @@
 //! A subscription as the API shows it: everything but its secrets.
 
+use doorbell_common::subscription::Status;
 use doorbell_common::subscription::Subscription;
 use serde_json::{Value, json};
 
@@ -10,7 +11,8 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
         "url": subscription.url,
         "events": subscription.events,
         "filter": subscription.filter,
-        "status": subscription.status,
+        "status": status(subscription),
+        "verification": subscription.verification,
         "disabled_reason": subscription.disabled_reason,
         "description": subscription.description,
         "metadata": subscription.metadata,
@@ -26,4 +28,12 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
         "created_at": subscription.created_at,
         "updated_at": subscription.updated_at,
     })
+}
+
+/// An active subscription whose endpoint has not said yes is shown as what it waits for.
+fn status(subscription: &Subscription) -> Value {
+    match subscription.status {
+        Status::Active if !subscription.is_verified() => "unverified".into(),
+        Status::Active | Status::Paused | Status::Disabled => json!(subscription.status),
+    }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Dispatcher {
     pub(crate) alone: Mutex<()>,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
+    /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
+    pub(crate) origin: String,
 }
 
 /// How a message came to us.
@@ -129,7 +131,7 @@ impl Dispatcher {
 
     async fn serve(&self, queue: &str, received: Received) -> Done {
         if *queue == *TESTS {
-            self.serve_test(&received).await;
+            self.serve_errand(&received).await;
             return Done::Finished(None);
         }
         self.work(queue, received).await

@@ -47,13 +47,19 @@ pub(crate) struct Served {
     pub(crate) event: Arc<Event>,
     envelope: OnceLock<Bytes>,
     raw: OnceLock<Bytes>,
+    cloud_event: OnceLock<Bytes>,
     parts: OnceLock<Option<Value>>,
 }
 
 impl Served {
     pub(crate) fn new(event: Arc<Event>) -> Self {
-        let (envelope, raw, parts) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { event, envelope, raw, parts }
+        Self {
+            event,
+            envelope: OnceLock::new(),
+            raw: OnceLock::new(),
+            cloud_event: OnceLock::new(),
+            parts: OnceLock::new(),
+        }
     }
 
     /// Whether a subscription wants the event, by its filter. An event that cannot be looked into is
@@ -68,6 +74,7 @@ impl Served {
         let slot = match payload {
             Payload::Envelope => &self.envelope,
             Payload::Raw => &self.raw,
+            Payload::CloudEvents => &self.cloud_event,
         };
         slot.get_or_init(|| payload.body(&self.event).into())
     }
@@ -221,8 +228,9 @@ impl Dispatcher {
                 self.metrics.first_attempt_lag.observe(lag.as_secs_f64());
             }
             self.metrics.posts_in_flight.inc();
-            let answer =
-                self.sender.post(Post { subscription, event: &served.event, body, attempt }).await;
+            let content_type = subscription.payload.content_type();
+            let post = Post { subscription, event: &served.event, body, content_type, attempt };
+            let answer = self.sender.post(post).await;
             self.metrics.posts_in_flight.dec();
             answer
         };

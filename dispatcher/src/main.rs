@@ -5,10 +5,11 @@
 //! [`fan_out`] serves the subscriptions of an event, [`ledger`] remembers whom it has served. Before
 //! a POST, [`permits`] are shared fairly among tenants, [`limits`] keep to the rate that a subscription
 //! allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes one POST,
-//! [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`test_call`] serves
-//! the test call of the control-plane.
+//! [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`] runs
+//! those of the control-plane.
 
 mod dispatch;
+mod errands;
 mod fan_out;
 mod gates;
 mod ledger;
@@ -17,7 +18,6 @@ mod metrics;
 mod permits;
 mod recorder;
 mod sender;
-mod test_call;
 mod understand;
 mod working;
 
@@ -87,6 +87,9 @@ struct Args {
     /// How long the id of a finished event is remembered; the producer must have the same.
     #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
     duplicate_window: DurationText,
+    /// Who we say that we are (a DNS name) when we ask an endpoint by an OPTIONS request whether it takes POSTs from us.
+    #[arg(long, env = "DOORBELL_WEBHOOK_ORIGIN", default_value = "doorbell")]
+    webhook_origin: String,
 }
 
 impl ServiceArgs for Args {
@@ -142,6 +145,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         alone: tokio::sync::Mutex::new(()),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
+        origin: args.webhook_origin.clone(),
     });
     // Nothing is taken in before the store was there once: a message could only wait in hand.
     if store.until_up(&shutdown).await.is_some() {

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use doorbell_common::address::AddressPolicy;
+use doorbell_common::duration::DurationText;
 use doorbell_common::event::Event;
 use doorbell_common::outcome::{OutcomeClass, classify};
 use doorbell_common::subscription::{SignatureFormat, Subscription};
 use doorbell_common::time::Timestamp;
+use doorbell_common::verification::{PATIENCE, REQUEST_ORIGIN};
 use doorbell_platform::clock;
 use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use tokio::time::Instant;
 use url::Url;
 
@@ -66,6 +68,8 @@ pub(crate) struct Post<'a> {
     pub(crate) event: &'a Event,
     /// The event in the form that the subscription asks for.
     pub(crate) body: &'a Bytes,
+    /// What the body is.
+    pub(crate) content_type: &'static str,
     /// 1, 2, 3 …
     pub(crate) attempt: u32,
 }
@@ -92,6 +96,27 @@ impl Sender {
 
     /// Makes one POST, under one deadline over name, connection, request and answer.
     pub(crate) async fn post(&self, post: Post<'_>) -> Answer {
+        let Post { subscription, body, .. } = post;
+        let request = |url: Url, now: Timestamp| {
+            self.client.post(url).headers(request_headers(post, now)).body(body.clone())
+        };
+        self.send(&subscription.url, subscription.timeout, request).await
+    }
+
+    /// Asks an endpoint whether it takes POSTs from this origin.
+    pub(crate) async fn options(&self, url: &str, origin: &str) -> Answer {
+        let request = |url: Url, _: Timestamp| {
+            self.client.request(Method::OPTIONS, url).header(REQUEST_ORIGIN, origin)
+        };
+        self.send(url, PATIENCE.into(), request).await
+    }
+
+    async fn send(
+        &self,
+        url: &str,
+        timeout: DurationText,
+        request: impl FnOnce(Url, Timestamp) -> RequestBuilder,
+    ) -> Answer {
         let started_at = clock::now();
         let start = Instant::now();
         let mut answer = Answer {
@@ -107,42 +132,44 @@ impl Sender {
             duration: Duration::ZERO,
         };
         // Literal addresses never reach the resolver, so the URL is judged at every attempt.
-        match self.policy.check_url(&post.subscription.url) {
-            Ok(url) => self.exchange(url, post, start, &mut answer).await,
+        match self.policy.check_url(url) {
+            Ok(url) => exchange(request(url, started_at), (start, timeout), &mut answer).await,
             Err(refused) => answer.detail = format!("the URL {refused}"),
         }
         answer.ended_at = clock::now();
         answer.duration = start.elapsed();
         answer
     }
+}
 
-    async fn exchange(&self, url: Url, post: Post<'_>, start: Instant, answer: &mut Answer) {
-        let deadline = start + post.subscription.timeout.0;
-        let headers = request_headers(post, answer.started_at);
-        let request = self.client.post(url).headers(headers).body(post.body.clone());
-        let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
-                (answer.outcome, answer.detail) = explain(&error);
-                return;
-            }
-            Err(_) => {
-                answer.outcome = OutcomeClass::Timeout;
-                answer.detail = format!("no answer within {}", post.subscription.timeout);
-                return;
-            }
-        };
-        let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        (answer.outcome, answer.retry_after) = classify(status, retry_after, clock::now());
-        answer.status = Some(status);
-        if answer.outcome != OutcomeClass::Delivered {
-            answer.detail = format!("the endpoint answered {status}");
+async fn exchange(
+    request: RequestBuilder,
+    (start, timeout): (Instant, DurationText),
+    answer: &mut Answer,
+) {
+    let deadline = start + timeout.0;
+    let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => {
+            (answer.outcome, answer.detail) = explain(&error);
+            return;
         }
-        answer.headers = std::mem::take(response.headers_mut());
-        (answer.body, answer.truncated) = read_body(response, deadline).await;
+        Err(_) => {
+            answer.outcome = OutcomeClass::Timeout;
+            answer.detail = format!("no answer within {timeout}");
+            return;
+        }
+    };
+    let status = response.status().as_u16();
+    let retry_after =
+        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    (answer.outcome, answer.retry_after) = classify(status, retry_after, clock::now());
+    answer.status = Some(status);
+    if answer.outcome != OutcomeClass::Delivered {
+        answer.detail = format!("the endpoint answered {status}");
     }
+    answer.headers = std::mem::take(response.headers_mut());
+    (answer.body, answer.truncated) = read_body(response, deadline).await;
 }
 
 /// Reads as much as bounds allow. What happens to a body after its status line came changes
@@ -166,14 +193,14 @@ async fn read_body(mut response: Response, deadline: Instant) -> (Vec<u8>, bool)
 }
 
 fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
-    let Post { subscription, event, body, attempt } = post;
+    let Post { subscription, event, body, content_type, attempt } = post;
     let mut headers = HeaderMap::new();
     for (name, value) in &subscription.headers {
         insert(&mut headers, name, value);
     }
     // After the subscription's own, so that none of those can take their place.
     let timestamp = now.as_seconds();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert("webhook-timestamp", HeaderValue::from(timestamp));
     headers.insert("doorbell-attempt", HeaderValue::from(attempt));
     insert(&mut headers, "webhook-id", event.id.as_str());

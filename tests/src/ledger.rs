@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::pattern::Pattern;
+use doorbell_common::payload::Payload;
 use doorbell_common::retry::RetryPolicy;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ struct Wanted {
     tenant: String,
     patterns: Vec<Pattern>,
     retry: RetryPolicy,
-    raw: bool,
+    payload: Payload,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +73,7 @@ impl Ledger {
             tenant: tenant.to_owned(),
             patterns: patterns.iter().filter_map(|text| text.as_str()?.parse().ok()).collect(),
             retry: serde_json::from_value(body["retry"].clone()).unwrap_or_default(),
-            raw: body["payload"] == "raw",
+            payload: serde_json::from_value(body["payload"].clone()).unwrap_or_default(),
         };
         self.lock().endpoints.insert(endpoint.to_owned(), wanted);
     }
@@ -159,11 +160,16 @@ impl Wanted {
 
 fn check_body(wanted: &Wanted, event: &Accepted, post: &Post) -> anyhow::Result<()> {
     let body = String::from_utf8_lossy(&post.body);
-    let same = if wanted.raw {
-        body == event.data
-    } else {
-        let head = format!("{{\"type\":\"{}\",\"timestamp\":\"", event.event_type);
-        body.starts_with(&head) && body.ends_with(&format!("\",\"data\":{}}}", event.data))
+    let tail = format!("\",\"data\":{}}}", event.data);
+    let same = match wanted.payload {
+        Payload::Raw => body == event.data,
+        Payload::Envelope => {
+            let head = format!("{{\"type\":\"{}\",\"timestamp\":\"", event.event_type);
+            body.starts_with(&head) && body.ends_with(&tail)
+        }
+        Payload::CloudEvents => {
+            body.starts_with("{\"specversion\":\"1.0\"") && body.ends_with(&tail)
+        }
     };
     anyhow::ensure!(same, "changed: {body} is not {}", event.data);
     Ok(())

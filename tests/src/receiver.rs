@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
+use axum::{Json, Router};
+use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -63,6 +64,10 @@ struct Inner {
     secrets: HashMap<String, Vec<String>>,
     /// The events that each endpoint has accepted.
     accepted: HashMap<String, HashSet<String>>,
+    /// How often each endpoint was asked whether it wants POSTs.
+    asked: HashMap<String, usize>,
+    /// Those that do.
+    willing: HashSet<String>,
     /// How often each event came to each endpoint.
     seen: HashMap<(String, String), u32>,
 }
@@ -82,7 +87,9 @@ impl Receiver {
     pub async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let receiver = Self { inner: Arc::default(), address: listener.local_addr()? };
-        let router = Router::new().route("/{endpoint}", any(receive)).with_state(receiver.clone());
+        let router = Router::new()
+            .route("/{endpoint}", any(receive).options(is_willing))
+            .with_state(receiver.clone());
         spawn(async move {
             let ended = axum::serve(listener, router).await;
             eprintln!("receiver ended: {ended:?}");
@@ -99,6 +106,24 @@ impl Receiver {
     /// Tells an endpoint how to behave; until then it answers 200.
     pub fn behave(&self, endpoint: &str, behaviour: Behaviour) {
         self.lock().behaviours.insert(endpoint.to_owned(), behaviour);
+    }
+
+    /// Makes an endpoint say that it wants POSTs, when it is asked.
+    pub fn is_willing(&self, endpoint: &str) {
+        self.lock().willing.insert(endpoint.to_owned());
+    }
+
+    /// How often an endpoint was asked whether it wants POSTs.
+    #[must_use]
+    pub fn asked(&self, endpoint: &str) -> usize {
+        self.lock().asked.get(endpoint).copied().unwrap_or(0)
+    }
+
+    /// An endpoint is asked; answers whether it is willing.
+    fn ask(&self, endpoint: &str) -> bool {
+        let mut inner = self.lock();
+        *inner.asked.entry(endpoint.to_owned()).or_default() += 1;
+        inner.willing.contains(endpoint)
     }
 
     /// Gives an endpoint one more secret.
@@ -184,6 +209,19 @@ fn text(headers: &HeaderMap, name: &str) -> String {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
+/// The handshake of `CloudEvents`.
+async fn is_willing(
+    State(receiver): State<Receiver>,
+    Path(endpoint): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let origin = text(&headers, "webhook-request-origin");
+    if receiver.ask(&endpoint) {
+        return [("webhook-allowed-origin", origin)].into_response();
+    }
+    StatusCode::OK.into_response()
+}
+
 /// Goes on where the sender hangs up: what came has come.
 async fn receive(
     State(receiver): State<Receiver>,
@@ -191,6 +229,16 @@ async fn receive(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    if let Ok(question) = serde_json::from_slice::<Value>(&body)
+        && question["type"] == "url_verification"
+    {
+        let answer = json!({ "challenge": question["challenge"] });
+        return if receiver.ask(&endpoint) {
+            Json(answer).into_response()
+        } else {
+            "?".into_response()
+        };
+    }
     let (answer, answered) = oneshot::channel();
     spawn(async move {
         let response = serve(&receiver, endpoint, headers, body).await;

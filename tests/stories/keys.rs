@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 18] = [
+const OF_A_TENANT: [(Method, &str, &str); 19] = [
     (Method::GET, "", ""),
     (Method::PUT, "", ""),
     (Method::DELETE, "", ""),
@@ -22,6 +22,7 @@ const OF_A_TENANT: [(Method, &str, &str); 18] = [
     (Method::GET, "/subscriptions/{}/secret", ""),
     (Method::POST, "/subscriptions/{}/secret/rotate", ""),
     (Method::POST, "/subscriptions/{}/test", ""),
+    (Method::POST, "/subscriptions/{}/verify", ""),
     (Method::POST, "/filters/test", r#"{"filter":{"type":"a"},"event":{"data":1}}"#),
     (Method::GET, "/keys", ""),
     (Method::POST, "/keys", r#"{"label":"mine","scopes":["admin"]}"#),

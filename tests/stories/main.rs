@@ -31,6 +31,7 @@ mod rotation;
 mod secrets;
 mod sideline;
 mod store;
+mod verification;
 
 /// Makes a trial of each story; its name is that of its file and function.
 macro_rules! stories {
@@ -108,6 +109,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         secrets::no_secret_lies_in_clear_and_none_can_be_moved,
         secrets::another_key_takes_over_while_events_flow,
         secrets::a_dispatcher_without_the_key_delivers_nothing_unsigned,
+        verification::nothing_comes_before_a_yes,
+        verification::another_url_is_another_endpoint,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

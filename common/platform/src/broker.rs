@@ -8,6 +8,7 @@
 
 pub mod connection;
 pub mod consumer;
+mod errand;
 pub mod message;
 pub mod publisher;
 pub mod stream;
@@ -15,5 +16,6 @@ pub mod topology;
 
 pub use connection::Broker;
 pub use consumer::{Afterwards, ConsumerSpec, Incoming, Intake};
+pub use errand::Errand;
 pub use message::{Message, Received};
 pub use publisher::{PublishError, Publisher};

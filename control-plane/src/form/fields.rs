@@ -9,6 +9,7 @@ use doorbell_common::pattern::Pattern;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::OlderSignature;
+use doorbell_common::verification::{InvalidVerification, Verification};
 use doorbell_platform::problem::FieldError;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -202,6 +203,15 @@ pub(super) fn max_concurrency(value: &RawValue) -> Result<u32, Wrong> {
         format!("must be a whole number from {} to {}", CONCURRENCIES.start(), CONCURRENCIES.end());
     let number: u32 = read(value, &expected)?;
     if CONCURRENCIES.contains(&number) { Ok(number) } else { Err(expected.into()) }
+}
+
+pub(super) fn verification(value: &RawValue, least: Verification) -> Result<Verification, Wrong> {
+    let text: String = read(value, &InvalidVerification.to_string())?;
+    let way: Verification = text.parse().map_err(|error: InvalidVerification| error.to_string())?;
+    if way == Verification::None && least != Verification::None {
+        return Err("must be challenge or cloudevents: here every endpoint is asked".into());
+    }
+    Ok(way)
 }
 
 pub(super) fn signature(value: &RawValue) -> Result<OlderSignature, Wrong> {

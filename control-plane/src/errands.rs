@@ -1,14 +1,15 @@
-//! Asks a dispatcher for one attempt, over RabbitMQ, and waits for what came of it. The
-//! control-plane itself never calls an endpoint: only dispatchers stand in the network that may.
+//! Sends dispatchers on errands, over RabbitMQ, and waits for what came of them. The control-plane
+//! itself never calls an endpoint: only dispatchers stand in the network that may.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::subscription::Subscription;
+use doorbell_common::verification::PATIENCE;
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::topology::TESTS;
-use doorbell_platform::broker::{Broker, Message, Publisher};
+use doorbell_platform::broker::{Broker, Errand, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
@@ -23,22 +24,22 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>>;
 
-/// Makes test calls. Cheap to clone.
+/// Sends dispatchers on errands. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct TestCaller {
+pub(crate) struct Errands {
     publisher: Publisher,
     waiting: Waiting,
     /// The queue that answers come to, while there is one.
     replies: watch::Receiver<Option<ShortString>>,
 }
 
-impl TestCaller {
+impl Errands {
     pub(crate) fn start(broker: Broker, publisher: Publisher, shutdown: &Shutdown) -> Self {
         let (sender, replies) = watch::channel(None);
         let waiting = Waiting::default();
         let receiving = receive(broker, Arc::clone(&waiting), sender);
         let until = shutdown.clone();
-        shutdown.spawn_vital("receiver of test calls' answers", async move {
+        shutdown.spawn_vital("receiver of errands' answers", async move {
             until.until_finished(receiving).await;
         });
         Self { publisher, waiting, replies }
@@ -46,6 +47,20 @@ impl TestCaller {
 
     /// Makes one attempt of a test event.
     pub(crate) async fn test(&self, subscription: &Subscription) -> Result<Value, Problem> {
+        self.run(Errand::Test, subscription, subscription.timeout.0).await
+    }
+
+    /// Asks an endpoint whether it wants our POSTs.
+    pub(crate) async fn verify(&self, subscription: &Subscription) -> Result<Value, Problem> {
+        self.run(Errand::Verify, subscription, PATIENCE).await
+    }
+
+    async fn run(
+        &self,
+        errand: Errand,
+        subscription: &Subscription,
+        timeout: Duration,
+    ) -> Result<Value, Problem> {
         let Some(reply_to) = self.replies.borrow().clone() else {
             return Err(Problem::unavailable(
                 "RabbitMQ is not reachable, so no dispatcher can be asked",
@@ -57,6 +72,7 @@ impl TestCaller {
             .properties
             .with_reply_to(reply_to)
             .with_correlation_id(id.as_str().into())
+            .with_type(errand.as_str().into())
             .with_message_id(ids::event_id().as_str().into());
         let (sender, answer) = oneshot::channel();
         self.lock().insert(id.clone(), sender);
@@ -65,7 +81,7 @@ impl TestCaller {
                 .publish(message)
                 .await
                 .map_err(|error| Problem::unavailable(error.to_string()))?;
-            tokio::time::timeout(subscription.timeout.0 + MARGIN, answer)
+            tokio::time::timeout(timeout + MARGIN, answer)
                 .await
                 .ok()
                 .and_then(Result::ok)
@@ -97,7 +113,7 @@ async fn receive(broker: Broker, waiting: Waiting, replies: watch::Sender<Option
     let mut backoff = Backoff::default();
     loop {
         if let Err(error) = receive_once(&broker, &waiting, &replies).await {
-            tracing::debug!(error = format!("{error:#}"), "no queue for the answers of test calls");
+            tracing::debug!(error = format!("{error:#}"), "no queue for the answers of errands");
         }
         replies.send_replace(None);
         backoff.wait().await;

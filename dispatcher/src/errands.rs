@@ -1,0 +1,146 @@
+//! What the control-plane asks of a dispatcher, because only dispatchers stand in the network that may
+//! call endpoints: one attempt of a test event, or whether an endpoint wants our POSTs at all. No retry,
+//! nothing counted.
+
+use doorbell_common::event::{Event, Trace};
+use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_common::outcome::OutcomeClass;
+use doorbell_common::subscription::Subscription;
+use doorbell_common::verification::{self, ALLOWED_ORIGIN, PATIENCE, Verification};
+use doorbell_platform::broker::{Errand, Message, Received};
+use doorbell_platform::store::records::Lookup;
+use doorbell_platform::{clock, ids};
+use lapin::types::ShortString;
+use serde_json::{Value, json};
+
+use crate::dispatch::Dispatcher;
+use crate::sender::{Answer, Post};
+
+/// What is POSTed as a test.
+const TEST_DATA: &[u8] = br#"{"message":"This is a test event from Doorbell."}"#;
+
+impl Dispatcher {
+    /// Runs the errand and answers whoever asked. A request that is not understood, or that nobody
+    /// waits for, is dropped: whoever asked has a timeout.
+    pub(crate) async fn serve_errand(&self, received: &Received) {
+        let Some(reply_to) = received.properties.reply_to().clone() else { return };
+        let answer = match self.run_errand(received).await {
+            Ok(answer) => answer,
+            Err(error) => json!({ "error": format!("{error:#}") }),
+        };
+        let mut reply = Message::internal("", answer.to_string().into_bytes());
+        // The default exchange routes by queue name.
+        reply.exchange = String::new();
+        reply.routing_key = reply_to.to_string();
+        if let Some(id) = received.properties.correlation_id().clone() {
+            reply.properties = reply.properties.with_correlation_id(id);
+        }
+        if let Err(error) = self.publisher.publish(reply).await {
+            tracing::warn!(%error, "errand not answered");
+        }
+    }
+
+    async fn run_errand(&self, received: &Received) -> anyhow::Result<Value> {
+        let id: SubscriptionId = std::str::from_utf8(&received.body)?.parse()?;
+        // Not from the snapshots: a subscription may be tested the moment it was created.
+        let Lookup::Live(stored) = self.store.subscription(&id).await? else {
+            anyhow::bail!("there is no such subscription");
+        };
+        match Errand::of(received) {
+            Errand::Test => self.make_test(received, &stored.subscription).await,
+            Errand::Verify => self.verify(stored.subscription).await,
+        }
+    }
+
+    async fn make_test(
+        &self,
+        received: &Received,
+        subscription: &Subscription,
+    ) -> anyhow::Result<Value> {
+        let given = received.properties.message_id();
+        let event = Event {
+            id: given
+                .as_ref()
+                .map(ShortString::as_str)
+                .and_then(|id| id.parse().ok())
+                .unwrap_or_else(ids::event_id),
+            tenant: Addressee::Tenant(subscription.tenant.clone()),
+            event_type: "doorbell.test".parse()?,
+            timestamp: clock::now(),
+            trace: Trace::default(),
+            data: TEST_DATA.into(),
+        };
+        let body = subscription.payload.body(&event);
+        let content_type = subscription.payload.content_type();
+        Ok(describe(&self.post_once(subscription, &event, body, content_type).await))
+    }
+
+    /// Asks an endpoint whether it wants our POSTs.
+    async fn verify(&self, mut subscription: Subscription) -> anyhow::Result<Value> {
+        let (answer, is_yes) = match subscription.verification {
+            Verification::None => anyhow::bail!("this endpoint need not be asked"),
+            Verification::Challenge => {
+                let challenge = ids::token();
+                let event = Event {
+                    id: ids::event_id(),
+                    tenant: Addressee::Tenant(subscription.tenant.clone()),
+                    event_type: "doorbell.verification".parse()?,
+                    timestamp: clock::now(),
+                    trace: Trace::default(),
+                    data: verification::question(&challenge).into(),
+                };
+                subscription.timeout = PATIENCE.into();
+                let question = event.data.to_vec();
+                let answer =
+                    self.post_once(&subscription, &event, question, "application/json").await;
+                let is_yes = verification::is_answered(&challenge, &answer.body);
+                (answer, is_yes)
+            }
+            Verification::CloudEvents => {
+                let answer = self.sender.options(&subscription.url, &self.origin).await;
+                let allowed =
+                    answer.headers.get(ALLOWED_ORIGIN).and_then(|value| value.to_str().ok());
+                let is_yes = verification::is_allowed(&self.origin, allowed);
+                (answer, is_yes)
+            }
+        };
+        let detail = match (answer.outcome == OutcomeClass::Delivered, is_yes) {
+            (true, true) => String::new(),
+            (true, false) => {
+                "its answer is no yes: see \"verification\" in the documentation".to_owned()
+            }
+            (false, _) => answer.detail,
+        };
+        Ok(
+            json!({ "endpoint": subscription.endpoint(), "verified": detail.is_empty(), "detail": detail }),
+        )
+    }
+
+    async fn post_once(
+        &self,
+        subscription: &Subscription,
+        event: &Event,
+        body: Vec<u8>,
+        content_type: &'static str,
+    ) -> Answer {
+        let body = body.into();
+        self.sender.post(Post { subscription, event, body: &body, content_type, attempt: 1 }).await
+    }
+}
+
+fn describe(answer: &Answer) -> Value {
+    let headers: serde_json::Map<String, Value> = answer
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
+        .collect();
+    json!({
+        "outcome": answer.outcome.as_str(),
+        "status": answer.status,
+        "duration_ms": u64::try_from(answer.duration.as_millis()).unwrap_or(u64::MAX),
+        "headers": headers,
+        "body": String::from_utf8_lossy(&answer.body),
+        "truncated": answer.truncated,
+        "detail": answer.detail,
+    })
+}
