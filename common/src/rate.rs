@@ -78,6 +78,26 @@ impl Meter {
         admits
     }
 
+    /// How many would be admitted now, one after the other.
+    #[must_use]
+    pub fn remaining(&self, limit: RateLimit, now: u64) -> u32 {
+        let free = (now + limit.tolerance()).checked_sub(self.even.max(now));
+        let more = free.map_or(0, |free| free / limit.interval() + 1);
+        u32::try_from(more).unwrap_or(u32::MAX)
+    }
+
+    /// How long until the next one is admitted.
+    #[must_use]
+    pub fn until_next(&self, limit: RateLimit, now: u64) -> Duration {
+        Duration::from_micros(self.even.saturating_sub(limit.tolerance()).saturating_sub(now))
+    }
+
+    /// How long until nothing of the limit is used any more.
+    #[must_use]
+    pub fn until_idle(&self, now: u64) -> Duration {
+        Duration::from_micros(self.even.saturating_sub(now))
+    }
+
     /// Whether a fresh meter would do as well.
     #[must_use]
     pub fn is_idle(&self, now: u64) -> bool {
@@ -181,6 +201,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_remains_is_what_is_admitted(
+            per_second in 1_u32..1000, burst in 1_u32..50, used in 0_u32..60, at in 0_u64..SECOND,
+        ) {
+            let limit = RateLimit { per_second, burst };
+            let mut meter = Meter::default();
+            for _ in 0..used {
+                meter.admits(limit, SECOND);
+            }
+            let now = SECOND + at;
+            let (remaining, wait) = (meter.remaining(limit, now), meter.until_next(limit, now));
+            prop_assert_eq!(remaining == 0, !wait.is_zero());
+            let then = now + u64::try_from(wait.as_micros()).unwrap();
+            prop_assert!(wait.is_zero() || !meter.clone().admits(limit, then - 1));
+            prop_assert!(meter.clone().admits(limit, then));
+            let admitted = (0..100).take_while(|_| meter.admits(limit, now)).count();
+            prop_assert_eq!(admitted, usize::try_from(remaining).unwrap());
+        }
+
         #[test]
         fn no_second_has_more_than_its_share(
             (per_second, burst) in (1_u32..200, 1_u32..50),

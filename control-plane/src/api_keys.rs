@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::api_key::{ApiKey, ApiKeyId, ApiKeyText, Grant, Scope};
@@ -17,6 +17,7 @@ use doorbell_platform::store::api_keys::StoredApiKey;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::audit::Done;
 use crate::list::{self, ListQuery, page};
 use crate::routes::{Api, trouble};
 use crate::tenants::tenant_id;
@@ -73,14 +74,14 @@ pub(crate) async fn show_of_tenant(
 pub(crate) async fn revoke(
     State(api): State<Api>,
     Path(id): Path<String>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     revoke_of(&api, None, &id).await
 }
 
 pub(crate) async fn revoke_of_tenant(
     State(api): State<Api>,
     Path((tenant, id)): Path<(String, String)>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     revoke_of(&api, Some(&tenant_id(&tenant)?), &id).await
 }
 
@@ -111,8 +112,10 @@ async fn create_for(
         None => format!("/v1/keys/{}", key.id),
     };
     let mut answer = view(&StoredApiKey { key, last_used_at: None });
+    let done = Done::to(&text.id(), &Value::Null, &answer);
     answer["key"] = text.reveal().into();
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(answer)).into_response())
+    let headers = [(header::LOCATION, location)];
+    Ok((StatusCode::CREATED, headers, Extension(done), Json(answer)).into_response())
 }
 
 async fn list_of(
@@ -137,10 +140,11 @@ async fn find(api: &Api, tenant: Option<&TenantId>, id: &str) -> Result<StoredAp
     found.filter(is_theirs).ok_or_else(absent)
 }
 
-async fn revoke_of(api: &Api, tenant: Option<&TenantId>, id: &str) -> Result<StatusCode, Problem> {
-    let StoredApiKey { key, .. } = find(api, tenant, id).await?;
-    api.store.remove_api_key(&key).await.map_err(trouble)?;
-    Ok(StatusCode::NO_CONTENT)
+async fn revoke_of(api: &Api, tenant: Option<&TenantId>, id: &str) -> Result<Response, Problem> {
+    let found = find(api, tenant, id).await?;
+    api.store.remove_api_key(&found.key).await.map_err(trouble)?;
+    let done = Done::to(&found.key.id, &view(&found), &Value::Null);
+    Ok((StatusCode::NO_CONTENT, Extension(done)).into_response())
 }
 
 fn view(StoredApiKey { key, last_used_at }: &StoredApiKey) -> Value {

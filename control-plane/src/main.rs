@@ -6,12 +6,14 @@
 
 mod access;
 mod api_keys;
+mod audit;
 mod bulk;
 mod errands;
 mod etag;
 mod filters;
 mod form;
 mod headers;
+mod idempotency;
 mod lines;
 mod list;
 mod rotation;
@@ -19,6 +21,7 @@ mod routes;
 mod sealing;
 mod subscriptions;
 mod tenants;
+mod throttle;
 mod verification;
 mod view;
 
@@ -40,6 +43,7 @@ use doorbell_platform::targets::TargetArgs;
 use errands::Errands;
 use form::Rules;
 use routes::Api;
+use throttle::Throttle;
 use verification::Verifier;
 
 /// Serves the subscriptions API.
@@ -63,6 +67,12 @@ struct Args {
     /// What the API keys of this deployment begin with: db_<environment>_….
     #[arg(long, env = "DOORBELL_KEY_ENVIRONMENT", default_value = "live")]
     key_environment: Environment,
+    /// How many requests a second each API key may make, of each control-plane (and twice as many at once).
+    #[arg(long, env = "DOORBELL_REQUESTS_PER_SECOND", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    requests_per_second: u32,
+    /// How many entries of the audit are kept; one has at most some 20 KB, and mostly less than one.
+    #[arg(long, env = "DOORBELL_AUDIT_ENTRIES", default_value_t = 10_000)]
+    audit_entries: usize,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -112,14 +122,11 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let rules = Rules { addresses: args.targets.policy(), verification: args.verify_endpoints };
     let (verifier, unverified) = Verifier::new();
     let key_environment = args.key_environment;
-    let api = Api { store, rules: rules.into(), errands, verifier, key_environment };
+    let audit_entries = args.audit_entries;
+    let api = Api { store, rules: rules.into(), errands, verifier, key_environment, audit_entries };
     let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
     service.shutdown.spawn(asking);
-    http::serve(
-        listener,
-        http::api(routes::routes(api), guard, MAX_BODY),
-        service.shutdown.clone(),
-    )
-    .await;
+    let routes = routes::routes(api, Throttle::new(args.requests_per_second));
+    http::serve(listener, http::api(routes, guard, MAX_BODY), service.shutdown.clone()).await;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use doorbell_common::api_key::Environment;
 use doorbell_platform::problem::Problem;
@@ -11,8 +11,12 @@ use doorbell_platform::store::{Store, StoreError};
 
 use crate::errands::Errands;
 use crate::form::Rules;
+use crate::throttle::Throttle;
 use crate::verification::Verifier;
-use crate::{access, api_keys, bulk, filters, sealing, subscriptions, tenants, verification};
+use crate::{
+    access, api_keys, audit, bulk, filters, idempotency, sealing, subscriptions, tenants, throttle,
+    verification,
+};
 
 /// What every route may use. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -22,9 +26,14 @@ pub(crate) struct Api {
     pub(crate) errands: Errands,
     pub(crate) verifier: Verifier,
     pub(crate) key_environment: Environment,
+    /// How many entries of the audit are kept.
+    pub(crate) audit_entries: usize,
 }
 
-pub(crate) fn routes(api: Api) -> Router {
+/// The route of bulk calls, whose answers have no end that could be kept.
+pub(crate) const BULK: &str = "/v1/tenants/{tenant}/subscriptions/bulk";
+
+pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put).delete(tenants::delete))
@@ -32,7 +41,7 @@ pub(crate) fn routes(api: Api) -> Router {
             "/v1/tenants/{tenant}/subscriptions",
             get(subscriptions::list).post(subscriptions::create),
         )
-        .route("/v1/tenants/{tenant}/subscriptions/bulk", post(bulk::create))
+        .route(BULK, post(bulk::create))
         .route(
             "/v1/tenants/{tenant}/subscriptions/{id}",
             get(subscriptions::show).patch(subscriptions::patch).delete(subscriptions::delete),
@@ -53,7 +62,12 @@ pub(crate) fn routes(api: Api) -> Router {
             "/v1/tenants/{tenant}/keys/{id}",
             get(api_keys::show_of_tenant).delete(api_keys::revoke_of_tenant),
         )
+        .route("/v1/audit", get(audit::list))
+        // The last one added is the first that a request meets.
+        .route_layer(from_fn_with_state(api.clone(), audit::note))
+        .route_layer(from_fn_with_state(api.clone(), idempotency::once))
         .route_layer(from_fn(access::check))
+        .route_layer(from_fn_with_state(throttle, throttle::limit))
         .with_state(api)
 }
 

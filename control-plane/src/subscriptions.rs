@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::asymmetric::AsymmetricKey;
@@ -19,6 +19,7 @@ use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::{clock, ids};
 use serde_json::{Value, json};
 
+use crate::audit::Done;
 use crate::etag::{check_match, etag};
 use crate::form::{self, Form};
 use crate::list::{self, ListQuery, page};
@@ -52,10 +53,11 @@ pub(crate) async fn create(
     api.verifier.ask_soon(subscription);
     let secret = newest_secret(subscription)?;
     let mut answer = view::subscription(subscription);
+    let done = Done::to(&subscription.id, &Value::Null, &answer);
     answer["secret"] = secret.reveal().into();
     let location = format!("/v1/tenants/{}/subscriptions/{}", subscription.tenant, subscription.id);
     let headers = [(header::ETAG, etag(&subscription.version)), (header::LOCATION, location)];
-    Ok((StatusCode::CREATED, headers, Json(answer)).into_response())
+    Ok((StatusCode::CREATED, headers, Extension(done), Json(answer)).into_response())
 }
 
 /// Writes new subscriptions, in the order of their forms.
@@ -121,21 +123,24 @@ pub(crate) async fn patch(
         form.write_to(&mut changed, &clock::random_bytes());
         Ok(changed)
     };
-    let changed = update(&api, &path, change).await?;
+    let (before, changed) = update(&api, &path, change).await?;
     api.verifier.ask_soon(&changed);
-    Ok(shown(&changed))
+    let done = Done::to(&changed.id, &view::subscription(&before), &view::subscription(&changed));
+    Ok((Extension(done), shown(&changed)).into_response())
 }
 
 pub(crate) async fn delete(
     State(api): State<Api>,
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     for _ in 0..TRIES {
         let stored = find(&api, &path).await?;
         check_match(if_match(&headers), &stored.subscription.version)?;
         if api.store.delete_subscription(&stored, clock::now()).await.map_err(trouble)? {
-            return Ok(StatusCode::NO_CONTENT);
+            let before = view::subscription(&stored.subscription);
+            let done = Done::to(&stored.subscription.id, &before, &Value::Null);
+            return Ok((StatusCode::NO_CONTENT, Extension(done)).into_response());
         }
     }
     Err(contended())
@@ -202,19 +207,20 @@ pub(crate) async fn find(api: &Api, (tenant, id): &(String, String)) -> Result<S
     }
 }
 
-/// Changes a subscription as it is now, again if someone else was quicker.
+/// Changes a subscription as it is now, again if someone else was quicker; answers what it was before,
+/// and what it is now.
 pub(crate) async fn update(
     api: &Api,
     path: &(String, String),
     change: impl Fn(&Stored) -> Result<Subscription, Problem>,
-) -> Result<Subscription, Problem> {
+) -> Result<(Subscription, Subscription), Problem> {
     for _ in 0..TRIES {
         let stored = find(api, path).await?;
         let mut changed = change(&stored)?;
         changed.updated_at = clock::now();
         changed.version = ids::token();
         if api.store.update_subscription(&stored, &changed).await.map_err(trouble)? {
-            return Ok(changed);
+            return Ok((stored.subscription, changed));
         }
     }
     Err(contended())

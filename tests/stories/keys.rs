@@ -31,9 +31,11 @@ const OF_A_TENANT: [(Method, &str, &str); 19] = [
     (Method::GET, "/nothing", ""),
 ];
 /// Every route that concerns all tenants.
-const OF_ALL: [(Method, &str, &str); 5] = [
+const OF_ALL: [(Method, &str, &str); 7] = [
     (Method::GET, "/v1/tenants", ""),
     (Method::GET, "/v1/keys", ""),
+    (Method::GET, "/v1/audit", ""),
+    (Method::GET, "/v1/encryption", ""),
     (Method::POST, "/v1/keys", r#"{"label":"mine","scopes":["admin"]}"#),
     (Method::GET, "/v1/keys/{}", ""),
     (Method::DELETE, "/v1/keys/{}", ""),

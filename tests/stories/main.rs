@@ -16,6 +16,7 @@ use tokio::runtime::Runtime;
 
 mod api;
 mod broker;
+mod changes;
 mod delivery;
 mod deployments;
 mod fan_out;
@@ -111,6 +112,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         secrets::a_dispatcher_without_the_key_delivers_nothing_unsigned,
         verification::nothing_comes_before_a_yes,
         verification::another_url_is_another_endpoint,
+        changes::whoever_changes_something_is_noted,
+        changes::what_is_sent_again_is_done_once,
+        changes::a_key_may_not_ask_all_the_time,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

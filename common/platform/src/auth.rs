@@ -61,6 +61,12 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The id of his key, or `operator`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.key.as_ref().map_or_else(|| "operator".to_owned(), ToString::to_string)
+    }
+
     /// 403 unless he may do this.
     ///
     /// # Errors

@@ -19,12 +19,16 @@ use tokio::net::TcpListener;
 
 use crate::auth::Guard;
 use crate::ids;
-use crate::problem::{FieldError, Problem};
+use crate::problem::{self, FieldError, Problem};
 use crate::shutdown::Shutdown;
 
 /// How long a request may take, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request's id, in its extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestId(pub String);
 
 /// Wraps an API's routes in what every request goes through.
 pub fn api(routes: Router, guard: Guard, max_body: usize) -> Router {
@@ -73,20 +77,33 @@ async fn limit_time(request: Request, next: Next) -> Response {
 }
 
 /// Gives each request an id, each error the form of a problem, and each problem the id.
-async fn identify(request: Request, next: Next) -> Response {
+async fn identify(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok());
     let valid =
         |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
     let id = given.filter(valid).map_or_else(ids::token, str::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        response = problem.of_request(&id).into_response();
-    } else if status.is_client_error() || status.is_server_error() {
-        response = Problem::new(status, explain(status)).of_request(&id).into_response();
+        response = with_headers_of(&response, problem.of_request(&id).into_response());
+    } else if is_error && !problem::is_problem(&response) {
+        let problem = Problem::new(status, explain(status)).of_request(&id);
+        response = with_headers_of(&response, problem.into_response());
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// An answer with what another one has to say beside its body.
+fn with_headers_of(before: &Response, mut response: Response) -> Response {
+    for (name, value) in before.headers() {
+        if !response.headers().contains_key(name) && name != header::CONTENT_LENGTH {
+            response.headers_mut().append(name, value.clone());
+        }
     }
     response
 }

@@ -74,9 +74,14 @@ impl Problem {
     /// 503: something that we need is down. The request may be sent again.
     #[must_use]
     pub fn unavailable(detail: impl Into<String>) -> Self {
-        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, detail);
-        problem.retry_after_seconds = Some(2);
-        problem
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(2)
+    }
+
+    /// The same problem, with the advice to send the request again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
     }
 
     /// The HTTP status.
@@ -93,6 +98,13 @@ impl Problem {
     }
 }
 
+const MEDIA_TYPE: &str = "application/problem+json";
+
+/// Whether an answer is a problem already.
+pub(crate) fn is_problem(response: &Response) -> bool {
+    response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE)
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -100,7 +112,7 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -12,9 +12,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 pub mod api_keys;
+pub mod audit;
 pub mod changes;
 pub mod failing;
 pub mod held;
+pub mod idempotency;
 pub mod keys;
 pub mod lease;
 pub mod ledger;

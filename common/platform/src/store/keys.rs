@@ -70,6 +70,16 @@ impl Keys {
         format!("{}:{{main}}:sealing-keys", self.prefix)
     }
 
+    /// Stream: what was done over the API, capped.
+    pub(super) fn audit(&self) -> String {
+        format!("{}:{{main}}:audit", self.prefix)
+    }
+
+    /// String with a TTL: what became of a request that may be sent twice.
+    pub(super) fn request(&self, name: &str) -> String {
+        format!("{}:request:{{{name}}}", self.prefix)
+    }
+
     /// String: how far the last round of sealing has come.
     pub(super) fn sealing(&self) -> String {
         format!("{}:{{main}}:sealing", self.prefix)

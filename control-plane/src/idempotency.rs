@@ -1,0 +1,160 @@
+//! `Idempotency-Key`: a POST that is sent again within a day is carried out once, and answered as it
+//! was the first time (<https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>).
+
+use std::sync::Arc;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{Extension, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use doorbell_platform::auth::Caller;
+use doorbell_platform::problem::Problem;
+use doorbell_platform::store::idempotency::{self, Answered, Before};
+use sha2::{Digest as _, Sha256};
+
+use crate::MAX_BODY;
+use crate::routes::{Api, BULK, trouble};
+
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Says that an answer is that of an earlier request.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const MAX_KEY: usize = 255;
+/// The headers of an answer that belong to what was done.
+const KEPT: [HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
+
+/// Carries out what has a key of its own once.
+pub(crate) async fn once(
+    State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
+    route: MatchedPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(key) = request.headers().get(KEY).cloned() else { return next.run(request).await };
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let served = async {
+        let key = check_key(&key, route.as_str())?;
+        let (parts, body) = request.into_parts();
+        let body = to_bytes(body, MAX_BODY).await.map_err(|_| too_large())?;
+        let asked = idempotency::Request {
+            name: format!("{}/{}", caller.name(), digest(&[key.as_bytes()])),
+            fingerprint: digest(&[parts.uri.to_string().as_bytes(), &body]),
+        };
+        match api.store.begin_request(&asked).await.map_err(trouble)? {
+            Before::New => {}
+            Before::WorkedOn => return Err(in_work()),
+            Before::Another => return Err(reused()),
+            Before::Answered(answered) => return Ok(replay(answered)),
+        }
+        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+        remember(&api, &asked, response).await
+    };
+    served.await.unwrap_or_else(|problem: Problem| problem.into_response())
+}
+
+fn check_key<'a>(key: &'a HeaderValue, route: &str) -> Result<&'a str, Problem> {
+    let wrong = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, detail);
+    if route == BULK {
+        return Err(wrong(
+            "bulk calls take no Idempotency-Key: their answer says what became of each line",
+        ));
+    }
+    let text = key.to_str().ok().filter(|text| (1..=MAX_KEY).contains(&text.len()));
+    text.ok_or_else(|| wrong("an Idempotency-Key has 1 to 255 printable ASCII characters"))
+}
+
+/// Remembers an answer, unless the request came to nothing for a reason that may pass.
+async fn remember(
+    api: &Api,
+    asked: &idempotency::Request,
+    response: Response,
+) -> Result<Response, Problem> {
+    let status = response.status();
+    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    if status.is_server_error() || passes.contains(&status) {
+        api.store.forget_request(asked).await.map_err(trouble)?;
+        return Ok(response);
+    }
+    let (parts, body) = response.into_parts();
+    // Our own answers are small, and whole already.
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let answered = Answered {
+        status: status.as_u16(),
+        headers: kept(&parts.headers),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    // Should Redis be gone just now, it is done all the same, and was answered.
+    if let Err(error) = api.store.end_request(asked, &answered).await {
+        tracing::warn!(%error, "an answer is not remembered: sent again, the request is refused for a minute");
+    }
+    Ok(Response::from_parts(parts, Body::from(body)))
+}
+
+fn kept(headers: &HeaderMap) -> Vec<(String, String)> {
+    let value =
+        |name: &HeaderName| Some((name.to_string(), headers.get(name)?.to_str().ok()?.to_owned()));
+    KEPT.iter().filter_map(value).collect()
+}
+
+fn replay(Answered { status, headers, body }: Answered) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, body).into_response();
+    response.headers_mut().remove(header::CONTENT_TYPE);
+    for (name, value) in headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    response
+}
+
+fn digest(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        // With its length, so that no two lists of parts look the same.
+        digest.update(part.len().to_be_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn too_large() -> Problem {
+    let detail = format!("the body may have at most {MAX_BODY} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+}
+
+fn in_work() -> Problem {
+    let detail =
+        "a request with this Idempotency-Key is being worked on: send it again in a moment";
+    Problem::new(StatusCode::CONFLICT, detail).retry_after(1)
+}
+
+fn reused() -> Problem {
+    let detail =
+        "this Idempotency-Key was used for another request within the last day: use a new one";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_short_and_printable() {
+        let check =
+            |key: &[u8], route| check_key(&HeaderValue::from_bytes(key).unwrap(), route).is_ok();
+        assert!(check(b"a b", "/v1/keys") && check(&[b'x'; 255], "/v1/keys"));
+        assert!(!check(b"", "/v1/keys") && !check(&[b'x'; 256], "/v1/keys"));
+        assert!(!check(b"\xff", "/v1/keys") && !check(b"a", BULK));
+    }
+
+    #[test]
+    fn requests_differ_by_each_of_their_parts() {
+        assert_eq!(digest(&[b"ab", b"c"]), digest(&[b"ab", b"c"]));
+        assert_ne!(digest(&[b"ab", b"c"]), digest(&[b"a", b"bc"]));
+    }
+}

@@ -1,0 +1,153 @@
+//! Changes over the API: who made them, made once, and not too many at once.
+
+use doorbell_tests::World;
+use doorbell_tests::api::{Answer, subscription};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const LIST: &str = "/v1/tenants/acme/subscriptions";
+
+pub(crate) async fn whoever_changes_something_is_noted() -> anyhow::Result<()> {
+    let world = World::start("audit").await?;
+    let control = &world.control;
+    let body = json!({"label": "Ada's", "scopes": ["subscriptions:write"]});
+    let made = control.call(Method::POST, "/v1/tenants/acme/keys", body).await?.body;
+    let (key, key_id) = (text(&made["key"]), text(&made["id"]));
+    let ada = control.with_key(&key);
+    let mut body = subscription(&world.receiver.url("hook?token=hidden"), &["a.#"]);
+    body["headers"] = json!({"authorization": "Bearer hidden"});
+    let headers = [
+        ("content-type", "application/json"),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("x-request-id", "from-ada"),
+    ];
+    let created = ada.raw(Method::POST, LIST, &headers, body.to_string()).await?.body;
+    let one = format!("{LIST}/{}", text(&created["id"]));
+    let secret = text(&created["secret"]);
+    ada.call(Method::PATCH, &one, json!({"status": "paused", "headers": {"x-a": "hidden"}}))
+        .await?;
+    ada.call(Method::PATCH, &one, json!({"status": "nonsense"})).await?;
+    ada.call(Method::GET, &format!("{one}/secret"), Value::Null).await?;
+    ada.call(Method::POST, &format!("{one}/secret/rotate"), json!({"overlap": "0s"})).await?;
+    ada.call(Method::DELETE, &one, Value::Null).await?;
+    control.call(Method::DELETE, &format!("/v1/keys/{key_id}"), Value::Null).await?;
+
+    // From the newest on, a page at a time.
+    let (mut entries, mut path) = (Vec::new(), "/v1/audit?limit=3".to_owned());
+    loop {
+        let page = control.call(Method::GET, &path, Value::Null).await?.body;
+        entries.extend(page["data"].as_array().cloned().unwrap_or_default());
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/audit?limit=3&cursor={next}");
+    }
+    entries.reverse();
+    let actions: Vec<String> = entries.iter().map(|entry| text(&entry["action"])).collect();
+    let expected = [
+        "key.create",
+        "subscription.create",
+        "subscription.update",
+        "subscription.read_secret",
+        "subscription.rotate_secret",
+        "subscription.delete",
+        "key.revoke",
+    ];
+    assert_eq!(actions, expected);
+    let create = &entries[1];
+    assert_eq!((&create["actor"], &create["tenant"]), (&json!(key_id), &json!("acme")));
+    assert_eq!(
+        (&create["from"], &create["forwarded_for"]),
+        (&json!("127.0.0.1"), &json!("192.0.2.7"))
+    );
+    assert_eq!((&create["request_id"], &create["subject"]), (&json!("from-ada"), &created["id"]));
+    assert_eq!(entries[0]["actor"], "operator");
+    assert_eq!(entries[2]["changes"]["status"], json!({"from": "active", "to": "paused"}));
+    let told = json!(entries).to_string();
+    for hidden in ["hidden", &secret, &key, "whsec_"] {
+        assert!(!told.contains(hidden), "{told}");
+    }
+    world.finish().await
+}
+
+pub(crate) async fn what_is_sent_again_is_done_once() -> anyhow::Result<()> {
+    let world = World::start("idempotent").await?;
+    let control = &world.control;
+    let body = subscription(&world.receiver.url("hook"), &["a.#"]).to_string();
+    let send = |key: &'static str, body: String| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        async move { control.raw(Method::POST, LIST, &headers, body).await }
+    };
+    // Ten at once, of which others may find the first one at work.
+    let answers = futures_util::future::join_all((0..10).map(|_| send("one", body.clone()))).await;
+    let answers: Vec<Answer> = answers.into_iter().collect::<Result<_, _>>()?;
+    assert!(answers.iter().all(|answer| [201, 409].contains(&answer.status.as_u16())));
+    let first = answers.iter().find(|answer| answer.status == 201).unwrap();
+    let again = send("one", body.clone()).await?;
+    assert_eq!((again.status.as_u16(), &again.body), (201, &first.body));
+    assert_eq!(
+        (&again.headers["idempotent-replayed"], &again.headers["etag"]),
+        (&"true".parse()?, &first.headers["etag"])
+    );
+    let listed = control.call(Method::GET, LIST, Value::Null).await?.body;
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(1));
+
+    // Another body is another request, and another caller's key another key.
+    assert_eq!(send("one", body.replace("a.#", "b.#")).await?.status, 422);
+    let key = json!({"label": "other", "scopes": ["admin"]});
+    let other = control.call(Method::POST, "/v1/keys", key).await?.body;
+    let headers = [("content-type", "application/json"), ("idempotency-key", "one")];
+    let theirs = control.with_key(other["key"].as_str().unwrap());
+    assert_eq!(theirs.raw(Method::POST, LIST, &headers, body.clone()).await?.status, 201);
+
+    // What was refused is refused again, and what is remembered is sealed.
+    assert_eq!(send("wrong", "{}".to_owned()).await?.status, 422);
+    let again = send("wrong", "{}".to_owned()).await?;
+    assert_eq!(
+        (again.status.as_u16(), &again.headers["idempotent-replayed"]),
+        (422, &"true".parse()?)
+    );
+    assert_eq!(again.headers["content-type"], "application/problem+json");
+    let client = redis::Client::open(world.engines.redis_url.as_str())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    let pattern = format!("{}:request:*", world.vhost);
+    let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await?;
+    assert_eq!(keys.len(), 3);
+    for key in keys {
+        let known: String = redis::cmd("GET").arg(&key).query_async(&mut redis).await?;
+        assert!(known.contains("v1.local.") && !known.contains("whsec_"), "{known}");
+    }
+    assert_eq!(send("", body.clone()).await?.status, 400);
+    world.finish().await
+}
+
+pub(crate) async fn a_key_may_not_ask_all_the_time() -> anyhow::Result<()> {
+    let world = World::start("throttle").await?;
+    let control = &world.control;
+    let body = json!({"label": "busy", "scopes": ["admin"]});
+    let made = control.call(Method::POST, "/v1/keys", body.clone()).await?.body;
+    let busy = control.with_key(made["key"].as_str().unwrap());
+    let calm = control.call(Method::POST, "/v1/keys", body).await?.body;
+    let ask = || busy.call(Method::GET, "/v1/tenants", Value::Null);
+    let first = ask().await?;
+    assert_eq!((first.status.as_u16(), &first.headers["ratelimit-limit"]), (200, &"200".parse()?));
+    let mut refused = None;
+    for _ in 0..20 {
+        let answers = futures_util::future::join_all((0..100).map(|_| ask())).await;
+        let answers: Vec<Answer> = answers.into_iter().collect::<Result<_, _>>()?;
+        refused = refused.or(answers.into_iter().find(|answer| answer.status == 429));
+    }
+    let refused = refused.unwrap();
+    assert_eq!(
+        (&refused.headers["ratelimit-remaining"], &refused.headers["retry-after"]),
+        (&"0".parse()?, &"1".parse()?)
+    );
+    // Neither others nor the operator notice.
+    let calm = control.with_key(calm["key"].as_str().unwrap());
+    assert_eq!(calm.call(Method::GET, "/v1/tenants", Value::Null).await?.status, 200);
+    let operators = control.call(Method::GET, "/v1/tenants", Value::Null).await?;
+    assert!(operators.status == 200 && !operators.headers.contains_key("ratelimit-limit"));
+    world.finish().await
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
