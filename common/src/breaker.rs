@@ -40,12 +40,14 @@ impl Sign {
             | OutcomeClass::Connect
             | OutcomeClass::Tls
             | OutcomeClass::Protocol => Self::Fails,
-            // A blocked address is our own refusal, and says nothing of who is there.
+            // A blocked address is our own refusal, and a template not the endpoint's: neither says
+            // anything of who is there.
             OutcomeClass::Delivered
             | OutcomeClass::Redirect
             | OutcomeClass::Gone
             | OutcomeClass::ClientError
-            | OutcomeClass::Blocked => Self::Answers,
+            | OutcomeClass::Blocked
+            | OutcomeClass::Template => Self::Answers,
         }
     }
 }

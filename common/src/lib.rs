@@ -32,6 +32,7 @@ pub mod sealing;
 pub mod sideline;
 pub mod signature;
 pub mod subscription;
+pub mod template;
 mod text;
 pub mod time;
 pub mod verification;

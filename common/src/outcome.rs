@@ -35,11 +35,13 @@ pub enum OutcomeClass {
     Protocol,
     /// The address may not be called.
     Blocked,
+    /// The subscription's template made no body, so nothing was sent.
+    Template,
 }
 
 impl OutcomeClass {
     /// Every class, for metrics that show each one from the start.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Delivered,
         Self::Redirect,
         Self::Gone,
@@ -52,6 +54,7 @@ impl OutcomeClass {
         Self::Tls,
         Self::Protocol,
         Self::Blocked,
+        Self::Template,
     ];
 
     /// The class as it stands in metrics and JSON.
@@ -70,6 +73,7 @@ impl OutcomeClass {
             Self::Tls => "tls",
             Self::Protocol => "protocol",
             Self::Blocked => "blocked",
+            Self::Template => "template",
         }
     }
 }

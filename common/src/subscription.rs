@@ -15,6 +15,7 @@ use crate::payload::Payload;
 use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::signature::Secret;
+use crate::template::Template;
 use crate::time::Timestamp;
 use crate::verification::Verification;
 
@@ -46,6 +47,9 @@ pub struct Subscription {
     /// The form of the body.
     #[serde(default)]
     pub payload: Payload,
+    /// What makes the body instead, if anything does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Box<Template>>,
     /// Further headers for each POST, names in lower case.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
@@ -262,6 +266,7 @@ mod tests {
             max_concurrency: None,
             signature: None,
             filter: None,
+            template: None,
             verification: Verification::None,
             verified_endpoint: None,
             secrets: vec![

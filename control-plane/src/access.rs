@@ -25,8 +25,10 @@ fn needed(method: &Method, route: &str) -> Scope {
             Scope::SubscriptionsRead
         }
         "/v1/tenants/{tenant}" if reads => Scope::SubscriptionsRead,
-        // Reads what it is sent, and changes nothing.
-        "/v1/tenants/{tenant}/filters/test" => Scope::SubscriptionsRead,
+        // Read what they are sent, and change nothing.
+        "/v1/tenants/{tenant}/filters/test" | "/v1/tenants/{tenant}/templates/preview" => {
+            Scope::SubscriptionsRead
+        }
         "/v1/tenants/{tenant}" if method == Method::PUT => Scope::SubscriptionsWrite,
         // Whoever knows a secret can sign as we do, so to see one takes more than to see the rest.
         "/v1/tenants/{tenant}/subscriptions"

@@ -86,6 +86,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
         ("POST", "/v1/keys" | "/v1/tenants/{tenant}/keys") => "key.create",
         ("DELETE", "/v1/keys/{id}" | "/v1/tenants/{tenant}/keys/{id}") => "key.revoke",
         ("POST", "/v1/tenants/{tenant}/filters/test")
+        | ("POST", "/v1/tenants/{tenant}/templates/preview")
         | ("POST", "/v1/tenants/{tenant}/subscriptions/{id}/test")
         | ("POST", "/v1/tenants/{tenant}/subscriptions/{id}/verify")
         | ("GET" | "HEAD", _) => return None,

@@ -65,7 +65,7 @@ fn read(body: &[u8], tenant: &str) -> Result<(Filter, Value), Problem> {
 }
 
 /// The event to try it on; what is not said of it is made up, but for its data.
-fn sample(value: &RawValue, tenant: &str) -> Result<Value, Vec<FieldError>> {
+pub(crate) fn sample(value: &RawValue, tenant: &str) -> Result<Value, Vec<FieldError>> {
     let Ok(given) = serde_json::from_str::<Map<String, Value>>(value.get()) else {
         return Err(vec![FieldError::new("/event", "must be an object, such as {\"data\": {}}")]);
     };

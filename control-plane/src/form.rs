@@ -15,12 +15,14 @@ use doorbell_common::payload::Payload;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::{DisabledReason, OlderSignature, Status, Subscription};
+use doorbell_common::template::Template;
 use doorbell_common::verification::Verification;
 use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+pub(crate) use fields::sample_event;
 use fields::{
     Wrong, description, max_concurrency, merge_headers, metadata, patterns, rate_limit, read,
     retry, signature, timeout, verification,
@@ -41,6 +43,7 @@ pub(crate) struct Form {
     pub(crate) url: String,
     pub(crate) events: Vec<Pattern>,
     pub(crate) filter: Option<Filter>,
+    pub(crate) template: Option<Template>,
     pub(crate) status: Status,
     pub(crate) description: String,
     pub(crate) metadata: Map<String, Value>,
@@ -62,6 +65,7 @@ impl Default for Form {
             url: String::new(),
             events: Vec::new(),
             filter: None,
+            template: None,
             status: Status::Active,
             description: String::new(),
             metadata: Map::new(),
@@ -84,6 +88,7 @@ impl From<&Subscription> for Form {
             url: subscription.url.clone(),
             events: subscription.events.clone(),
             filter: subscription.filter.clone(),
+            template: subscription.template.as_deref().cloned(),
             status: subscription.status,
             description: subscription.description.clone(),
             metadata: subscription.metadata.clone(),
@@ -145,6 +150,7 @@ impl Form {
         subscription.url = self.url;
         subscription.events = self.events;
         subscription.filter = self.filter;
+        subscription.template = self.template.map(Box::new);
         subscription.status = self.status;
         subscription.description = self.description;
         subscription.metadata = self.metadata;
@@ -161,10 +167,12 @@ impl Form {
 
 /// Reads a filter alone.
 pub(crate) fn filter(value: &RawValue) -> Result<Filter, Vec<FieldError>> {
-    fields::filter(value).map_err(|wrong| match wrong {
-        Wrong::Here(detail) => vec![FieldError::new("/filter", detail)],
-        Wrong::Inside(errors) => errors,
-    })
+    fields::filter(value).map_err(|wrong| wrong.at("/filter"))
+}
+
+/// Reads a template alone. Whether it works with its sample is not asked.
+pub(crate) fn template(value: &RawValue) -> Result<Template, Vec<FieldError>> {
+    fields::template_alone(value).map_err(|wrong| wrong.at("/template"))
 }
 
 struct Reading<'a> {
@@ -210,6 +218,8 @@ impl Reading<'_> {
                 form.url = url;
             }
             "events" => form.events = patterns(value)?,
+            "template" if null => form.template = None,
+            "template" => form.template = Some(fields::template(value)?),
             "filter" if null => form.filter = None,
             "filter" => form.filter = Some(fields::filter(value)?),
             "status" if null => form.status = default.status,

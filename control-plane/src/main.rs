@@ -20,6 +20,7 @@ mod rotation;
 mod routes;
 mod sealing;
 mod subscriptions;
+mod templates;
 mod tenants;
 mod throttle;
 mod verification;

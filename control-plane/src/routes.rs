@@ -14,8 +14,8 @@ use crate::form::Rules;
 use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
-    access, api_keys, audit, bulk, filters, idempotency, sealing, subscriptions, tenants, throttle,
-    verification,
+    access, api_keys, audit, bulk, filters, idempotency, sealing, subscriptions, templates,
+    tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -50,6 +50,7 @@ pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
         .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
         .route("/v1/tenants/{tenant}/filters/test", post(filters::test))
+        .route("/v1/tenants/{tenant}/templates/preview", post(templates::preview))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/verify", post(verification::verify))
         .route("/v1/encryption", get(sealing::show))
         .route("/v1/keys", get(api_keys::list).post(api_keys::create))

@@ -264,6 +264,7 @@ fn new_subscription(
         url: form.url,
         events: form.events,
         filter: form.filter,
+        template: form.template.map(Box::new),
         status: form.status,
         disabled_reason: (form.status == Status::Disabled).then_some(DisabledReason::Manual),
         description: form.description,

@@ -17,6 +17,7 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
         "description": subscription.description,
         "metadata": subscription.metadata,
         "payload": subscription.payload,
+        "template": subscription.template,
         "headers": subscription.headers,
         "timeout": subscription.timeout,
         "retry": subscription.retry,

@@ -2,6 +2,7 @@
 //! call endpoints: one attempt of a test event, or whether an endpoint wants our POSTs at all. No retry,
 //! nothing counted.
 
+use bytes::Bytes;
 use doorbell_common::event::{Event, Trace};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
@@ -14,6 +15,7 @@ use lapin::types::ShortString;
 use serde_json::{Value, json};
 
 use crate::dispatch::Dispatcher;
+use crate::fan_out::Served;
 use crate::sender::{Answer, Post};
 
 /// What is POSTed as a test.
@@ -70,9 +72,14 @@ impl Dispatcher {
             trace: Trace::default(),
             data: TEST_DATA.into(),
         };
-        let body = subscription.payload.body(&event);
-        let content_type = subscription.payload.content_type();
-        Ok(describe(&self.post_once(subscription, &event, body, content_type).await))
+        let served = Served::new(event.into());
+        let answer = match served.body(subscription) {
+            Ok((body, content_type)) => {
+                self.post_once(subscription, &served.event, &body, content_type).await
+            }
+            Err(error) => Answer::unsent(OutcomeClass::Template, error.to_string()),
+        };
+        Ok(describe(&answer))
     }
 
     /// Asks an endpoint whether it wants our POSTs.
@@ -90,9 +97,9 @@ impl Dispatcher {
                     data: verification::question(&challenge).into(),
                 };
                 subscription.timeout = PATIENCE.into();
-                let question = event.data.to_vec();
+                let question = event.data.to_vec().into();
                 let answer =
-                    self.post_once(&subscription, &event, question, "application/json").await;
+                    self.post_once(&subscription, &event, &question, "application/json").await;
                 let is_yes = verification::is_answered(&challenge, &answer.body);
                 (answer, is_yes)
             }
@@ -120,11 +127,10 @@ impl Dispatcher {
         &self,
         subscription: &Subscription,
         event: &Event,
-        body: Vec<u8>,
-        content_type: &'static str,
+        body: &Bytes,
+        content_type: &str,
     ) -> Answer {
-        let body = body.into();
-        self.sender.post(Post { subscription, event, body: &body, content_type, attempt: 1 }).await
+        self.sender.post(Post { subscription, event, body, content_type, attempt: 1 }).await
     }
 }
 

@@ -14,6 +14,7 @@ use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::payload::Payload;
 use doorbell_common::rung::Rung;
 use doorbell_common::subscription::{Standing, Subscription};
+use doorbell_common::template::{Context, TemplateError};
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
@@ -49,6 +50,7 @@ pub(crate) struct Served {
     raw: OnceLock<Bytes>,
     cloud_event: OnceLock<Bytes>,
     parts: OnceLock<Option<Value>>,
+    context: OnceLock<Option<Context>>,
 }
 
 impl Served {
@@ -59,6 +61,7 @@ impl Served {
             raw: OnceLock::new(),
             cloud_event: OnceLock::new(),
             parts: OnceLock::new(),
+            context: OnceLock::new(),
         }
     }
 
@@ -66,17 +69,31 @@ impl Served {
     /// wanted: rather one too many than one that nobody hears of.
     pub(crate) fn is_wanted_by(&self, subscription: &Subscription) -> bool {
         let Some(filter) = &subscription.filter else { return true };
-        let parts = self.parts.get_or_init(|| self.event.parts());
-        parts.as_ref().is_none_or(|parts| filter.matches(parts))
+        self.parts().is_none_or(|parts| filter.matches(parts))
     }
 
-    fn body(&self, payload: Payload) -> &Bytes {
+    fn parts(&self) -> Option<&Value> {
+        self.parts.get_or_init(|| self.event.parts()).as_ref()
+    }
+
+    /// The body of a subscription's POSTs, and what it is.
+    pub(crate) fn body<'a>(
+        &self,
+        subscription: &'a Subscription,
+    ) -> Result<(Bytes, &'a str), TemplateError> {
+        if let Some(template) = &subscription.template {
+            let context = self.context.get_or_init(|| Some(Context::of(self.parts()?)));
+            let context = context.as_ref().ok_or(TemplateError::Event)?;
+            return Ok((template.render(context)?.into(), template.content_type.as_str()));
+        }
+        let payload = subscription.payload;
         let slot = match payload {
             Payload::Envelope => &self.envelope,
             Payload::Raw => &self.raw,
             Payload::CloudEvents => &self.cloud_event,
         };
-        slot.get_or_init(|| payload.body(&self.event).into())
+        let body = slot.get_or_init(|| payload.body(&self.event).into());
+        Ok((body.clone(), payload.content_type()))
     }
 }
 
@@ -210,6 +227,16 @@ impl Dispatcher {
             drop(permit);
             return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
         }
+        let attempt = delivery.state.attempts.saturating_add(1);
+        let (body, content_type) = match served.body(subscription) {
+            Ok(body) => body,
+            Err(error) => {
+                drop(permit);
+                let answer = Answer::unsent(OutcomeClass::Template, error.to_string());
+                self.metrics.attempted(answer.outcome);
+                return self.hand_on_failed(served, delivery, (subscription, answer), ledger).await;
+            }
+        };
         let entering = self.gates.enter(subscription, came_back);
         let admitted = match self.metrics.waiting(Wait::Endpoint, entering).await {
             Ok(admitted) => admitted,
@@ -219,17 +246,15 @@ impl Dispatcher {
                 return self.hold(delivery, (reason, opens_at), ledger).await;
             }
         };
-        let attempt = delivery.state.attempts.saturating_add(1);
         let answer = {
             admitted.begin();
-            let body = served.body(subscription.payload);
             if attempt == 1 {
                 let lag = clock::now().since(served.event.timestamp);
                 self.metrics.first_attempt_lag.observe(lag.as_secs_f64());
             }
             self.metrics.posts_in_flight.inc();
-            let content_type = subscription.payload.content_type();
-            let post = Post { subscription, event: &served.event, body, content_type, attempt };
+            let event = &*served.event;
+            let post = Post { subscription, event, body: &body, content_type, attempt };
             let answer = self.sender.post(post).await;
             self.metrics.posts_in_flight.dec();
             answer
@@ -241,8 +266,8 @@ impl Dispatcher {
             event.id = %served.event.id, subscription.id = %subscription.id, delivery.attempt = attempt,
             outcome = answer.outcome.as_str(), "attempted"
         );
-        let record = record(&served.event, subscription, attempt, &answer);
         if answer.outcome == OutcomeClass::Delivered {
+            let record = record(&served.event, subscription, attempt, &answer);
             let noting = async {
                 if let Some(page) = ledger {
                     page.note(&subscription.id).await;
@@ -256,6 +281,19 @@ impl Dispatcher {
         }
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
+        self.hand_on_failed(served, delivery, (subscription, answer), ledger).await
+    }
+
+    /// Hands a delivery on after an attempt that has failed, and records that.
+    async fn hand_on_failed(
+        &self,
+        served: &Served,
+        delivery: Delivery,
+        (subscription, answer): (&Subscription, Answer),
+        ledger: Option<&LedgerPage>,
+    ) -> anyhow::Result<()> {
+        let attempt = delivery.state.attempts.saturating_add(1);
+        let record = record(&served.event, subscription, attempt, &answer);
         let failed = delivery.after_failure(failure(answer, subscription));
         let (handed_on, ()) = tokio::join!(
             self.hand_on_noted(failed, Destination::Retries, ledger),

@@ -69,9 +69,28 @@ pub(crate) struct Post<'a> {
     /// The event in the form that the subscription asks for.
     pub(crate) body: &'a Bytes,
     /// What the body is.
-    pub(crate) content_type: &'static str,
+    pub(crate) content_type: &'a str,
     /// 1, 2, 3 …
     pub(crate) attempt: u32,
+}
+
+impl Answer {
+    /// Nothing was sent, for this reason.
+    pub(crate) fn unsent(outcome: OutcomeClass, detail: String) -> Self {
+        let now = clock::now();
+        Self {
+            outcome,
+            status: None,
+            detail,
+            retry_after: None,
+            headers: HeaderMap::new(),
+            body: Vec::new(),
+            truncated: false,
+            started_at: now,
+            ended_at: now,
+            duration: Duration::ZERO,
+        }
+    }
 }
 
 impl Sender {
@@ -117,23 +136,13 @@ impl Sender {
         timeout: DurationText,
         request: impl FnOnce(Url, Timestamp) -> RequestBuilder,
     ) -> Answer {
-        let started_at = clock::now();
         let start = Instant::now();
-        let mut answer = Answer {
-            outcome: OutcomeClass::Blocked,
-            status: None,
-            detail: String::new(),
-            retry_after: None,
-            headers: HeaderMap::new(),
-            body: Vec::new(),
-            truncated: false,
-            started_at,
-            ended_at: started_at,
-            duration: Duration::ZERO,
-        };
+        let mut answer = Answer::unsent(OutcomeClass::Blocked, String::new());
         // Literal addresses never reach the resolver, so the URL is judged at every attempt.
         match self.policy.check_url(url) {
-            Ok(url) => exchange(request(url, started_at), (start, timeout), &mut answer).await,
+            Ok(url) => {
+                exchange(request(url, answer.started_at), (start, timeout), &mut answer).await
+            }
             Err(refused) => answer.detail = format!("the URL {refused}"),
         }
         answer.ended_at = clock::now();
@@ -200,7 +209,7 @@ fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
     }
     // After the subscription's own, so that none of those can take their place.
     let timestamp = now.as_seconds();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    insert(&mut headers, "content-type", content_type);
     headers.insert("webhook-timestamp", HeaderValue::from(timestamp));
     headers.insert("doorbell-attempt", HeaderValue::from(attempt));
     insert(&mut headers, "webhook-id", event.id.as_str());

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 19] = [
+const OF_A_TENANT: [(Method, &str, &str); 20] = [
     (Method::GET, "", ""),
     (Method::PUT, "", ""),
     (Method::DELETE, "", ""),
@@ -24,6 +24,11 @@ const OF_A_TENANT: [(Method, &str, &str); 19] = [
     (Method::POST, "/subscriptions/{}/test", ""),
     (Method::POST, "/subscriptions/{}/verify", ""),
     (Method::POST, "/filters/test", r#"{"filter":{"type":"a"},"event":{"data":1}}"#),
+    (
+        Method::POST,
+        "/templates/preview",
+        r#"{"template":{"body":"{{ id }}","content_type":"text/plain"}}"#,
+    ),
     (Method::GET, "/keys", ""),
     (Method::POST, "/keys", r#"{"label":"mine","scopes":["admin"]}"#),
     (Method::GET, "/keys/{}", ""),

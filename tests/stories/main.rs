@@ -32,6 +32,7 @@ mod rotation;
 mod secrets;
 mod sideline;
 mod store;
+mod templates;
 mod verification;
 
 /// Makes a trial of each story; its name is that of its file and function.
@@ -115,6 +116,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         changes::whoever_changes_something_is_noted,
         changes::what_is_sent_again_is_done_once,
         changes::a_key_may_not_ask_all_the_time,
+        templates::a_template_makes_the_body,
+        templates::a_template_that_fails_is_a_failed_attempt,
+        templates::a_template_is_tried_before_anyone_relies_on_it,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

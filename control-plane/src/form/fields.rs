@@ -9,11 +9,12 @@ use doorbell_common::pattern::Pattern;
 use doorbell_common::rate::RateLimit;
 use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::OlderSignature;
+use doorbell_common::template::{ContentType, Context, InvalidContentType, Template};
 use doorbell_common::verification::{InvalidVerification, Verification};
 use doorbell_platform::problem::FieldError;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::headers;
 
@@ -21,6 +22,7 @@ const MAX_PATTERNS: usize = 100;
 const MAX_DESCRIPTION: usize = 2000;
 const MAX_METADATA: usize = 16 * 1024;
 const MAX_FILTER: usize = 16 * 1024;
+const MAX_SAMPLE: usize = 16 * 1024;
 const RATES: std::ops::RangeInclusive<u32> = 1..=10_000;
 const CONCURRENCIES: std::ops::RangeInclusive<u32> = 1..=1024;
 const TIMEOUTS: std::ops::RangeInclusive<u64> = 1000..=30_000;
@@ -29,6 +31,16 @@ const TIMEOUTS: std::ops::RangeInclusive<u64> = 1000..=30_000;
 pub(super) enum Wrong {
     Here(String),
     Inside(Vec<FieldError>),
+}
+
+impl Wrong {
+    /// The places, of a field with this pointer.
+    pub(super) fn at(self, pointer: &str) -> Vec<FieldError> {
+        match self {
+            Self::Here(detail) => vec![FieldError::new(pointer, detail)],
+            Self::Inside(errors) => errors,
+        }
+    }
 }
 
 impl From<String> for Wrong {
@@ -61,6 +73,67 @@ pub(super) fn patterns(value: &RawValue) -> Result<Vec<Pattern>, Wrong> {
         }
     }
     if errors.is_empty() { Ok(patterns) } else { Err(Wrong::Inside(errors)) }
+}
+
+/// A template is written whole, and must work with its sample.
+pub(super) fn template(value: &RawValue) -> Result<Template, Wrong> {
+    let template = template_alone(value)?;
+    match template.render(&Context::of(&sample_event(&template.sample))) {
+        Ok(_) => Ok(template),
+        Err(error) => {
+            let detail = format!(
+                "with its sample, {error}; \"sample\" is the data of an event as it expects it"
+            );
+            Err(Wrong::Inside(vec![FieldError::new("/template/body", detail)]))
+        }
+    }
+}
+
+/// The same, whether it works or not.
+pub(super) fn template_alone(value: &RawValue) -> Result<Template, Wrong> {
+    let members: Map<String, Value> = read(
+        value,
+        "must be an object, such as {\"body\": \"{{ data.id }}\", \"content_type\": \"text/plain\"}",
+    )?;
+    let mut errors = Vec::new();
+    let mut wrong = |place: &str, detail: String| {
+        errors.push(FieldError::new(format!("/template{}", pointer(place)), detail));
+    };
+    let mut template = Template {
+        body: String::new(),
+        content_type: ContentType::default(),
+        sample: Value::Object(Map::new()),
+    };
+    if !members.contains_key("body") {
+        wrong("body", "is required".to_owned());
+    }
+    for (name, value) in members {
+        match (name.as_str(), value) {
+            ("body", Value::String(body)) => template.body = body,
+            ("body", _) => wrong("body", "must be a string".to_owned()),
+            ("content_type", value) => match serde_json::from_value(value) {
+                Ok(content_type) => template.content_type = content_type,
+                Err(_) => wrong("content_type", InvalidContentType.to_string()),
+            },
+            ("sample", value) if value.to_string().len() > MAX_SAMPLE => {
+                wrong("sample", format!("may have at most {MAX_SAMPLE} bytes"));
+            }
+            ("sample", value) => template.sample = value,
+            (name, _) => wrong(name, "is not a field of a template".to_owned()),
+        }
+    }
+    if let Err(error) = template.check() {
+        wrong("body", error.to_string());
+    }
+    if errors.is_empty() { Ok(template) } else { Err(Wrong::Inside(errors)) }
+}
+
+/// An event with this data.
+pub(crate) fn sample_event(data: &Value) -> Value {
+    json!({
+        "id": "evt_sample", "type": "doorbell.sample", "timestamp": "2026-01-01T00:00:00Z",
+        "tenant": "sample", "data": data,
+    })
 }
 
 /// A filter is written whole, and so is its every condition: in a merge patch `null` would take a
