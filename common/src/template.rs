@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 pub const MAX_SOURCE: usize = 8 * 1024;
 /// The longest body that one may make, in bytes.
 pub const MAX_OUTPUT: usize = 512 * 1024;
-/// How many steps it may take.
-const FUEL: u64 = 100_000;
+/// How many steps it may take, with events of up to so many bytes: a step may go over all that an event
+/// has.
+const FUEL: [(usize, u64); 4] =
+    [(4 * 1024, 100_000), (16 * 1024, 25_000), (64 * 1024, 6_000), (usize::MAX, 1_500)];
 
 /// A template and what its output is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +54,8 @@ pub enum TemplateError {
     #[error("the template failed: {0}")]
     Failed(String),
     /// It took too many steps.
-    #[error("the template takes more than {FUEL} steps")]
-    TooManySteps,
+    #[error("the template takes more than {0} steps, which is the most for an event of this size")]
+    TooManySteps(u64),
     /// It makes too much.
     #[error("the template makes more than {MAX_OUTPUT} bytes")]
     TooLarge,
@@ -67,13 +69,19 @@ pub enum TemplateError {
 
 /// An event as templates see it.
 #[derive(Clone, Debug)]
-pub struct Context(Value);
+pub struct Context {
+    value: Value,
+    /// How large the event is, by its place in [`FUEL`].
+    class: usize,
+}
 
 impl Context {
-    /// The context of an event's [parts](crate::event::Event::parts).
+    /// The context of an event's [parts](crate::event::Event::parts), of which the data is so many
+    /// bytes.
     #[must_use]
-    pub fn of(parts: &serde_json::Value) -> Self {
-        Self(Value::from(Serde(parts)))
+    pub fn of(parts: &serde_json::Value, bytes: usize) -> Self {
+        let class = FUEL.iter().position(|(most, _)| bytes <= *most).unwrap_or_default();
+        Self { value: Value::from(Serde(parts)), class }
     }
 }
 
@@ -96,12 +104,13 @@ impl Template {
     /// It makes none, and why.
     pub fn render(&self, context: &Context) -> Result<Vec<u8>, TemplateError> {
         let escaping = self.content_type.escaping();
-        let template = environment()
+        let (environment, fuel) = environment(context.class);
+        let template = environment
             .template_from_named_str(escaping.name(), &self.body)
             .map_err(|error| TemplateError::Invalid(error.to_string()))?;
         let mut output = Bounded(Vec::new());
-        let rendered = template.render_captured_to(context.0.clone(), &mut output).map(drop);
-        rendered.map_err(|error| failure(&error))?;
+        let rendered = template.render_captured_to(context.value.clone(), &mut output).map(drop);
+        rendered.map_err(|error| failure(&error, fuel))?;
         let Bounded(body) = output;
         if escaping == Escaping::Json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&body)
@@ -111,10 +120,10 @@ impl Template {
     }
 }
 
-fn failure(error: &Error) -> TemplateError {
+fn failure(error: &Error, fuel: u64) -> TemplateError {
     let kind = error.kind();
     if kind == ErrorKind::OutOfFuel {
-        TemplateError::TooManySteps
+        TemplateError::TooManySteps(fuel)
     } else if kind == ErrorKind::WriteFailure {
         TemplateError::TooLarge
     } else {
@@ -212,12 +221,14 @@ impl io::Write for Bounded {
     }
 }
 
-/// What all templates share.
-fn environment() -> &'static Environment<'static> {
-    static ENVIRONMENT: OnceLock<Environment<'static>> = OnceLock::new();
-    ENVIRONMENT.get_or_init(|| {
+/// What all templates share with events of one class, and how many steps they may take.
+fn environment(class: usize) -> (&'static Environment<'static>, u64) {
+    static ENVIRONMENTS: [OnceLock<Environment<'static>>; FUEL.len()] =
+        [const { OnceLock::new() }; FUEL.len()];
+    let (_, fuel) = FUEL[class];
+    let environment = ENVIRONMENTS[class].get_or_init(|| {
         let mut environment = Environment::empty();
-        environment.set_fuel(Some(FUEL));
+        environment.set_fuel(Some(fuel));
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         environment.set_auto_escape_callback(|name| match name {
             "template.json" => AutoEscape::Json,
@@ -226,7 +237,8 @@ fn environment() -> &'static Environment<'static> {
         });
         filters::add(&mut environment);
         environment
-    })
+    });
+    (environment, fuel)
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ fn needed(method: &Method, route: &str) -> Scope {
         // Whoever knows a secret can sign as we do, so to see one takes more than to see the rest.
         "/v1/tenants/{tenant}/subscriptions"
         | "/v1/tenants/{tenant}/subscriptions/bulk"
+        | "/v1/tenants/{tenant}/subscriptions/bulk/delete"
         | "/v1/tenants/{tenant}/subscriptions/{id}"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate"

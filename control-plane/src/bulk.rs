@@ -1,5 +1,5 @@
-//! Creates many subscriptions in one call: a form on each line comes in, a result on each line goes
-//! out while the next ones are read, so a million need no more memory than a few.
+//! Creates or deletes many subscriptions in one call: a form (or an id) on each line comes in, a result
+//! on each line goes out while the next ones are read, so a million need no more memory than a few.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
+use doorbell_common::json::pointer;
 use doorbell_common::subscription::Subscription;
-use doorbell_platform::http::check_type;
-use doorbell_platform::problem::Problem;
+use doorbell_platform::http::{Members, check_type};
+use doorbell_platform::problem::{FieldError, Problem};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::form;
 use crate::lines::{Line, Lines};
 use crate::routes::Api;
-use crate::subscriptions::{MAX_BODY, create_all, newest_secret};
+use crate::subscriptions::{MAX_BODY, create_all, delete_one, newest_secret};
 use crate::tenants::tenant_id;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -26,21 +27,57 @@ const BATCH: usize = 256;
 /// How long the next lines may take to come.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// What is done with each line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Create,
+    Delete,
+}
+
+impl Operation {
+    /// What was done with a line, in the last line of the answer.
+    fn done(self) -> &'static str {
+        match self {
+            Self::Create => "created",
+            Self::Delete => "deleted",
+        }
+    }
+}
+
 pub(crate) async fn create(
     State(api): State<Api>,
     Path(tenant): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let tenant = tenant_id(&tenant)?;
-    let body = check_type(&headers, body, &[NDJSON]).await?;
+    answer(api, &tenant, (&headers, body), Operation::Create).await
+}
+
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    answer(api, &tenant, (&headers, body), Operation::Delete).await
+}
+
+async fn answer(
+    api: Api,
+    tenant: &str,
+    (headers, body): (&HeaderMap, Body),
+    operation: Operation,
+) -> Result<Response, Problem> {
+    let tenant = tenant_id(tenant)?;
+    let body = check_type(headers, body, &[NDJSON]).await?;
     let bulk = Bulk {
         api,
         tenant,
+        operation,
         body: body.into_data_stream(),
         lines: Lines::new(MAX_BODY),
         read: 0,
-        created: 0,
+        done: 0,
         refused: 0,
         is_over: false,
     };
@@ -55,11 +92,12 @@ pub(crate) async fn create(
 struct Bulk {
     api: Api,
     tenant: TenantId,
+    operation: Operation,
     body: BodyDataStream,
     lines: Lines,
     /// Lines read, empty ones included: what a text editor counts.
     read: u64,
-    created: u64,
+    done: u64,
     refused: u64,
     is_over: bool,
 }
@@ -73,13 +111,14 @@ impl Bulk {
         match tokio::time::timeout(PATIENCE, self.body.next()).await {
             Ok(Some(Ok(chunk))) => {
                 let lines = self.lines.push(&chunk);
-                Some(self.create_lines(lines).await)
+                Some(self.work(lines).await)
             }
             Ok(None) => {
                 let last = self.lines.end();
-                let mut text = self.create_lines(last.into_iter().collect()).await;
+                let mut text = self.work(last.into_iter().collect()).await;
                 self.is_over = true;
-                text.push_str(&line(&json!({ "created": self.created, "refused": self.refused })));
+                let done = self.operation.done();
+                text.push_str(&line(&json!({ done: self.done, "refused": self.refused })));
                 Some(text)
             }
             Ok(Some(Err(_))) => Some(self.break_off("the body broke off")),
@@ -93,33 +132,78 @@ impl Bulk {
         line(&json!({ "problem": Problem::new(StatusCode::BAD_REQUEST, why) }))
     }
 
-    async fn create_lines(&mut self, lines: Vec<Line>) -> String {
+    /// The results of these lines.
+    async fn work(&mut self, lines: Vec<Line>) -> String {
         let mut text = String::new();
         for batch in lines.chunks(BATCH) {
-            let (mut results, mut forms) = (Vec::new(), Vec::new());
-            for entry in batch {
-                self.read += 1;
-                let form = match entry {
-                    Line::Text(bytes) if bytes.trim_ascii().is_empty() => continue,
-                    Line::Text(bytes) => form::create(bytes, &self.api.rules),
-                    Line::TooLong => Err(too_long()),
+            match self.operation {
+                Operation::Create => text.push_str(&self.create_lines(batch).await),
+                Operation::Delete => text.push_str(&self.delete_lines(batch).await),
+            }
+        }
+        text
+    }
+
+    async fn delete_lines(&mut self, lines: &[Line]) -> String {
+        let mut ids = Vec::new();
+        for entry in lines {
+            self.read += 1;
+            match entry {
+                Line::Text(bytes) if bytes.trim_ascii().is_empty() => {}
+                Line::Text(bytes) => ids.push((self.read, read_id(bytes))),
+                Line::TooLong => ids.push((self.read, Err(too_long()))),
+            }
+        }
+        let (api, tenant) = (self.api.clone(), self.tenant.to_string());
+        let deleting = ids.into_iter().map(|(number, id)| {
+            let (api, tenant) = (&api, &tenant);
+            async move {
+                let deleted = match id {
+                    Ok(id) => delete_one(api, &(tenant.clone(), id), None).await,
+                    Err(problem) => Err(problem),
                 };
-                match form {
-                    Ok(form) => {
-                        results.push((self.read, Ok(forms.len())));
-                        forms.push(form);
-                    }
-                    Err(problem) => results.push((self.read, Err(problem))),
+                (number, deleted)
+            }
+        });
+        let mut text = String::new();
+        for (number, deleted) in futures_util::future::join_all(deleting).await {
+            let result = match deleted {
+                Ok(Subscription { id, .. }) => {
+                    self.done += 1;
+                    json!({ "line": number, "status": 204, "id": id })
                 }
-            }
-            let created = if forms.is_empty() {
-                Ok(Vec::new())
-            } else {
-                create_all(&self.api.store, &self.tenant, forms).await
+                Err(problem) => self.refuse(number, &problem),
             };
-            for (number, result) in results {
-                text.push_str(&line(&self.answer(number, result, &created)));
+            text.push_str(&line(&result));
+        }
+        text
+    }
+
+    async fn create_lines(&mut self, lines: &[Line]) -> String {
+        let (mut results, mut forms) = (Vec::new(), Vec::new());
+        for entry in lines {
+            self.read += 1;
+            let form = match entry {
+                Line::Text(bytes) if bytes.trim_ascii().is_empty() => continue,
+                Line::Text(bytes) => form::create(bytes, &self.api.rules),
+                Line::TooLong => Err(too_long()),
+            };
+            match form {
+                Ok(form) => {
+                    results.push((self.read, Ok(forms.len())));
+                    forms.push(form);
+                }
+                Err(problem) => results.push((self.read, Err(problem))),
             }
+        }
+        let created = if forms.is_empty() {
+            Ok(Vec::new())
+        } else {
+            create_all(&self.api.store, &self.tenant, forms).await
+        };
+        let mut text = String::new();
+        for (number, result) in results {
+            text.push_str(&line(&self.answer(number, result, &created)));
         }
         text
     }
@@ -143,7 +227,7 @@ impl Bulk {
         match newest_secret(subscription) {
             Ok(secret) => {
                 self.api.verifier.ask_soon(subscription);
-                self.created += 1;
+                self.done += 1;
                 json!({ "line": number, "status": 201, "id": subscription.id, "secret": secret.reveal() })
             }
             Err(problem) => self.refuse(number, &problem),
@@ -153,6 +237,24 @@ impl Bulk {
     fn refuse(&mut self, number: u64, problem: &Problem) -> Value {
         self.refused += 1;
         json!({ "line": number, "status": problem.status(), "problem": problem })
+    }
+}
+
+/// The id on a line `{"id": "sub_…"}`.
+fn read_id(bytes: &[u8]) -> Result<String, Problem> {
+    let Members(members) = Members::read(bytes)?;
+    let [(name, value)] = members.as_slice() else {
+        return Err(Problem::invalid(vec![FieldError::new(
+            "/id",
+            "is required, and nothing else",
+        )]));
+    };
+    match (name.as_str(), serde_json::from_str::<String>(value.get())) {
+        ("id", Ok(id)) => Ok(id),
+        ("id", Err(_)) => Err(Problem::invalid(vec![FieldError::new("/id", "must be a string")])),
+        (name, _) => {
+            Err(Problem::invalid(vec![FieldError::new(pointer(name), "is not a field of a line")]))
+        }
     }
 }
 

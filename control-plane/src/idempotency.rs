@@ -57,7 +57,7 @@ pub(crate) async fn once(
 
 fn check_key<'a>(key: &'a HeaderValue, route: &str) -> Result<&'a str, Problem> {
     let wrong = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, detail);
-    if route == BULK {
+    if BULK.contains(&route) {
         return Err(wrong(
             "bulk calls take no Idempotency-Key: their answer says what became of each line",
         ));
@@ -149,7 +149,7 @@ mod tests {
             |key: &[u8], route| check_key(&HeaderValue::from_bytes(key).unwrap(), route).is_ok();
         assert!(check(b"a b", "/v1/keys") && check(&[b'x'; 255], "/v1/keys"));
         assert!(!check(b"", "/v1/keys") && !check(&[b'x'; 256], "/v1/keys"));
-        assert!(!check(b"\xff", "/v1/keys") && !check(b"a", BULK));
+        assert!(!check(b"\xff", "/v1/keys") && !check(b"a", BULK[0]));
     }
 
     #[test]

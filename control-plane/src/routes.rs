@@ -30,8 +30,9 @@ pub(crate) struct Api {
     pub(crate) audit_entries: usize,
 }
 
-/// The route of bulk calls, whose answers have no end that could be kept.
-pub(crate) const BULK: &str = "/v1/tenants/{tenant}/subscriptions/bulk";
+/// The routes of bulk calls, whose answers have no end that could be kept.
+pub(crate) const BULK: [&str; 2] =
+    ["/v1/tenants/{tenant}/subscriptions/bulk", "/v1/tenants/{tenant}/subscriptions/bulk/delete"];
 
 pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
     Router::new()
@@ -41,7 +42,8 @@ pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
             "/v1/tenants/{tenant}/subscriptions",
             get(subscriptions::list).post(subscriptions::create),
         )
-        .route(BULK, post(bulk::create))
+        .route(BULK[0], post(bulk::create))
+        .route(BULK[1], post(bulk::delete))
         .route(
             "/v1/tenants/{tenant}/subscriptions/{id}",
             get(subscriptions::show).patch(subscriptions::patch).delete(subscriptions::delete),

@@ -134,13 +134,22 @@ pub(crate) async fn delete(
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let deleted = delete_one(&api, &path, if_match(&headers)).await?;
+    let done = Done::to(&deleted.id, &view::subscription(&deleted), &Value::Null);
+    Ok((StatusCode::NO_CONTENT, Extension(done)).into_response())
+}
+
+/// Deletes a subscription as it is now; answers what it was.
+pub(crate) async fn delete_one(
+    api: &Api,
+    path: &(String, String),
+    if_match: Option<&str>,
+) -> Result<Subscription, Problem> {
     for _ in 0..TRIES {
-        let stored = find(&api, &path).await?;
-        check_match(if_match(&headers), &stored.subscription.version)?;
+        let stored = find(api, path).await?;
+        check_match(if_match, &stored.subscription.version)?;
         if api.store.delete_subscription(&stored, clock::now()).await.map_err(trouble)? {
-            let before = view::subscription(&stored.subscription);
-            let done = Done::to(&stored.subscription.id, &before, &Value::Null);
-            return Ok((StatusCode::NO_CONTENT, Extension(done)).into_response());
+            return Ok(stored.subscription);
         }
     }
     Err(contended())

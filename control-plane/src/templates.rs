@@ -26,9 +26,10 @@ pub(crate) async fn preview(
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
     let (template, event) = read(&body, tenant.as_str())?;
     let event = event.unwrap_or_else(|| form::sample_event(&template.sample));
-    let rendered = template.render(&Context::of(&event)).map_err(|error| {
-        Problem::invalid(vec![FieldError::new("/template/body", error.to_string())])
-    })?;
+    let rendered =
+        template.render(&Context::of(&event, event.to_string().len())).map_err(|error| {
+            Problem::invalid(vec![FieldError::new("/template/body", error.to_string())])
+        })?;
     Ok(Json(json!({
         "content_type": template.content_type,
         "body": String::from_utf8_lossy(&rendered),

@@ -279,6 +279,19 @@ pub(crate) async fn many_are_created_in_one_call() -> anyhow::Result<()> {
     assert_eq!(answer.await?.status, 415);
     let answer = world.control.raw(Method::POST, "/v1/tenants/a%20b/subscriptions/bulk", &[], "{}");
     assert!(answer.await?.status.is_client_error());
+    // Many are deleted in one call, too, and only the tenant's own.
+    let theirs = world.control.lines("/v1/tenants/other/subscriptions/bulk", good("other")).await?;
+    let (mine, theirs) = (world.control.lines(path, good("gone")).await?, &theirs[0]["id"]);
+    let id = |id: &Value| json!({ "id": id }).to_string();
+    let lines = [&id(&mine[0]["id"]), "", &id(theirs), &id(&json!(7)), "{}", &id(&mine[0]["id"])]
+        .join("\n");
+    let answer = world.control.lines(&format!("{path}/delete"), lines).await?;
+    let statuses: Vec<u64> = answer.iter().filter_map(|line| line["status"].as_u64()).collect();
+    // The same one twice at once: either is first.
+    assert_eq!(answer[1]["line"], 3);
+    assert_eq!([&statuses[..1], &statuses[4..]].concat().iter().filter(|s| **s == 204).count(), 1);
+    assert_eq!(statuses[1..4], [404, 422, 422]);
+    assert_eq!(answer.last(), Some(&json!({ "deleted": 1, "refused": 4 })));
     // Results come while lines are still being sent: whoever sends a million sees how far it is.
     let (sender, lines) = tokio::sync::mpsc::channel::<String>(1);
     let body = futures_util::stream::unfold(lines, |mut lines| async {

@@ -9,13 +9,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 20] = [
+const OF_A_TENANT: [(Method, &str, &str); 21] = [
     (Method::GET, "", ""),
     (Method::PUT, "", ""),
     (Method::DELETE, "", ""),
     (Method::GET, "/subscriptions", ""),
     (Method::POST, "/subscriptions", r#"{"url":"https://example.com/","events":["a.*"]}"#),
     (Method::POST, "/subscriptions/bulk", "{}\n"),
+    (Method::POST, "/subscriptions/bulk/delete", "{}\n"),
     (Method::GET, "/subscriptions/{}", ""),
     (Method::PATCH, "/subscriptions/{}", r#"{"description":"mine now"}"#),
     (Method::DELETE, "/subscriptions/{}", ""),
@@ -221,7 +222,7 @@ async fn statuses(world: &World, key: &Key) -> anyhow::Result<[u16; 2]> {
 }
 
 async fn send(api: &Api, method: &Method, path: &str, body: &str) -> anyhow::Result<Answer> {
-    let bulk = path.ends_with("/bulk");
+    let bulk = path.contains("/bulk");
     let content_type = if bulk { "application/x-ndjson" } else { "application/json" };
     api.raw(method.clone(), path, &[("content-type", content_type)], body.to_owned()).await
 }

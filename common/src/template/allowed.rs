@@ -10,7 +10,7 @@ use minijinja::syntax::SyntaxConfig;
 use super::filters::{OF_LISTS, OF_VALUES};
 
 /// How often texts may be put together, in all of a template.
-const MAX_JOINS: usize = 64;
+const MAX_JOINS: usize = 32;
 /// How deep loops may be in each other: each goes over all that the event has.
 const MAX_LOOPS: usize = 3;
 

@@ -94,7 +94,7 @@ fn join(list: &Value, separator: Option<&str>) -> Result<String, Error> {
 
 fn replace(text: &str, from: &str, to: &str) -> Result<String, Error> {
     let count = text.matches(from).count();
-    if text.len() + count * to.len() > MAX_OUTPUT {
+    if text.len() + count * to.len() - count * from.len() > MAX_OUTPUT {
         return Err(too_large());
     }
     Ok(text.replace(from, to))

@@ -9,13 +9,16 @@ fn template(body: &str, content_type: &str) -> Template {
 }
 
 fn context() -> Context {
-    Context::of(&json!({
-        "id": "evt_1", "type": "order.paid", "timestamp": "2026-11-21T10:00:00Z", "tenant": "acme",
-        "data": {
-            "id": 7, "name": "Ada \"the first\" <b>\n", "amount": 1999, "none": null,
-            "items": [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}], "big": "x".repeat(10_000),
-        },
-    }))
+    Context::of(
+        &json!({
+            "id": "evt_1", "type": "order.paid", "timestamp": "2026-11-21T10:00:00Z", "tenant": "acme",
+            "data": {
+                "id": 7, "name": "Ada \"the first\" <b>\n", "amount": 1999, "none": null,
+                "items": [{"sku": "a", "n": 1}, {"sku": "b", "n": 2}], "big": "x".repeat(10_000),
+            },
+        }),
+        10_000,
+    )
 }
 
 fn render(body: &str, content_type: &str) -> Result<String, TemplateError> {
@@ -103,17 +106,24 @@ fn what_could_grow_without_bound_is_not_allowed() {
 #[test]
 fn a_template_that_takes_too_much_fails_in_time() {
     let list: Vec<u32> = (0..2000).collect();
-    let context = Context::of(&json!({"data": {"list": list, "text": "x".repeat(200_000)}}));
+    let context =
+        Context::of(&json!({"data": {"list": list, "text": "x".repeat(200_000)}}), 210_000);
     for (body, error) in [
         (
             "{% for a in data.list %}{% for b in data.list %}.{% endfor %}{% endfor %}",
-            TemplateError::TooManySteps,
+            TemplateError::TooManySteps(1_500),
         ),
         ("{% for a in data.list %}{{ data.text }}{% endfor %}", TemplateError::TooLarge),
     ] {
         let template = template(body, "text/plain");
         assert_eq!((template.check(), template.render(&context)), (Ok(()), Err(error)));
     }
+    // Nothing comes out of it, and it is the steps that end it.
+    let busy = "{% for a in data.list %}{% if data.text|replace('x', 'yy') == data.text ~ data.text ~ a %}{% endif %}{% endfor %}";
+    assert_eq!(
+        template(busy, "text/plain").render(&context),
+        Err(TemplateError::TooManySteps(1_500))
+    );
     for body in [
         "{{ [data.text, data.text, data.text]|join }}",
         "{{ data.text|replace('x', 'xxxx') }}",
@@ -146,7 +156,7 @@ fn a_content_type_is_a_media_type() {
 proptest! {
     #[test]
     fn no_value_gets_out_of_its_place_in_json(text in any::<String>()) {
-        let context = Context::of(&json!({ "data": { "text": text } }));
+        let context = Context::of(&json!({ "data": { "text": text } }), text.len());
         let body = template(r#"{"a": {{ data.text }}, "b": 1}"#, "application/json").render(&context).unwrap();
         let read: serde_json::Value = serde_json::from_slice(&body).unwrap();
         prop_assert_eq!(read, json!({ "a": text, "b": 1 }));

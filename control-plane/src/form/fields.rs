@@ -78,7 +78,8 @@ pub(super) fn patterns(value: &RawValue) -> Result<Vec<Pattern>, Wrong> {
 /// A template is written whole, and must work with its sample.
 pub(super) fn template(value: &RawValue) -> Result<Template, Wrong> {
     let template = template_alone(value)?;
-    match template.render(&Context::of(&sample_event(&template.sample))) {
+    let context = Context::of(&sample_event(&template.sample), template.sample.to_string().len());
+    match template.render(&context) {
         Ok(_) => Ok(template),
         Err(error) => {
             let detail = format!(
