@@ -238,6 +238,8 @@ pub enum Whose<'a> {
     Tenant(&'a TenantId),
     /// What concerns all tenants.
     Everyones,
+    /// What is there for each of them.
+    Anyones,
 }
 
 /// Why someone may not do something.
@@ -272,7 +274,7 @@ impl Grant {
                 return Err(Denied::AnotherTenant);
             }
             (Some(_), Whose::Everyones) => return Err(Denied::OneTenant),
-            (Some(_), Whose::Tenant(_)) | (None, _) => {}
+            (Some(_), Whose::Tenant(_) | Whose::Anyones) | (None, _) => {}
         }
         if self.scopes.iter().any(|scope| scope.covers(needed)) {
             Ok(())
@@ -368,6 +370,7 @@ mod tests {
         let (read, write) = (Scope::SubscriptionsRead, Scope::SubscriptionsWrite);
         for (grant, scope, whose, expected) in [
             (&bound, read, Whose::Tenant(&acme), Ok(())),
+            (&bound, read, Whose::Anyones, Ok(())),
             (&bound, write, Whose::Tenant(&acme), Err(Denied::Scope(write))),
             (&bound, write, Whose::Tenant(&other), Err(Denied::AnotherTenant)),
             (&bound, read, Whose::Everyones, Err(Denied::OneTenant)),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ids::{Addressee, EventId};
+use crate::json;
 use crate::text::serde_as_text;
 use crate::time::Timestamp;
 
@@ -33,10 +34,7 @@ impl Event {
     /// program can hold: a number beyond all bounds, such as `1e999`.
     #[must_use]
     pub fn parts(&self) -> Option<Value> {
-        // How deep it goes was checked when it came in.
-        let mut parser = serde_json::Deserializer::from_slice(&self.data);
-        parser.disable_recursion_limit();
-        let data = Value::deserialize(&mut parser).ok()?;
+        let data = json::read(&self.data)?;
         Some(json!({
             "id": self.id, "type": self.event_type, "timestamp": self.timestamp,
             "tenant": self.tenant, "data": data,

@@ -19,6 +19,9 @@ pub const TIMESTAMP_HEADER: &str = "doorbell-timestamp";
 /// can have it and nobody needs to look for one.
 pub const MINTED_HEADER: &str = "doorbell-id-minted";
 
+/// The header by which our producer says that it has judged the event by the catalogue of types.
+pub const JUDGED_HEADER: &str = "doorbell-judged";
+
 /// How deep an event's data may nest.
 pub const MAX_DEPTH: usize = 128;
 /// How far ahead an event may be published.

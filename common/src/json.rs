@@ -1,5 +1,8 @@
 //! A look at JSON bytes that must stay as they are: is it one value, and how deep does it go?
 
+use serde::Deserialize as _;
+use serde_json::Value;
+
 /// Why bytes are not the one JSON value that an event's data must be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidJson {
@@ -48,6 +51,15 @@ pub fn check(bytes: &[u8], max_size: usize, max_depth: usize) -> Result<(), Inva
     serde_json::from_str::<serde::de::IgnoredAny>(text)
         .map(drop)
         .map_err(|error| InvalidJson::Syntax(error.to_string()))
+}
+
+/// The value that checked bytes are; none if they have a number beyond all bounds, such as `1e999`.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Option<Value> {
+    // How deep it goes was checked.
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    parser.disable_recursion_limit();
+    Value::deserialize(&mut parser).ok()
 }
 
 /// How deep arrays and objects nest: 0 for a scalar, 1 for `[]`. Right for valid JSON; for other

@@ -11,6 +11,7 @@ pub mod api_key;
 pub mod asymmetric;
 pub mod attempt;
 pub mod breaker;
+pub mod catalogue;
 pub mod duration;
 pub mod event;
 pub mod fair;

@@ -30,6 +30,9 @@ fn needed(method: &Method, route: &str) -> Scope {
             Scope::SubscriptionsRead
         }
         "/v1/tenants/{tenant}" if method == Method::PUT => Scope::SubscriptionsWrite,
+        "/v1/event-types" | "/v1/event-types/{name}" | "/v1/catalogue" if reads => {
+            Scope::SubscriptionsRead
+        }
         // Whoever knows a secret can sign as we do, so to see one takes more than to see the rest.
         "/v1/tenants/{tenant}/subscriptions"
         | "/v1/tenants/{tenant}/subscriptions/bulk"
@@ -41,6 +44,11 @@ fn needed(method: &Method, route: &str) -> Scope {
         | "/v1/tenants/{tenant}/subscriptions/{id}/verify" => Scope::SubscriptionsWrite,
         _ => Scope::Admin,
     }
+}
+
+/// Whether what is there is for every tenant to read.
+fn is_for_all(route: &str) -> bool {
+    ["/v1/event-types", "/v1/event-types/{name}", "/v1/catalogue"].contains(&route)
 }
 
 /// Lets a call through if its caller may make it.
@@ -69,8 +77,13 @@ fn judge(
 ) -> Result<(), Problem> {
     // What is no tenant's id is nobody's own; the route itself says what is wrong with it.
     let tenant = tenant.and_then(|text| text.parse::<TenantId>().ok());
-    let whose = tenant.as_ref().map_or(Whose::Everyones, Whose::Tenant);
-    caller.check(needed(method, route), whose)
+    let needed = needed(method, route);
+    let whose = match &tenant {
+        Some(tenant) => Whose::Tenant(tenant),
+        None if is_for_all(route) && needed == Scope::SubscriptionsRead => Whose::Anyones,
+        None => Whose::Everyones,
+    };
+    caller.check(needed, whose)
 }
 
 #[cfg(test)]
@@ -104,6 +117,7 @@ mod tests {
             (subscription, Some("a b"), false),
             (secret, Some("acme"), false),
             ("/v1/tenants", None, false),
+            ("/v1/event-types", None, true),
         ] {
             let judged = judge(&caller, &Method::GET, route, tenant);
             assert_eq!(judged.is_ok(), allowed, "{route} {tenant:?}");

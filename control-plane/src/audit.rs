@@ -84,6 +84,9 @@ fn action(method: &Method, route: &str) -> Option<String> {
         ("POST", "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate") => {
             "subscription.rotate_secret"
         }
+        ("PUT", "/v1/event-types/{name}") => "event_type.put",
+        ("DELETE", "/v1/event-types/{name}") => "event_type.delete",
+        ("PUT", "/v1/catalogue") => "catalogue.import",
         ("POST", "/v1/keys" | "/v1/tenants/{tenant}/keys") => "key.create",
         ("DELETE", "/v1/keys/{id}" | "/v1/tenants/{tenant}/keys/{id}") => "key.revoke",
         ("POST", "/v1/tenants/{tenant}/filters/test")

@@ -10,6 +10,7 @@ mod audit;
 mod bulk;
 mod errands;
 mod etag;
+mod event_types;
 mod filters;
 mod form;
 mod headers;

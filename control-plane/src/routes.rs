@@ -14,8 +14,8 @@ use crate::form::Rules;
 use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
-    access, api_keys, audit, bulk, filters, idempotency, sealing, subscriptions, templates,
-    tenants, throttle, verification,
+    access, api_keys, audit, bulk, event_types, filters, idempotency, sealing, subscriptions,
+    templates, tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -65,6 +65,12 @@ pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
             "/v1/tenants/{tenant}/keys/{id}",
             get(api_keys::show_of_tenant).delete(api_keys::revoke_of_tenant),
         )
+        .route("/v1/event-types", get(event_types::list))
+        .route(
+            "/v1/event-types/{name}",
+            get(event_types::show).put(event_types::put).delete(event_types::delete),
+        )
+        .route("/v1/catalogue", get(event_types::export).put(event_types::import))
         .route("/v1/audit", get(audit::list))
         // The last one added is the first that a request meets.
         .route_layer(from_fn_with_state(api.clone(), audit::note))

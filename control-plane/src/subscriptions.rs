@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::audit::Done;
 use crate::etag::{check_match, etag};
+use crate::event_types;
 use crate::form::{self, Form};
 use crate::list::{self, ListQuery, page};
 use crate::rotation;
@@ -54,6 +55,7 @@ pub(crate) async fn create(
     let secret = newest_secret(subscription)?;
     let mut answer = view::subscription(subscription);
     let done = Done::to(&subscription.id, &Value::Null, &answer);
+    add_warnings(&api, subscription, &mut answer).await;
     answer["secret"] = secret.reveal().into();
     let location = format!("/v1/tenants/{}/subscriptions/{}", subscription.tenant, subscription.id);
     let headers = [(header::ETAG, etag(&subscription.version)), (header::LOCATION, location)];
@@ -125,8 +127,11 @@ pub(crate) async fn patch(
     };
     let (before, changed) = update(&api, &path, change).await?;
     api.verifier.ask_soon(&changed);
-    let done = Done::to(&changed.id, &view::subscription(&before), &view::subscription(&changed));
-    Ok((Extension(done), shown(&changed)).into_response())
+    let mut answer = view::subscription(&changed);
+    let done = Done::to(&changed.id, &view::subscription(&before), &answer);
+    add_warnings(&api, &changed, &mut answer).await;
+    let headers = [(header::ETAG, etag(&changed.version))];
+    Ok((Extension(done), headers, Json(answer)).into_response())
 }
 
 pub(crate) async fn delete(
@@ -233,6 +238,14 @@ pub(crate) async fn update(
         }
     }
     Err(contended())
+}
+
+/// Says what may be a mistake, and is done all the same.
+async fn add_warnings(api: &Api, subscription: &Subscription, answer: &mut Value) {
+    let warnings = event_types::warnings(api, subscription).await;
+    if !warnings.is_empty() {
+        answer["warnings"] = json!(warnings);
+    }
 }
 
 fn contended() -> Problem {

@@ -15,6 +15,7 @@ use doorbell_common::subscription::Subscription;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
+use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::shutdown::Shutdown;
@@ -64,6 +65,7 @@ pub(crate) struct Dispatcher {
     pub(crate) ledger: Ledger,
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,
+    pub(crate) judge: Judge,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
@@ -141,7 +143,8 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
-        let (task, identity) = understand(queue, &received, self.max_event_bytes, clock::now());
+        let understood = understand(queue, &received, self.max_event_bytes, clock::now());
+        let (task, identity) = self.judge(understood, &received);
         let note = self.note(&identity);
         if let Some(note) = &note
             && self.store.take(note, received.redelivered).await == Taken::Copy
@@ -164,6 +167,27 @@ impl Dispatcher {
             self.store.finish(note).await;
         }
         done
+    }
+
+    /// Rejects an event to which the catalogue objects. What the producer has accepted, and what is
+    /// on its way already, is not judged again.
+    fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
+        let event = match &task {
+            Task::FanOut(event, _) | Task::HandOn(Work::Event(DueEvent { event, .. }), _) => event,
+            Task::Reject(_) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => {
+                return (task, identity);
+            }
+        };
+        if received.is_work() || received.is_judged() {
+            return (task, identity);
+        }
+        match self.judge.judge(&event.event_type, &event.data) {
+            Judgement::Good | Judgement::Warned(_) => (task, identity),
+            // It may be published anew under the same id.
+            Judgement::Refused(objection) => {
+                (Task::Reject(objection.to_string()), Identity::Unique)
+            }
+        }
     }
 
     fn note(&self, identity: &Identity) -> Option<Note> {

@@ -33,6 +33,7 @@ use doorbell_platform::broker::topology::{
     DELIVERIES, PAGES, SIDELINE_PAGES, TESTS, ingress_queues, sideline_queues,
 };
 use doorbell_platform::broker::{ConsumerSpec, Intake};
+use doorbell_platform::catalogue::{CatalogueArgs, Judge};
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
@@ -66,6 +67,8 @@ struct Args {
     targets: TargetArgs,
     #[command(flatten)]
     sealing: SealingArgs,
+    #[command(flatten)]
+    catalogue: CatalogueArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
@@ -143,6 +146,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         pages: Permits::new(PAGES_AT_ONCE),
         ledger: Ledger::start(store.clone(), &shutdown),
         alone: tokio::sync::Mutex::new(()),
+        judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
         origin: args.webhook_origin.clone(),

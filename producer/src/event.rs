@@ -1,6 +1,6 @@
 //! An event to be published, and the message that carries it.
 
-use doorbell_common::event::Trace;
+use doorbell_common::event::{EventType, Trace};
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::{
     self, DELIVER_AT_HEADER, MINTED_HEADER, Publication, Refusal, TENANT_HEADER, TIMESTAMP_HEADER,
@@ -57,6 +57,8 @@ pub(crate) struct Ready {
     pub(crate) id: EventId,
     /// Whose it is.
     pub(crate) tenant: Addressee,
+    /// What happened.
+    pub(crate) event_type: EventType,
     /// The message.
     pub(crate) message: Message,
 }
@@ -98,7 +100,7 @@ pub(crate) fn prepare(event: &NewEvent, max_bytes: usize) -> Result<Ready, Refus
         properties,
         body: event.data.clone(),
     };
-    Ok(Ready { id, tenant: arrival.tenant, message })
+    Ok(Ready { id, tenant: arrival.tenant, event_type: arrival.event_type, message })
 }
 
 struct Headers<'a> {

@@ -8,6 +8,7 @@ use doorbell_common::duration::DurationText;
 use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
+use doorbell_platform::catalogue::{CatalogueArgs, Judge};
 use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
 use doorbell_platform::plumbing::Plumbing;
@@ -29,6 +30,8 @@ struct Args {
     common: CommonArgs,
     #[command(flatten)]
     admin_key: AdminKeyArgs,
+    #[command(flatten)]
+    catalogue: CatalogueArgs,
     /// Where the API is served.
     #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
@@ -63,9 +66,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         Plumbing::lay(&service, &args.common, &dependencies).await?;
     store.watch(&service.shutdown);
     let guard = Guard::new(key, store.clone());
+    let (registry, shutdown) = (&service.registry, &service.shutdown);
+    let judge = Judge::start(&args.catalogue, store.clone(), registry, shutdown)?;
     let acceptor = Acceptor {
         publisher,
         store,
+        judge,
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,

@@ -37,11 +37,14 @@ const OF_A_TENANT: [(Method, &str, &str); 21] = [
     (Method::GET, "/nothing", ""),
 ];
 /// Every route that concerns all tenants.
-const OF_ALL: [(Method, &str, &str); 7] = [
+const OF_ALL: [(Method, &str, &str); 10] = [
     (Method::GET, "/v1/tenants", ""),
     (Method::GET, "/v1/keys", ""),
     (Method::GET, "/v1/audit", ""),
     (Method::GET, "/v1/encryption", ""),
+    (Method::PUT, "/v1/event-types/a.made", "{}"),
+    (Method::DELETE, "/v1/event-types/a.made", ""),
+    (Method::PUT, "/v1/catalogue", r#"{"event_types":[]}"#),
     (Method::POST, "/v1/keys", r#"{"label":"mine","scopes":["admin"]}"#),
     (Method::GET, "/v1/keys/{}", ""),
     (Method::DELETE, "/v1/keys/{}", ""),

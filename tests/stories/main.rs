@@ -19,6 +19,7 @@ mod broker;
 mod changes;
 mod delivery;
 mod deployments;
+mod event_types;
 mod fan_out;
 mod filters;
 mod gate;
@@ -119,6 +120,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         templates::a_template_makes_the_body,
         templates::a_template_that_fails_is_a_failed_attempt,
         templates::a_template_is_tried_before_anyone_relies_on_it,
+        event_types::what_the_catalogue_objects_to_is_refused,
+        event_types::a_catalogue_travels_as_one_document,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

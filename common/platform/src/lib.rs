@@ -8,6 +8,7 @@ pub mod args;
 pub mod auth;
 pub mod backoff;
 pub mod broker;
+pub mod catalogue;
 pub mod clock;
 pub mod health;
 pub mod http;

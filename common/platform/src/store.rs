@@ -14,6 +14,7 @@ use std::time::Duration;
 pub mod api_keys;
 pub mod audit;
 pub mod changes;
+pub mod event_types;
 pub mod failing;
 pub mod held;
 pub mod idempotency;

@@ -7,15 +7,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use doorbell_common::api_key::{Denied, Scope, Whose};
+use doorbell_common::catalogue::Objection;
 use doorbell_common::ids::{Addressee, EventId};
-use doorbell_common::intake::Refusal;
+use doorbell_common::intake::{JUDGED_HEADER, Refusal};
 use doorbell_common::rate::{Meters, RateLimit};
 use doorbell_platform::auth::Caller;
 use doorbell_platform::broker::topology::SIDELINE;
-use doorbell_platform::broker::{PublishError, Publisher};
+use doorbell_platform::broker::{Message, PublishError, Publisher};
+use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
+
+use lapin::types::AMQPValue;
 
 use super::metrics::Metrics;
 use crate::event::{NewEvent, Ready, prepare};
@@ -25,6 +29,7 @@ use crate::event::{NewEvent, Ready, prepare};
 pub(crate) struct Acceptor {
     pub(crate) publisher: Publisher,
     pub(crate) store: Store,
+    pub(crate) judge: Judge,
     pub(crate) metrics: Metrics,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
@@ -57,6 +62,8 @@ pub(crate) struct Accepted {
     pub(crate) id: EventId,
     /// Whether it had it before.
     pub(crate) duplicate: bool,
+    /// What there is to object to it all the same.
+    pub(crate) warning: Option<Objection>,
 }
 
 /// Why an event was not accepted.
@@ -66,6 +73,8 @@ pub(crate) enum NotAccepted {
     Refused(#[from] Refusal),
     #[error("{0}")]
     Denied(#[from] Denied),
+    #[error("{0}")]
+    Objected(Objection),
     #[error("{0}")]
     Broker(#[from] PublishError),
 }
@@ -77,19 +86,30 @@ impl Acceptor {
         event: &NewEvent,
         caller: &Caller,
     ) -> Result<Accepted, NotAccepted> {
-        let Ready { id, tenant, mut message } =
+        let Ready { id, tenant, event_type, mut message } =
             prepare(event, self.max_event_bytes).inspect_err(|_| self.metrics.rejected.inc())?;
         let whose = match &tenant {
             Addressee::Tenant(tenant) => Whose::Tenant(tenant),
             Addressee::Everyone => Whose::Everyones,
         };
         caller.grant.check(Scope::EventsPublish, whose)?;
+        let warning = match self.judge.judge(&event_type, &message.body) {
+            Judgement::Good => None,
+            Judgement::Warned(objection) => Some(objection),
+            Judgement::Refused(objection) => {
+                self.metrics.rejected.inc();
+                return Err(NotAccepted::Objected(objection));
+            }
+        };
         let note = self.note(event, &tenant, &id);
         if let Some(note) = &note
             && self.is_known(note).await
         {
             self.metrics.duplicate.inc();
-            return Ok(Accepted { id, duplicate: true });
+            return Ok(Accepted { id, duplicate: true, warning });
+        }
+        if self.judge.looks() {
+            mark_judged(&mut message);
         }
         let is_aside = !self.shares.admit(&tenant);
         if is_aside {
@@ -103,7 +123,7 @@ impl Acceptor {
         }
         self.metrics.accepted.inc();
         self.metrics.sidelined.inc_by(u64::from(is_aside));
-        Ok(Accepted { id, duplicate: false })
+        Ok(Accepted { id, duplicate: false, warning })
     }
 
     /// Only an id that the publisher gave can come twice.
@@ -116,4 +136,11 @@ impl Acceptor {
     async fn is_known(&self, note: &Note) -> bool {
         self.store.is_up() && self.store.is_known(note).await.unwrap_or(false)
     }
+}
+
+/// What was accepted is not judged again: the catalogue may have changed by then.
+fn mark_judged(message: &mut Message) {
+    let mut headers = message.properties.headers().clone().unwrap_or_default();
+    headers.insert(JUDGED_HEADER.into(), AMQPValue::LongString("1".into()));
+    message.properties = std::mem::take(&mut message.properties).with_headers(headers);
 }

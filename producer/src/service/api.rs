@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use doorbell_common::catalogue::Objection;
 use doorbell_common::intake::Refusal;
 use doorbell_common::json::InvalidJson;
 use doorbell_platform::auth::Caller;
@@ -43,7 +44,10 @@ async fn publish(
     let max = acceptor.max_event_bytes + ENVELOPE_BYTES;
     let body = read_body(&headers, body, &["application/json"], max).await?;
     let accepted = accept(&acceptor, &caller, &headers, &body).await?;
-    let answer = json!({ "id": accepted.id, "duplicate": accepted.duplicate });
+    let mut answer = json!({ "id": accepted.id, "duplicate": accepted.duplicate });
+    if let Some(warning) = &accepted.warning {
+        answer["warnings"] = json!([warning.to_string()]);
+    }
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
@@ -75,9 +79,15 @@ async fn publish_batch(
 
 fn batch_result(result: Result<Accepted, Problem>) -> Value {
     match result {
-        Ok(Accepted { id, duplicate: false }) => json!({ "id": id, "status": 202 }),
-        Ok(Accepted { id, duplicate: true }) => {
-            json!({ "id": id, "status": 202, "duplicate": true })
+        Ok(Accepted { id, duplicate, warning }) => {
+            let mut result = json!({ "id": id, "status": 202 });
+            if duplicate {
+                result["duplicate"] = true.into();
+            }
+            if let Some(warning) = warning {
+                result["warnings"] = json!([warning.to_string()]);
+            }
+            result
         }
         Err(problem) => {
             let status = problem.status();
@@ -110,6 +120,15 @@ impl NotAccepted {
             Self::Broker(error) => {
                 Problem::unavailable(format!("{error}; send the event again with the same id"))
             }
+            Self::Objected(objection) => Problem::invalid(match objection {
+                Objection::UnknownType(_) => {
+                    vec![FieldError::new("/type", "is not in the catalogue of event types")]
+                }
+                Objection::Schema(places) => places
+                    .into_iter()
+                    .map(|(place, why)| FieldError::new(format!("/data{place}"), why))
+                    .collect(),
+            }),
             Self::Denied(denied) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
             Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))

@@ -3,7 +3,7 @@
 
 use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
-    DELIVER_AT_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
+    DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
 };
 use doorbell_common::wire;
 use doorbell_common::work::Work;
@@ -230,6 +230,12 @@ impl Received {
     #[must_use]
     pub fn is_work(&self) -> bool {
         self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == WORK_TYPE)
+    }
+
+    /// Whether the producer has judged it by the catalogue of event types.
+    #[must_use]
+    pub fn is_judged(&self) -> bool {
+        self.header(JUDGED_HEADER).is_some()
     }
 
     /// The message as the rules of publishing see it.

@@ -80,6 +80,16 @@ impl Keys {
         format!("{}:request:{{{name}}}", self.prefix)
     }
 
+    /// Hash, name to event type.
+    pub(super) fn event_types(&self) -> String {
+        format!("{}:{{main}}:event-types", self.prefix)
+    }
+
+    /// String: another one after each change of the event types.
+    pub(super) fn event_types_version(&self) -> String {
+        format!("{}:{{main}}:event-types-version", self.prefix)
+    }
+
     /// String: how far the last round of sealing has come.
     pub(super) fn sealing(&self) -> String {
         format!("{}:{{main}}:sealing", self.prefix)

@@ -1,0 +1,272 @@
+//! The catalogue of event types over HTTP: one by one, or as a whole.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::catalogue::{KnownType, unmatched};
+use doorbell_common::event::EventType;
+use doorbell_common::json::pointer;
+use doorbell_common::subscription::Subscription;
+use doorbell_common::time::Timestamp;
+use doorbell_platform::clock;
+use doorbell_platform::http::{Members, read_body};
+use doorbell_platform::problem::{FieldError, Problem};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::audit::Done;
+use crate::list::{self, ListQuery, page};
+use crate::routes::{Api, trouble};
+
+/// The largest type, with its schema and example.
+const MAX_TYPE: usize = 128 * 1024;
+/// The largest catalogue that is written in one go, and the most types that it has.
+const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
+const MAX_TYPES: usize = 10_000;
+const MAX_DESCRIPTION: usize = 2000;
+
+pub(crate) async fn list(
+    State(api): State<Api>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let page = page::<EventType>(query)?;
+    let mut types = api.store.event_types().await.map_err(trouble)?;
+    types.retain(|known| page.after.as_ref().is_none_or(|after| known.name > *after));
+    let more = types.len() > page.limit;
+    types.truncate(page.limit);
+    let next = types.last().filter(|_| more).map(|known| known.name.as_str());
+    let data: Vec<Value> = types.iter().map(|known| json!(known)).collect();
+    Ok(list::answer(&data, next))
+}
+
+pub(crate) async fn show(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    existing(&api, &name).await.map(|known| Json(json!(known)))
+}
+
+pub(crate) async fn put(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: EventType = name.parse().map_err(|error| {
+        Problem::invalid(vec![FieldError::new("/name", format!("the type in the path {error}"))])
+    })?;
+    let body = read_body(&headers, body, &["application/json"], MAX_TYPE).await?;
+    let before = api.store.event_type(&name).await.map_err(trouble)?;
+    let now = clock::now();
+    let created_at = before.as_ref().map_or(now, |before| before.created_at);
+    let Members(members) = Members::read(&body)?;
+    let known = read(name, &members, (created_at, now)).map_err(Problem::invalid)?;
+    if before.is_none() && api.store.event_type_names().await.map_err(trouble)?.len() >= MAX_TYPES {
+        let detail = format!("the catalogue has {MAX_TYPES} types already, which is the most");
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    api.store.put_event_type(&known).await.map_err(trouble)?;
+    let status = if before.is_some() { StatusCode::OK } else { StatusCode::CREATED };
+    let done = Done::to(&known.name, &json!(before), &json!(known));
+    Ok((status, Extension(done), Json(json!(known))).into_response())
+}
+
+pub(crate) async fn delete(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let known = existing(&api, &name).await?;
+    api.store.remove_event_type(&known.name).await.map_err(trouble)?;
+    let done = Done::to(&known.name, &json!(known), &Value::Null);
+    Ok((StatusCode::NO_CONTENT, Extension(done)).into_response())
+}
+
+/// The whole catalogue, in the form in which it can be put back.
+pub(crate) async fn export(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+    let types = api.store.event_types().await.map_err(trouble)?;
+    let shown = types.iter().map(|known| {
+        json!({
+            "name": known.name, "description": known.description, "schema": known.schema,
+            "example": known.example, "deprecated": known.deprecated,
+        })
+    });
+    Ok(Json(json!({ "event_types": shown.collect::<Vec<Value>>() })))
+}
+
+/// Puts a catalogue in the place of the one that is there, whole or not at all.
+pub(crate) async fn import(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let body = read_body(&headers, body, &["application/json"], MAX_DOCUMENT).await?;
+    let before = api.store.event_types().await.map_err(trouble)?;
+    let now = clock::now();
+    let mut types = read_all(&body, now)?;
+    for known in &mut types {
+        let same = before.iter().find(|before| before.name == known.name);
+        known.created_at = same.map_or(now, |before| before.created_at);
+    }
+    api.store.replace_event_types(&types).await.map_err(trouble)?;
+    let names = |types: &[KnownType]| json!({ "names": types.iter().map(|known| &known.name).collect::<Vec<_>>() });
+    let done = Done::to(&"catalogue", &names(&before), &names(&types));
+    Ok((Extension(done), Json(json!({ "count": types.len() }))).into_response())
+}
+
+/// What there is to say of a subscription's patterns: those that match no type of the catalogue, if
+/// there is one. Nothing, where that can't be told just now.
+pub(crate) async fn warnings(api: &Api, subscription: &Subscription) -> Vec<String> {
+    let types = api.store.event_type_names().await.unwrap_or_default();
+    if types.is_empty() {
+        return vec![];
+    }
+    let unmatched = unmatched(&subscription.events, &types);
+    unmatched
+        .iter()
+        .map(|pattern| format!("{pattern} matches no event type of the catalogue"))
+        .collect()
+}
+
+async fn existing(api: &Api, name: &str) -> Result<KnownType, Problem> {
+    let absent = || Problem::new(StatusCode::NOT_FOUND, "there is no such event type");
+    let name: EventType = name.parse().map_err(|_| absent())?;
+    api.store.event_type(&name).await.map_err(trouble)?.ok_or_else(absent)
+}
+
+fn read_all(body: &[u8], now: Timestamp) -> Result<Vec<KnownType>, Problem> {
+    let Members(members) = Members::read(body)?;
+    let [(name, value)] = members.as_slice() else {
+        return Err(Problem::invalid(vec![FieldError::new(
+            "/event_types",
+            "is required, and nothing else",
+        )]));
+    };
+    if name != "event_types" {
+        return Err(Problem::invalid(vec![FieldError::new(
+            pointer(name),
+            "is not a field of a catalogue",
+        )]));
+    }
+    let types: Vec<Box<RawValue>> = serde_json::from_str(value.get()).map_err(|_| {
+        Problem::invalid(vec![FieldError::new("/event_types", "must be a list of event types")])
+    })?;
+    if types.len() > MAX_TYPES {
+        let detail = format!("may have at most {MAX_TYPES} types");
+        return Err(Problem::invalid(vec![FieldError::new("/event_types", detail)]));
+    }
+    let (mut read_types, mut errors): (Vec<KnownType>, Vec<FieldError>) = (Vec::new(), Vec::new());
+    for (n, raw) in types.iter().enumerate() {
+        let at = |error: FieldError| {
+            FieldError::new(format!("/event_types/{n}{}", error.pointer), error.detail)
+        };
+        match read_named(raw, now) {
+            Ok(known) if read_types.iter().any(|other| other.name == known.name) => {
+                errors.push(at(FieldError::new("/name", "is there twice")));
+            }
+            Ok(known) => read_types.push(known),
+            Err(wrong) => errors.extend(wrong.into_iter().map(at)),
+        }
+    }
+    if errors.is_empty() { Ok(read_types) } else { Err(Problem::invalid(errors)) }
+}
+
+fn read_named(raw: &RawValue, now: Timestamp) -> Result<KnownType, Vec<FieldError>> {
+    let Ok(Members(mut members)) = serde_json::from_str::<Members>(raw.get()) else {
+        return Err(vec![FieldError::new("", "must be an object with each name once")]);
+    };
+    let place = members.iter().position(|(name, _)| name == "name");
+    let name = place.map(|place| members.remove(place).1);
+    let name = name.and_then(|name| serde_json::from_str::<EventType>(name.get()).ok());
+    let Some(name) = name else {
+        return Err(vec![FieldError::new(
+            "/name",
+            "must be an event type, such as payment.succeeded",
+        )]);
+    };
+    read(name, &members, (now, now))
+}
+
+fn read(
+    name: EventType,
+    members: &[(String, Box<RawValue>)],
+    (created_at, updated_at): (Timestamp, Timestamp),
+) -> Result<KnownType, Vec<FieldError>> {
+    let mut known = KnownType {
+        name,
+        description: String::new(),
+        schema: None,
+        example: None,
+        deprecated: false,
+        created_at,
+        updated_at,
+    };
+    let mut errors = Vec::new();
+    for (name, value) in members {
+        if let Err(detail) = field(&mut known, name, value) {
+            errors.push(FieldError::new(pointer(name), detail));
+        }
+    }
+    match known.check() {
+        Ok(places) => errors.extend(
+            places.into_iter().map(|(place, why)| FieldError::new(format!("/example{place}"), why)),
+        ),
+        Err(error) => errors.push(FieldError::new("/schema", error.to_string())),
+    }
+    if errors.is_empty() { Ok(known) } else { Err(errors) }
+}
+
+fn field(known: &mut KnownType, name: &str, value: &RawValue) -> Result<(), String> {
+    let value: Value = serde_json::from_str(value.get()).map_err(|error| error.to_string())?;
+    match (name, value) {
+        ("description", Value::String(text)) if text.chars().count() <= MAX_DESCRIPTION => {
+            known.description = text;
+        }
+        ("description", _) => {
+            return Err(format!("must be a string of at most {MAX_DESCRIPTION} characters"));
+        }
+        ("schema", value) => known.schema = Some(value).filter(|value| !value.is_null()),
+        ("example", value) => known.example = Some(value).filter(|value| !value.is_null()),
+        ("deprecated", Value::Bool(deprecated)) => known.deprecated = deprecated,
+        ("deprecated", _) => return Err("must be true or false".to_owned()),
+        ("name" | "created_at" | "updated_at", _) => return Err("is not written here".to_owned()),
+        (_, _) => return Err("is not a field of an event type".to_owned()),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_catalogue_is_read_whole_or_every_wrong_place_is_named() {
+        let now = Timestamp::from_seconds(1);
+        let whole = br#"{"event_types":[{"name":"a.b","schema":{"type":"object"},"example":{}},{"name":"c"}]}"#;
+        assert_eq!(read_all(whole, now).unwrap().len(), 2);
+        for (body, pointers) in [
+            ("{}", vec!["/event_types"]),
+            (r#"{"types":[]}"#, vec!["/types"]),
+            (r#"{"event_types":{}}"#, vec!["/event_types"]),
+            (
+                r#"{"event_types":[{"name":"a"},{"name":"a"},{"name":"a..b"},1,{"name":"c","schema":{"type":"x"},"x":1},{"name":"d","schema":{"type":"object"},"example":1}]}"#,
+                vec![
+                    "/event_types/1/name",
+                    "/event_types/2/name",
+                    "/event_types/3",
+                    "/event_types/4/x",
+                    "/event_types/4/schema",
+                    "/event_types/5/example",
+                ],
+            ),
+        ] {
+            let problem =
+                serde_json::to_value(read_all(body.as_bytes(), now).unwrap_err()).unwrap();
+            let errors = problem["errors"].as_array().unwrap();
+            let named: Vec<&str> = errors.iter().filter_map(|e| e["pointer"].as_str()).collect();
+            assert_eq!(named, pointers, "{body}");
+        }
+    }
+}

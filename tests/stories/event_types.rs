@@ -1,0 +1,109 @@
+//! The catalogue of event types: what is not in it, or not as it says, is told or refused.
+
+use doorbell_tests::api::{Answer, Api, subscription};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Setup, World, amqp, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+pub(crate) async fn what_the_catalogue_objects_to_is_refused() -> anyhow::Result<()> {
+    let world = enforcing("catalogue", "reject").await?;
+    world.subscribe("acme", "hook", &["#"]).await?;
+    let schema = json!({"type": "object", "required": ["amount"], "properties": {"amount": {"type": "number", "minimum": 1}}});
+    let known = json!({"description": "someone paid", "schema": schema, "example": {"amount": 5}});
+    let path = "/v1/event-types/order.paid";
+    let created = world.control.call(Method::PUT, path, known.clone()).await?;
+    assert_eq!((created.status.as_u16(), &created.body["name"]), (201, &json!("order.paid")));
+    assert_eq!(world.control.call(Method::PUT, path, known).await?.status, 200);
+    world.in_force().await;
+
+    // Over HTTP, each wrong place by its name.
+    world.publish("acme", "order.paid", json!({"amount": 7})).await?;
+    let (unknown, wrong) = (
+        publish(&world, "order.lost", json!({})).await?,
+        publish(&world, "order.paid", json!({"amount": 0})).await?,
+    );
+    assert_eq!((unknown.status.as_u16(), Api::pointers(&unknown)), (422, vec!["/type".to_owned()]));
+    assert_eq!(
+        (wrong.status.as_u16(), Api::pointers(&wrong)),
+        (422, vec!["/data/amount".to_owned()])
+    );
+
+    // Over AMQP, with the reason, and the same id may come again.
+    let outsider = world.outsider().await?;
+    let event = || amqp::event("acme", Some("mine"), &[]);
+    outsider.publish("order.paid", event(), br#"{"amount":"hidden"}"#).await?;
+    eventually("it is rejected", seconds(20), || async {
+        outsider.depth("doorbell.rejected").await.is_ok_and(|depth| depth == 1)
+    })
+    .await?;
+    let rejected = outsider.take("doorbell.rejected").await?.unwrap();
+    let why = amqp::header(&rejected, "doorbell-reason").unwrap();
+    assert!(why.contains("/data/amount") && !why.contains("hidden"), "{why}");
+    world.ledger.accepted("acme", "order.paid", "mine", r#"{"amount":8}"#);
+    outsider.publish("order.paid", event(), br#"{"amount":8}"#).await?;
+    eventually("what is right comes", seconds(20), || async {
+        world.receiver.accepted("hook") == 2
+    })
+    .await?;
+
+    // A change is in force within two seconds.
+    assert_eq!(world.control.call(Method::DELETE, path, Value::Null).await?.status, 204);
+    assert_eq!(world.control.call(Method::GET, path, Value::Null).await?.status, 404);
+    world.in_force().await;
+    assert_eq!(publish(&world, "order.paid", json!({"amount": 7})).await?.status, 422);
+    world.settle(seconds(30)).await?;
+    world.finish().await
+}
+
+pub(crate) async fn a_catalogue_travels_as_one_document() -> anyhow::Result<()> {
+    let world = enforcing("warned", "warn").await?;
+    let document = json!({"event_types": [
+        {"name": "order.made", "description": "a", "schema": {"type": "object"}, "example": {}, "deprecated": false},
+        {"name": "order.paid", "description": "b", "schema": null, "example": null, "deprecated": true},
+    ]});
+    let put = |document: Value| world.control.call(Method::PUT, "/v1/catalogue", document);
+    assert_eq!(put(document.clone()).await?.body, json!({"count": 2}));
+    let exported = world.control.call(Method::GET, "/v1/catalogue", Value::Null).await?.body;
+    assert_eq!(exported, document);
+    let listed =
+        world.control.call(Method::GET, "/v1/event-types?limit=1", Value::Null).await?.body;
+    let next =
+        format!("/v1/event-types?limit=1&cursor={}", listed["next"].as_str().unwrap_or_default());
+    let last = world.control.call(Method::GET, &next, Value::Null).await?.body;
+    assert_eq!((&last["data"][0]["name"], &last["next"]), (&json!("order.paid"), &Value::Null));
+    // Whole or not at all.
+    let refused =
+        put(json!({"event_types": [{"name": "new"}, {"name": "x", "schema": 5}]})).await?;
+    assert_eq!(
+        (refused.status.as_u16(), Api::pointers(&refused)),
+        (422, vec!["/event_types/1/schema".to_owned()])
+    );
+    assert_eq!(world.control.call(Method::GET, "/v1/catalogue", Value::Null).await?.body, document);
+
+    // Where it only warns, events are taken in, and subscriptions made, all the same.
+    world.in_force().await;
+    let body = subscription(&world.receiver.url("hook"), &["order.*", "refund.#"]);
+    let created = world.control.call(Method::POST, "/v1/tenants/acme/subscriptions", body).await?;
+    assert_eq!(
+        created.body["warnings"],
+        json!(["refund.# matches no event type of the catalogue"])
+    );
+    let warned = publish(&world, "order.lost", json!(1)).await?;
+    assert_eq!(warned.status, 202);
+    assert!(warned.body["warnings"][0].as_str().is_some_and(|text| text.contains("order.lost")));
+    let good = publish(&world, "order.paid", json!(1)).await?;
+    assert_eq!((good.status.as_u16(), good.body.get("warnings")), (202, None));
+    assert_eq!(world.metric("doorbell_events_objected_total").await?, 1.0, "each is judged once");
+    world.finish().await
+}
+
+async fn enforcing(name: &str, enforcement: &str) -> anyhow::Result<World> {
+    let extra = vec![("DOORBELL_EVENT_TYPES".to_owned(), enforcement.to_owned())];
+    World::with(name, Setup { extra, ..Setup::default() }).await
+}
+
+async fn publish(world: &World, event_type: &str, data: Value) -> anyhow::Result<Answer> {
+    let event = json!({"tenant": "acme", "type": event_type, "data": data});
+    world.producer.call(Method::POST, "/v1/events", event).await
+}
