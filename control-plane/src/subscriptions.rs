@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -12,7 +12,7 @@ use doorbell_common::asymmetric::AsymmetricKey;
 use doorbell_common::ids::{SubscriptionId, TenantId};
 use doorbell_common::signature::Secret;
 use doorbell_common::subscription::{DisabledReason, SigningSecret, Status, Subscription};
-use doorbell_platform::http::read_body;
+use doorbell_platform::http::{read_body, read_bytes};
 use doorbell_platform::problem::Problem;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::records::{Lookup, Stored};
@@ -173,9 +173,9 @@ pub(crate) async fn secret(
 pub(crate) async fn rotate(
     State(api): State<Api>,
     Path(path): Path<(String, String)>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let overlap = rotation::overlap(&body)?;
+    let overlap = rotation::overlap(&read_bytes(body, MAX_BODY).await?)?;
     let secret = new_secret()?;
     let change = |stored: &Stored| {
         let now = clock::now();

@@ -1,7 +1,7 @@
 //! Tenants over HTTP.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
 use doorbell_common::json::pointer;
 use doorbell_platform::clock;
-use doorbell_platform::http::Members;
+use doorbell_platform::http::{Members, read_bytes};
 use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::StoreError;
 use doorbell_platform::store::api_keys::StoredApiKey;
@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use crate::list::{self, ListQuery, page};
 use crate::routes::{Api, trouble};
 
+/// The largest body of a tenant.
+const MAX_BODY: usize = 16 * 1024;
 /// Subscriptions deleted in one go with their tenant.
 const BATCH: usize = 500;
 
@@ -47,9 +49,10 @@ pub(crate) async fn show(
 pub(crate) async fn put(
     State(api): State<Api>,
     Path(tenant): Path<String>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Problem> {
     let id = tenant_id(&tenant)?;
+    let body = read_bytes(body, MAX_BODY).await?;
     if !body.trim_ascii().is_empty() {
         let Members(members) = Members::read(&body)?;
         let unknown =

@@ -24,6 +24,7 @@ mod fan_out;
 mod filters;
 mod gate;
 mod held;
+mod hostile;
 mod interop;
 mod keys;
 mod kills;
@@ -122,6 +123,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         templates::a_template_is_tried_before_anyone_relies_on_it,
         event_types::what_the_catalogue_objects_to_is_refused,
         event_types::a_catalogue_travels_as_one_document,
+        hostile::every_bad_body_is_a_problem_of_the_callers,
+        hostile::no_forbidden_url_or_header_gets_in,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

@@ -161,7 +161,14 @@ pub async fn read_body(
     media_types: &[&str],
     max: usize,
 ) -> Result<Bytes, Problem> {
-    let body = check_type(headers, body, media_types).await?;
+    read_bytes(check_type(headers, body, media_types).await?, max).await
+}
+
+/// Reads a request's body, whatever it is said to be.
+///
+/// # Errors
+/// 413 for too many bytes, 400 for a body that breaks off.
+pub async fn read_bytes(body: Body, max: usize) -> Result<Bytes, Problem> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
