@@ -207,45 +207,26 @@ fn is_or_has(value: Option<&Value>, other: &Value) -> bool {
 
 /// Whether two values are worth the same: 1 and 1.0 are.
 fn same(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Number(one), Value::Number(other)) => {
-            order_of_numbers(one, other).is_some_and(Ordering::is_eq)
-        }
-        (Value::Array(one), Value::Array(other)) => {
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
-        }
-        (Value::Object(one), Value::Object(other)) => {
-            let in_other = |(name, one): (&String, &Value)| {
-                other.get(name).is_some_and(|other| same(one, other))
-            };
-            one.len() == other.len() && one.iter().all(in_other)
-        }
-        (
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_),
-            _,
-        ) => one == other,
+    if let (Value::Number(one), Value::Number(other)) = (one, other) {
+        return order_of_numbers(one, other).is_some_and(Ordering::is_eq);
     }
+    if let (Value::Array(one), Value::Array(other)) = (one, other) {
+        let pairs_are_same = || one.iter().zip(other).all(|(one, other)| same(one, other));
+        return one.len() == other.len() && pairs_are_same();
+    }
+    if let (Value::Object(one), Value::Object(other)) = (one, other) {
+        let is_in_other =
+            |(name, one): (&String, &Value)| other.get(name).is_some_and(|other| same(one, other));
+        return one.len() == other.len() && one.iter().all(is_in_other);
+    }
+    one == other
 }
 
 fn order(one: &Value, other: &Value) -> Option<Ordering> {
-    match (one, other) {
-        (Value::Number(one), Value::Number(other)) => order_of_numbers(one, other),
-        (Value::String(one), Value::String(other)) => Some(one.cmp(other)),
-        (
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_),
-            _,
-        ) => None,
+    if let (Value::Number(one), Value::Number(other)) = (one, other) {
+        return order_of_numbers(one, other);
     }
+    Some(one.as_str()?.cmp(other.as_str()?))
 }
 
 fn order_of_numbers(one: &Number, other: &Number) -> Option<Ordering> {

@@ -31,9 +31,16 @@ pub(crate) struct Done {
     /// What it was done to, where the path does not say it.
     pub(crate) subject: Option<String>,
     changes: Value,
+    /// Whether it was as it was to be already.
+    is_nothing: bool,
 }
 
 impl Done {
+    /// It was as it was to be already.
+    pub(crate) fn nothing() -> Self {
+        Self { is_nothing: true, ..Self::default() }
+    }
+
     /// What differs between two states as the API shows them; `null` is one that is not there.
     pub(crate) fn to(subject: &impl ToString, before: &Value, after: &Value) -> Self {
         let mut changes = Map::new();
@@ -49,7 +56,11 @@ impl Done {
                 changes.insert(name.clone(), json!({ "from": shown(from), "to": shown(to) }));
             }
         }
-        Self { subject: Some(subject.to_string()), changes: Value::Object(changes) }
+        Self {
+            subject: Some(subject.to_string()),
+            changes: Value::Object(changes),
+            is_nothing: false,
+        }
     }
 }
 
@@ -130,6 +141,9 @@ pub(crate) async fn note(
         return response;
     }
     if let Some(done) = response.extensions_mut().remove::<Done>() {
+        if done.is_nothing {
+            return response;
+        }
         entry.subject = entry.subject.or(done.subject);
         entry.changes = done.changes;
     }

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use doorbell_platform::auth::Caller;
+use doorbell_platform::http::read_bytes;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::store::idempotency::{self, Answered, Before};
 use sha2::{Digest as _, Sha256};
@@ -38,7 +39,7 @@ pub(crate) async fn once(
     let served = async {
         let key = check_key(&key, route.as_str())?;
         let (parts, body) = request.into_parts();
-        let body = to_bytes(body, MAX_BODY).await.map_err(|_| too_large())?;
+        let body = read_bytes(body, MAX_BODY).await?;
         let asked = idempotency::Request {
             name: format!("{}/{}", caller.name(), digest(&[key.as_bytes()])),
             fingerprint: digest(&[parts.uri.to_string().as_bytes(), &body]),
@@ -120,11 +121,6 @@ fn digest(parts: &[&[u8]]) -> String {
         digest.update(part);
     }
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn too_large() -> Problem {
-    let detail = format!("the body may have at most {MAX_BODY} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
 }
 
 fn in_work() -> Problem {

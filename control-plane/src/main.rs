@@ -24,6 +24,7 @@ mod subscriptions;
 mod templates;
 mod tenants;
 mod throttle;
+mod trial;
 mod verification;
 mod view;
 
@@ -117,7 +118,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         Plumbing::lay(&service, &args.common, &dependencies).await?;
     let store = store.with_secrets(secrets);
     store.watch(&service.shutdown);
-    service.shutdown.spawn(sealing::keep_sealed(store.clone(), service.shutdown.clone()));
+    let sealing = sealing::keep_sealed(store.clone(), service.shutdown.clone());
+    service.shutdown.spawn_vital("sealing of secrets", sealing);
     let errands = Errands::start(broker, publisher, &service.shutdown);
     let listener = service::listen(args.listen, "--listen").await?;
     let guard = Guard::new(key, store.clone());
@@ -127,7 +129,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let audit_entries = args.audit_entries;
     let api = Api { store, rules: rules.into(), errands, verifier, key_environment, audit_entries };
     let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
-    service.shutdown.spawn(asking);
+    service.shutdown.spawn_vital("verification of endpoints", asking);
     let routes = routes::routes(api, Throttle::new(args.requests_per_second));
     http::serve(listener, http::api(routes, guard, MAX_BODY), service.shutdown.clone()).await;
     Ok(())

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
@@ -17,6 +17,7 @@ use doorbell_platform::store::records::{Lookup, Stored};
 use doorbell_platform::store::tenants::Tenant;
 use serde_json::{Value, json};
 
+use crate::audit::Done;
 use crate::list::{self, ListQuery, page};
 use crate::routes::{Api, trouble};
 
@@ -64,8 +65,11 @@ pub(crate) async fn put(
     }
     let created = api.store.ensure_tenant(&id).await.map_err(trouble)?;
     let tenant = existing(&api, id.as_str()).await?;
-    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(view(&tenant))).into_response())
+    let tenant = Json(view(&tenant));
+    if created {
+        return Ok((StatusCode::CREATED, tenant).into_response());
+    }
+    Ok((Extension(Done::nothing()), tenant).into_response())
 }
 
 /// Deletes a tenant with its keys and all its subscriptions: what waits for them is cancelled.

@@ -14,6 +14,8 @@ pub(crate) async fn whoever_changes_something_is_noted() -> anyhow::Result<()> {
     let made = control.call(Method::POST, "/v1/tenants/acme/keys", body).await?.body;
     let (key, key_id) = (text(&made["key"]), text(&made["id"]));
     let ada = control.with_key(&key);
+    // The tenant is there already, so nothing is changed.
+    assert_eq!(control.call(Method::PUT, "/v1/tenants/acme", Value::Null).await?.status, 200);
     let mut body = subscription(&world.receiver.url("hook?token=hidden"), &["a.#"]);
     body["headers"] = json!({"authorization": "Bearer hidden"});
     let headers = [

@@ -4,12 +4,11 @@
 //! With Redis away, what is known goes on being used; what is not known is an error, never an
 //! empty answer.
 
+mod counts;
 mod follower;
 mod load;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorbell_common::event::{Event, EventType};
@@ -25,6 +24,7 @@ use moka::ops::compute::Op;
 
 use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
+use counts::Changes;
 use follower::Follower;
 
 /// What the indexes of tenants may weigh: a pattern of a subscription weighs 1, which is 16 bytes.
@@ -34,8 +34,6 @@ const INDEXES: u64 = 4 * 1024 * 1024;
 const MOST_FILTERED: usize = 4096;
 /// What an index weighs that has nothing in it.
 const EMPTY_INDEX: u32 = 64;
-/// Counters of changes: so many that a change seldom keeps others from being remembered.
-const COUNTERS: u64 = 4096;
 
 /// How much is known of subscriptions.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,45 +54,6 @@ pub struct Snapshots {
     changes: Arc<Changes>,
     /// Tenants whose index is known as it was before a change.
     stale: Arc<Mutex<HashSet<TenantId>>>,
-}
-
-/// Counts changes, each in one of many counters that its slot or tenant leads to: what was read
-/// while the counter of its own was raised is not kept, because it may be from before the change.
-#[derive(Debug)]
-struct Changes {
-    counters: Box<[AtomicU64]>,
-    hasher: RandomState,
-    /// How often everything changed at once.
-    all: AtomicU64,
-}
-
-impl Default for Changes {
-    fn default() -> Self {
-        let counters = (0..COUNTERS).map(|_| AtomicU64::new(0)).collect();
-        Self { counters, hasher: RandomState::new(), all: AtomicU64::new(0) }
-    }
-}
-
-impl Changes {
-    fn counter(&self, of: &impl Hash) -> &AtomicU64 {
-        let hash = usize::try_from(self.hasher.hash_one(of) % COUNTERS).unwrap_or_default();
-        &self.counters[hash]
-    }
-
-    fn count(&self, of: &impl Hash) -> u64 {
-        self.counter(of).load(Ordering::Acquire)
-    }
-
-    fn raise(&self, of: &impl Hash) {
-        self.counter(of).fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn raise_all(&self) {
-        self.all.fetch_add(1, Ordering::AcqRel);
-        for counter in &self.counters {
-            counter.fetch_add(1, Ordering::AcqRel);
-        }
-    }
 }
 
 /// Those of a slot's subscriptions that someone has asked for: a tenant's lie in many slots, among
@@ -350,7 +309,7 @@ impl Snapshots {
         if let Some(index) = self.tenants.get(tenant).await {
             return Ok(index);
         }
-        let before = (self.changes.all.load(Ordering::Acquire), self.changes.count(tenant));
+        let before = (self.changes.count_of_all(), self.changes.count(tenant));
         let loading = self.store.if_up(self.store.load_index(tenant));
         let index = self.tenants.try_get_with_by_ref(tenant, loading).await?;
         self.check_index(tenant, before).await;
@@ -360,7 +319,7 @@ impl Snapshots {
     /// What was read of an index since these counts may be from before a change: then it is read
     /// again, or forgotten where everything has changed.
     async fn check_index(&self, tenant: &TenantId, (all, changes): (u64, u64)) {
-        if self.changes.all.load(Ordering::Acquire) != all {
+        if self.changes.count_of_all() != all {
             self.tenants.invalidate(tenant).await;
         } else if self.changes.count(tenant) != changes {
             self.stale().insert(tenant.clone());
@@ -399,7 +358,7 @@ impl Snapshots {
 
     /// Reads a tenant's index again, if it is still known. That stays until the new is there.
     async fn refresh_index(&self, tenant: &TenantId) -> Result<(), StoreError> {
-        let before = (self.changes.all.load(Ordering::Acquire), self.changes.count(tenant));
+        let before = (self.changes.count_of_all(), self.changes.count(tenant));
         if self.tenants.contains_key(tenant) {
             let fresh = self.store.load_index(tenant).await?;
             self.tenants.insert(tenant.clone(), fresh).await;
