@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use doorbell_local::engines::{Redis, TlsFiles};
 use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
@@ -109,11 +110,42 @@ pub(crate) async fn everything_works_on_a_redis_cluster() -> anyhow::Result<()> 
     let setup = Setup { redis_url: Some(urls.join(",")), ..Setup::default() };
     let world = World::with("cluster", setup).await?;
     exercise(&world).await?;
-    // One node emptied: its tenants wait, none of their events is taken for unwanted.
+    manage(&world).await?;
     world.finish().await?;
     for node in &mut nodes {
         node.kill().await;
     }
+    Ok(())
+}
+
+/// What the API keeps in Redis beside subscriptions.
+async fn manage(world: &World) -> anyhow::Result<()> {
+    let control = &world.control;
+    let make = || async {
+        let headers = [("content-type", "application/json"), ("idempotency-key", "cluster")];
+        let body = r#"{"label":"one","scopes":["admin"]}"#;
+        control.raw(Method::POST, "/v1/tenants/acme/keys", &headers, body).await
+    };
+    let made = make().await?;
+    assert_eq!((made.status.as_u16(), make().await?.body), (201, made.body.clone()));
+    let theirs = control.with_key(made.body["key"].as_str().context("no key")?);
+    let keys = theirs.call(Method::GET, "/v1/tenants/acme/keys", Value::Null).await?.body;
+    assert_eq!(keys["data"][0]["id"], made.body["id"]);
+    let document = json!({"event_types": [{"name": "a.b"}, {"name": "c"}]});
+    assert_eq!(control.call(Method::PUT, "/v1/catalogue", document).await?.status, 200);
+    assert_eq!(control.call(Method::PUT, "/v1/event-types/d", json!({})).await?.status, 201);
+    assert_eq!(control.call(Method::DELETE, "/v1/event-types/c", Value::Null).await?.status, 204);
+    let types = theirs.call(Method::GET, "/v1/event-types", Value::Null).await?.body;
+    assert_eq!(types["data"].as_array().map(Vec::len), Some(2));
+    let revoke = format!("/v1/keys/{}", made.body["id"].as_str().context("no id")?);
+    assert_eq!(control.call(Method::DELETE, &revoke, Value::Null).await?.status, 204);
+    eventually("the secrets are looked over", seconds(30), || async {
+        let round = control.call(Method::GET, "/v1/encryption", Value::Null).await;
+        round.is_ok_and(|round| round.body["round"]["state"] == "done")
+    })
+    .await?;
+    let audit = control.call(Method::GET, "/v1/audit?limit=1", Value::Null).await?.body;
+    assert_eq!(audit["data"][0]["action"], "key.revoke");
     Ok(())
 }
 

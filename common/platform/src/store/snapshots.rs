@@ -164,10 +164,11 @@ impl Snapshots {
         let parts =
             fan_out::split(range, |part| lists.iter().map(|ids| within(ids, part).len()).sum());
         let splits = !parts.is_empty() && parts != [range];
-        let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
-        if splits && (ids.len() > MOST_FILTERED || !are_kept) {
+        let count: usize = lists.iter().map(|ids| ids.len()).sum();
+        if splits && (count > MOST_FILTERED || !are_kept) {
             return Ok(Share::Split(parts));
         }
+        let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
         ids.sort_unstable();
         ids.dedup();
         // What is read once for each of many pages would drive out what others need.
