@@ -67,7 +67,7 @@ struct Args {
     /// How endpoints are asked whether they want POSTs, before anything is delivered: none, challenge or cloudevents. With one of the latter every subscription has one of them.
     #[arg(long, env = "DOORBELL_VERIFY_ENDPOINTS", default_value = "none")]
     verify_endpoints: Verification,
-    /// What the API keys of this deployment begin with: db_<environment>_….
+    /// What the API keys of this deployment begin with, after "db_": 1 to 16 lower-case letters and digits.
     #[arg(long, env = "DOORBELL_KEY_ENVIRONMENT", default_value = "live")]
     key_environment: Environment,
     /// How many requests a second each API key may make, of each control-plane (and twice as many at once).
