@@ -19,7 +19,8 @@ pub const TIMESTAMP_HEADER: &str = "doorbell-timestamp";
 /// can have it and nobody needs to look for one.
 pub const MINTED_HEADER: &str = "doorbell-id-minted";
 
-/// The header by which our producer says that it has judged the event by the catalogue of types.
+/// The header by which our producer says that it has judged the event by the catalogue of types and its
+/// tenant's limits.
 pub const JUDGED_HEADER: &str = "doorbell-judged";
 
 /// How deep an event's data may nest.

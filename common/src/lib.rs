@@ -34,6 +34,7 @@ pub mod sideline;
 pub mod signature;
 pub mod subscription;
 pub mod template;
+pub mod tenant_limits;
 mod text;
 pub mod time;
 pub mod verification;

@@ -24,7 +24,7 @@ fn needed(method: &Method, route: &str) -> Scope {
         {
             Scope::SubscriptionsRead
         }
-        "/v1/tenants/{tenant}" if reads => Scope::SubscriptionsRead,
+        "/v1/tenants/{tenant}" | "/v1/tenants/{tenant}/limits" if reads => Scope::SubscriptionsRead,
         // Read what they are sent, and change nothing.
         "/v1/tenants/{tenant}/filters/test" | "/v1/tenants/{tenant}/templates/preview" => {
             Scope::SubscriptionsRead
@@ -79,6 +79,10 @@ fn judge(
     let tenant = tenant.and_then(|text| text.parse::<TenantId>().ok());
     let needed = needed(method, route);
     let whose = match &tenant {
+        // Nobody sets his own limits.
+        Some(_) if route == "/v1/tenants/{tenant}/limits" && needed == Scope::Admin => {
+            Whose::Everyones
+        }
         Some(tenant) => Whose::Tenant(tenant),
         None if is_for_all(route) && needed == Scope::SubscriptionsRead => Whose::Anyones,
         None => Whose::Everyones,

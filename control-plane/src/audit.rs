@@ -95,6 +95,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
         ("POST", "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate") => {
             "subscription.rotate_secret"
         }
+        ("PUT", "/v1/tenants/{tenant}/limits") => "tenant.limit",
         ("PUT", "/v1/event-types/{name}") => "event_type.put",
         ("DELETE", "/v1/event-types/{name}") => "event_type.delete",
         ("PUT", "/v1/catalogue") => "catalogue.import",

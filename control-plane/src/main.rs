@@ -15,6 +15,7 @@ mod filters;
 mod form;
 mod headers;
 mod idempotency;
+mod limits;
 mod lines;
 mod list;
 mod rotation;

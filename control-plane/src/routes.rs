@@ -14,8 +14,8 @@ use crate::form::Rules;
 use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
-    access, api_keys, audit, bulk, event_types, filters, idempotency, sealing, subscriptions,
-    templates, tenants, throttle, verification,
+    access, api_keys, audit, bulk, event_types, filters, idempotency, limits, sealing,
+    subscriptions, templates, tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -55,6 +55,7 @@ pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
         .route("/v1/tenants/{tenant}/templates/preview", post(templates::preview))
         .route("/v1/tenants/{tenant}/subscriptions/{id}/verify", post(verification::verify))
         .route("/v1/encryption", get(sealing::show))
+        .route("/v1/tenants/{tenant}/limits", get(limits::show).put(limits::put))
         .route("/v1/keys", get(api_keys::list).post(api_keys::create))
         .route("/v1/keys/{id}", get(api_keys::show).delete(api_keys::revoke))
         .route(

@@ -68,6 +68,7 @@ pub(crate) async fn create_all(
     tenant: &TenantId,
     forms: Vec<Form>,
 ) -> Result<Vec<Subscription>, Problem> {
+    check_room(store, tenant, forms.len()).await?;
     let ids = store.new_subscription_ids(forms.len()).await.map_err(trouble)?;
     let subscriptions = ids
         .into_iter()
@@ -76,6 +77,19 @@ pub(crate) async fn create_all(
         .collect::<Result<Vec<Subscription>, Problem>>()?;
     store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
     Ok(subscriptions)
+}
+
+/// 409 unless the tenant may have so many more subscriptions. Those who create some at the same time may
+/// exceed that by theirs.
+async fn check_room(store: &Store, tenant: &TenantId, more: usize) -> Result<(), Problem> {
+    let limits = store.tenant_limits(tenant).await.map_err(trouble)?;
+    let Some(most) = limits.max_subscriptions else { return Ok(()) };
+    let count = store.count_subscriptions(tenant).await.map_err(trouble)?;
+    if limits.allows_subscriptions(count.saturating_add(more)) {
+        return Ok(());
+    }
+    let detail = format!("tenant {tenant} may have {most} subscriptions, and has {count}");
+    Err(Problem::new(StatusCode::CONFLICT, detail))
 }
 
 /// The secret that a new subscription's receiver is to know.

@@ -1,5 +1,7 @@
 //! Tenants over HTTP.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -8,6 +10,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
 use doorbell_common::json::pointer;
+use doorbell_common::tenant_limits::TenantLimits;
+use doorbell_platform::auth::Caller;
 use doorbell_platform::clock;
 use doorbell_platform::http::{Members, read_bytes};
 use doorbell_platform::problem::{FieldError, Problem};
@@ -75,10 +79,16 @@ pub(crate) async fn put(
 /// Deletes a tenant with its keys and all its subscriptions: what waits for them is cancelled.
 pub(crate) async fn delete(
     State(api): State<Api>,
+    Extension(caller): Extension<Arc<Caller>>,
     Path(tenant): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let tenant = existing(&api, &tenant).await?;
     revoke_keys(&api, &tenant.id).await.map_err(trouble)?;
+    // Nobody gets rid of his limits by deleting himself.
+    if caller.grant.tenant.is_none() {
+        let none = TenantLimits::default();
+        api.store.set_tenant_limits(&tenant.id, &none).await.map_err(trouble)?;
+    }
     delete_subscriptions(&api, &tenant.id).await.map_err(trouble)?;
     loop {
         api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;

@@ -17,6 +17,7 @@ use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_P
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
+use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
@@ -66,6 +67,7 @@ pub(crate) struct Dispatcher {
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,
     pub(crate) judge: Judge,
+    pub(crate) tenant_limits: TenantLimits,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
@@ -169,7 +171,7 @@ impl Dispatcher {
         done
     }
 
-    /// Rejects an event to which the catalogue objects. What the producer has accepted, and what is
+    /// Rejects an event to which the catalogue objects, or that is too large for its tenant. What the producer has accepted, and what is
     /// on its way already, is not judged again.
     fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
         let event = match &task {
@@ -181,13 +183,19 @@ impl Dispatcher {
         if received.is_work() || received.is_judged() {
             return (task, identity);
         }
-        match self.judge.judge(&event.event_type, &event.data) {
-            Judgement::Good | Judgement::Warned(_) => (task, identity),
-            // It may be published anew under the same id.
-            Judgement::Refused(objection) => {
-                (Task::Reject(objection.to_string()), Identity::Unique)
+        let limits = self.tenant_limits.of(&event.tenant);
+        let why = match self.judge.judge(&event.event_type, &event.data) {
+            _ if !limits.allows_bytes(event.data.len()) => {
+                format!(
+                    "data is {} bytes, more than this tenant's events may have",
+                    event.data.len()
+                )
             }
-        }
+            Judgement::Good | Judgement::Warned(_) => return (task, identity),
+            Judgement::Refused(objection) => objection.to_string(),
+        };
+        // It may be published anew under the same id.
+        (Task::Reject(why), Identity::Unique)
     }
 
     fn note(&self, identity: &Identity) -> Option<Note> {

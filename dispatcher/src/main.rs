@@ -34,6 +34,7 @@ use doorbell_platform::broker::topology::{
 };
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
+use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
@@ -147,6 +148,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         ledger: Ledger::start(store.clone(), &shutdown),
         alone: tokio::sync::Mutex::new(()),
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,
+        tenant_limits: TenantLimits::start(store.clone(), &shutdown),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
         origin: args.webhook_origin.clone(),

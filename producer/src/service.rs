@@ -19,7 +19,7 @@ mod api;
 mod metrics;
 mod request;
 
-use accept::{Acceptor, Shares};
+use accept::{Acceptor, Shares, Tenants};
 use metrics::Metrics;
 
 /// Accepts events over HTTP and publishes them to RabbitMQ.
@@ -68,10 +68,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let guard = Guard::new(key, store.clone());
     let (registry, shutdown) = (&service.registry, &service.shutdown);
     let judge = Judge::start(&args.catalogue, store.clone(), registry, shutdown)?;
+    let tenants = Tenants::start(store.clone(), shutdown);
     let acceptor = Acceptor {
         publisher,
         store,
         judge,
+        tenants,
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,

@@ -9,10 +9,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 21] = [
+const OF_A_TENANT: [(Method, &str, &str); 22] = [
     (Method::GET, "", ""),
     (Method::PUT, "", ""),
     (Method::DELETE, "", ""),
+    (Method::PUT, "/limits", "{}"),
     (Method::GET, "/subscriptions", ""),
     (Method::POST, "/subscriptions", r#"{"url":"https://example.com/","events":["a.*"]}"#),
     (Method::POST, "/subscriptions/bulk", "{}\n"),
@@ -94,7 +95,8 @@ pub(crate) async fn a_bound_key_sees_and_touches_its_tenant_only() -> anyhow::Re
     assert_eq!(kept.body["secret"], secret);
     // Its own is all its own.
     for (method, path, body) in OF_A_TENANT {
-        if path.contains("{}")
+        if path.contains("limits")
+            || path.contains("{}")
             || path.contains("bulk")
             || path.contains("nothing")
             || method == Method::DELETE

@@ -28,6 +28,7 @@ mod hostile;
 mod interop;
 mod keys;
 mod kills;
+mod limits;
 mod patterns;
 mod publishing;
 mod rotation;
@@ -125,6 +126,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         event_types::a_catalogue_travels_as_one_document,
         hostile::every_bad_body_is_a_problem_of_the_callers,
         hostile::no_forbidden_url_or_header_gets_in,
+        limits::a_tenant_gets_what_it_is_allowed,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,

@@ -1,19 +1,14 @@
 //! The catalogue of event types as the services at the doors know it: the producer, and the dispatcher
 //! for what is published over AMQP. Both must be told the same.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
-
 use doorbell_common::catalogue::{Catalogue, Enforcement, Objection};
 use doorbell_common::event::EventType;
 use prometheus::{IntCounter, Registry};
 
+use crate::followed::{Followed, Versioned};
 use crate::metrics::counter;
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError};
-
-/// How often the catalogue is looked at, where it is enforced.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// The flag that says what the catalogue is for.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,7 +23,7 @@ pub struct CatalogueArgs {
 pub struct Judge {
     enforcement: Enforcement,
     /// None until it was read first: then nobody objects to anything.
-    known: Arc<RwLock<Option<Arc<Catalogue>>>>,
+    known: Followed<Catalogue>,
     objected: IntCounter,
 }
 
@@ -59,25 +54,19 @@ impl Judge {
             "doorbell_events_objected_total",
             "Events whose type is not in the catalogue, or whose data is not as its schema says.",
         )?;
-        let judge = Self { enforcement: args.event_types, known: Arc::default(), objected };
-        if judge.looks() {
-            let following = judge.clone().follow(store, shutdown.clone());
-            shutdown.spawn_vital("follower of the catalogue", following);
+        let mut judge =
+            Self { enforcement: args.event_types, known: Followed::default(), objected };
+        if judge.enforcement != Enforcement::Off {
+            judge.known = Followed::start(store, shutdown);
         }
         Ok(judge)
-    }
-
-    /// Whether anybody looks.
-    #[must_use]
-    pub fn looks(&self) -> bool {
-        self.enforcement != Enforcement::Off
     }
 
     /// Judges an event by its type and its data.
     #[must_use]
     pub fn judge(&self, event_type: &EventType, data: &[u8]) -> Judgement {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let objection = known.and_then(|catalogue| catalogue.objection(event_type, data));
+        let objection =
+            self.known.current().and_then(|catalogue| catalogue.objection(event_type, data));
         let Some(objection) = objection else { return Judgement::Good };
         self.objected.inc();
         match self.enforcement {
@@ -86,31 +75,16 @@ impl Judge {
             Enforcement::Reject => Judgement::Refused(objection),
         }
     }
+}
 
-    async fn follow(self, store: Store, shutdown: Shutdown) {
-        let mut version = None;
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.until_finished(look.tick()).await.is_some() {
-            if let Err(error) = self.read(&store, &mut version).await {
-                tracing::debug!(%error, "the catalogue is not read");
-            }
-        }
+impl Versioned for Catalogue {
+    const NAME: &'static str = "follower of the catalogue";
+
+    async fn version(store: &Store) -> Result<Option<String>, StoreError> {
+        store.event_types_version().await
     }
 
-    /// Reads the catalogue, if it has changed.
-    async fn read(
-        &self,
-        store: &Store,
-        version: &mut Option<Option<String>>,
-    ) -> Result<(), StoreError> {
-        let current = store.if_up(store.event_types_version()).await?;
-        if version.as_ref() == Some(&current) {
-            return Ok(());
-        }
-        let catalogue = Catalogue::of(&store.event_types().await?);
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(catalogue));
-        *version = Some(current);
-        Ok(())
+    async fn read(store: &Store) -> Result<Self, StoreError> {
+        Ok(Self::of(&store.event_types().await?))
     }
 }

@@ -28,6 +28,7 @@ pub mod records;
 mod sealed;
 pub mod sealing;
 pub mod snapshots;
+pub mod tenant_limits;
 pub mod tenants;
 
 use doorbell_common::sealing::NotOpened;

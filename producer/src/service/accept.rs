@@ -16,6 +16,8 @@ use doorbell_platform::broker::topology::SIDELINE;
 use doorbell_platform::broker::{Message, PublishError, Publisher};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
+use doorbell_platform::limits::Limits;
+use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
 
@@ -30,10 +32,40 @@ pub(crate) struct Acceptor {
     pub(crate) publisher: Publisher,
     pub(crate) store: Store,
     pub(crate) judge: Judge,
+    pub(crate) tenants: Tenants,
     pub(crate) metrics: Metrics,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     pub(crate) shares: Shares,
+}
+
+/// What the operator allows tenants, and how much of it they have used.
+#[derive(Debug)]
+pub(crate) struct Tenants {
+    limits: Limits,
+    meters: Mutex<Meters<Addressee>>,
+}
+
+impl Tenants {
+    pub(crate) fn start(store: Store, shutdown: &Shutdown) -> Self {
+        Self { limits: Limits::start(store, shutdown), meters: Mutex::default() }
+    }
+
+    /// Whether an event of so many bytes is within its tenant's limits.
+    fn check(&self, tenant: &Addressee, bytes: usize) -> Result<(), NotAccepted> {
+        let limits = self.limits.of(tenant);
+        if !limits.allows_bytes(bytes) {
+            return Err(NotAccepted::TooLarge(limits.max_event_bytes.unwrap_or_default()));
+        }
+        let Some(pace) = limits.pace() else { return Ok(()) };
+        let now = clock::now().as_micros();
+        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
+        if meters.of(tenant, now).admits(pace, now) {
+            Ok(())
+        } else {
+            Err(NotAccepted::TooMany(pace.per_second))
+        }
+    }
 }
 
 /// What each tenant has used of its share.
@@ -75,6 +107,10 @@ pub(crate) enum NotAccepted {
     Denied(#[from] Denied),
     #[error("{0}")]
     Objected(Objection),
+    #[error("the data of this tenant's events may have at most {0} bytes")]
+    TooLarge(u32),
+    #[error("this tenant may publish {0} events a second")]
+    TooMany(u32),
     #[error("{0}")]
     Broker(#[from] PublishError),
 }
@@ -93,6 +129,9 @@ impl Acceptor {
             Addressee::Everyone => Whose::Everyones,
         };
         caller.grant.check(Scope::EventsPublish, whose)?;
+        self.tenants
+            .check(&tenant, message.body.len())
+            .inspect_err(|_| self.metrics.rejected.inc())?;
         let warning = match self.judge.judge(&event_type, &message.body) {
             Judgement::Good => None,
             Judgement::Warned(objection) => Some(objection),
@@ -108,9 +147,7 @@ impl Acceptor {
             self.metrics.duplicate.inc();
             return Ok(Accepted { id, duplicate: true, warning });
         }
-        if self.judge.looks() {
-            mark_judged(&mut message);
-        }
+        mark_judged(&mut message);
         let is_aside = !self.shares.admit(&tenant);
         if is_aside {
             SIDELINE.clone_into(&mut message.exchange);
@@ -138,7 +175,7 @@ impl Acceptor {
     }
 }
 
-/// What was accepted is not judged again: the catalogue may have changed by then.
+/// What was accepted is not judged again: catalogue and limits may have changed by then.
 fn mark_judged(message: &mut Message) {
     let mut headers = message.properties.headers().clone().unwrap_or_default();
     headers.insert(JUDGED_HEADER.into(), AMQPValue::LongString("1".into()));

@@ -129,6 +129,12 @@ impl NotAccepted {
                     .map(|(place, why)| FieldError::new(format!("/data{place}"), why))
                     .collect(),
             }),
+            error @ Self::TooLarge(_) => {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            error @ Self::TooMany(_) => {
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(1)
+            }
             Self::Denied(denied) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
             Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))

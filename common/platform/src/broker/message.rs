@@ -232,7 +232,7 @@ impl Received {
         self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == WORK_TYPE)
     }
 
-    /// Whether the producer has judged it by the catalogue of event types.
+    /// Whether the producer has judged it by the catalogue of event types and its tenant's limits.
     #[must_use]
     pub fn is_judged(&self) -> bool {
         self.header(JUDGED_HEADER).is_some()

@@ -90,6 +90,16 @@ impl Keys {
         format!("{}:{{main}}:event-types-version", self.prefix)
     }
 
+    /// Hash, tenant to its limits, for those that have some.
+    pub(super) fn tenant_limits(&self) -> String {
+        format!("{}:{{main}}:tenant-limits", self.prefix)
+    }
+
+    /// String: another one after each change of the limits.
+    pub(super) fn tenant_limits_version(&self) -> String {
+        format!("{}:{{main}}:tenant-limits-version", self.prefix)
+    }
+
     /// String: how far the last round of sealing has come.
     pub(super) fn sealing(&self) -> String {
         format!("{}:{{main}}:sealing", self.prefix)

@@ -1,0 +1,68 @@
+//! What the operator allows a tenant, if not everything.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rate::RateLimit;
+
+/// The limits of one tenant; what is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantLimits {
+    /// How many subscriptions it may have.
+    #[serde(default)]
+    pub max_subscriptions: Option<u32>,
+    /// How many bytes the data of its events may have, if fewer than all others'.
+    #[serde(default)]
+    pub max_event_bytes: Option<u32>,
+    /// How many events a second it may publish over HTTP, at each producer, and twice as many at once.
+    #[serde(default)]
+    pub events_per_second: Option<u32>,
+}
+
+impl TenantLimits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether data of so many bytes is allowed.
+    #[must_use]
+    pub fn allows_bytes(&self, bytes: usize) -> bool {
+        self.max_event_bytes
+            .is_none_or(|most| usize::try_from(most).is_ok_and(|most| bytes <= most))
+    }
+
+    /// Whether so many subscriptions are allowed.
+    #[must_use]
+    pub fn allows_subscriptions(&self, count: usize) -> bool {
+        self.max_subscriptions
+            .is_none_or(|most| usize::try_from(most).is_ok_and(|most| count <= most))
+    }
+
+    /// The pace at which it may publish.
+    #[must_use]
+    pub fn pace(&self) -> Option<RateLimit> {
+        let pace = |per_second: u32| RateLimit { per_second, burst: per_second.saturating_mul(2) };
+        self.events_per_second.map(pace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_not_limited() {
+        let none = TenantLimits::default();
+        assert!(none.is_none() && none.allows_bytes(usize::MAX) && none.pace().is_none());
+        assert!(none.allows_subscriptions(usize::MAX));
+        let some: TenantLimits = serde_json::from_str(
+            r#"{"max_subscriptions":2,"max_event_bytes":10,"events_per_second":5}"#,
+        )
+        .unwrap();
+        assert!(some.allows_subscriptions(2) && !some.allows_subscriptions(3));
+        assert!(some.allows_bytes(10) && !some.allows_bytes(11));
+        assert_eq!(some.pace(), Some(RateLimit { per_second: 5, burst: 10 }));
+    }
+}

@@ -1,0 +1,90 @@
+//! What the operator allows a tenant.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse as _, Response};
+use doorbell_common::json::pointer;
+use doorbell_common::tenant_limits::TenantLimits;
+use doorbell_platform::http::{Members, read_body};
+use doorbell_platform::problem::{FieldError, Problem};
+use serde_json::{Value, json};
+
+use crate::audit::Done;
+use crate::routes::{Api, trouble};
+use crate::tenants::{existing, tenant_id};
+
+const MAX_BODY: usize = 16 * 1024;
+
+pub(crate) async fn show(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = existing(&api, &tenant).await?;
+    let limits = api.store.tenant_limits(&tenant.id).await.map_err(trouble)?;
+    Ok(Json(json!(limits)))
+}
+
+/// Limits are written whole: what is left out is not limited.
+pub(crate) async fn put(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let tenant = tenant_id(&tenant)?;
+    let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
+    let limits = read(&body)?;
+    let before = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
+    api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
+    api.store.set_tenant_limits(&tenant, &limits).await.map_err(trouble)?;
+    let done = Done::to(&tenant, &json!(before), &json!(limits));
+    Ok((Extension(done), Json(json!(limits))).into_response())
+}
+
+fn read(body: &[u8]) -> Result<TenantLimits, Problem> {
+    let Members(members) = Members::read(body)?;
+    let (mut limits, mut errors) = (TenantLimits::default(), Vec::new());
+    for (name, value) in &members {
+        let place = match name.as_str() {
+            "max_subscriptions" => &mut limits.max_subscriptions,
+            "max_event_bytes" => &mut limits.max_event_bytes,
+            "events_per_second" => &mut limits.events_per_second,
+            _ => {
+                errors.push(FieldError::new(pointer(name), "is not a limit of a tenant"));
+                continue;
+            }
+        };
+        match serde_json::from_str::<Option<u32>>(value.get()) {
+            Ok(Some(0)) | Err(_) => {
+                errors.push(FieldError::new(
+                    pointer(name),
+                    "must be a whole number from 1 on, or null",
+                ));
+            }
+            Ok(number) => *place = number,
+        }
+    }
+    if errors.is_empty() { Ok(limits) } else { Err(Problem::invalid(errors)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_whole_number_or_none() {
+        let limits = read(br#"{"max_subscriptions": 5, "max_event_bytes": null}"#).unwrap();
+        assert_eq!((limits.max_subscriptions, limits.max_event_bytes), (Some(5), None));
+        assert!(read(b"{}").unwrap().is_none());
+        for wrong in [
+            r#"{"max_subscriptions":0}"#,
+            r#"{"x":1}"#,
+            r#"{"events_per_second":1.5}"#,
+            r#"{"events_per_second":-1}"#,
+        ] {
+            assert!(read(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+}
