@@ -74,7 +74,7 @@ async fn remember(
     response: Response,
 ) -> Result<Response, Problem> {
     let status = response.status();
-    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS];
     if status.is_server_error() || passes.contains(&status) {
         api.store.forget_request(asked).await.map_err(trouble)?;
         return Ok(response);

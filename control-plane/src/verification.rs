@@ -1,19 +1,26 @@
 //! Has endpoints asked whether they want our POSTs: soon after a subscription or its URL is new, and
 //! whenever its holder asks for it. Until one has said yes its deliveries are kept.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use doorbell_common::subscription::Subscription;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::routes::Api;
 use crate::subscriptions::{find, update};
 
 /// Endpoints that may wait to be asked. What finds no room is asked when its holder wants it.
 const WAITING: usize = 10_000;
+/// How often that is tried, and the pause between, while no dispatcher can be reached.
+const TRIES: u32 = 12;
+const AGAIN: Duration = Duration::from_secs(5);
 /// Endpoints that are asked at once.
 const AT_ONCE: usize = 16;
 
@@ -44,20 +51,39 @@ impl Verifier {
 
 /// Asks one endpoint after the other, several at once, until the service is told to stop.
 pub(crate) async fn ask_all(api: Api, mut unverified: Unverified, shutdown: Shutdown) {
-    let asking = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let asking = Arc::new(Semaphore::new(AT_ONCE));
     while let Some(Some(path)) = shutdown.until(unverified.recv()).await {
-        let Ok(permit) = std::sync::Arc::clone(&asking).acquire_owned().await else { return };
-        let api = api.clone();
+        let Ok(permit) = Arc::clone(&asking).acquire_owned().await else { return };
+        let (api, stopping) = (api.clone(), shutdown.clone());
         shutdown.spawn(async move {
-            match ask(&api, &path).await {
-                Ok(answer) => tracing::debug!(subscription.id = path.1, %answer, "endpoint asked"),
-                Err(problem) => {
-                    tracing::info!(subscription.id = path.1, ?problem, "endpoint not asked")
-                }
-            }
+            let _stopped = stopping.until(ask_patiently(&api, &path)).await.is_none();
             drop(permit);
         });
     }
+}
+
+/// Asks an endpoint, again and again while that fails by our own trouble.
+async fn ask_patiently(api: &Api, path: &(String, String)) {
+    for _ in 0..TRIES {
+        match ask(api, path).await {
+            Ok(answer) => {
+                tracing::debug!(subscription.id = path.1, %answer, "endpoint asked");
+                return;
+            }
+            Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE.as_u16() => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            // Deleted, most likely.
+            Err(problem) => {
+                tracing::debug!(subscription.id = path.1, ?problem, "endpoint not asked");
+                return;
+            }
+        }
+    }
+    tracing::warn!(
+        subscription.id = path.1,
+        "an endpoint is not asked by itself: no dispatcher answers"
+    );
 }
 
 pub(crate) async fn verify(
