@@ -9,10 +9,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 22] = [
+const OF_A_TENANT: [(Method, &str, &str); 23] = [
     (Method::GET, "", ""),
     (Method::PUT, "", ""),
     (Method::DELETE, "", ""),
+    (Method::GET, "/limits", ""),
     (Method::PUT, "/limits", "{}"),
     (Method::GET, "/subscriptions", ""),
     (Method::POST, "/subscriptions", r#"{"url":"https://example.com/","events":["a.*"]}"#),
