@@ -8,6 +8,7 @@ mod access;
 mod api_keys;
 mod audit;
 mod bulk;
+mod completion;
 mod errands;
 mod etag;
 mod event_types;
@@ -131,7 +132,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let api = Api { store, rules: rules.into(), errands, verifier, key_environment, audit_entries };
     let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
     service.shutdown.spawn_vital("verification of endpoints", asking);
-    let routes = routes::routes(api, Throttle::new(args.requests_per_second));
+    let throttle = Throttle::new(args.requests_per_second);
+    let routes = routes::routes(api, throttle, service.shutdown.clone());
     http::serve(listener, http::api(routes, guard, MAX_BODY), service.shutdown.clone()).await;
     Ok(())
 }

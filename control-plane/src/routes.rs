@@ -7,6 +7,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use doorbell_common::api_key::Environment;
 use doorbell_platform::problem::Problem;
+use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::{Store, StoreError};
 
 use crate::errands::Errands;
@@ -14,7 +15,7 @@ use crate::form::Rules;
 use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
-    access, api_keys, audit, bulk, event_types, filters, idempotency, limits, sealing,
+    access, api_keys, audit, bulk, completion, event_types, filters, idempotency, limits, sealing,
     subscriptions, templates, tenants, throttle, verification,
 };
 
@@ -34,7 +35,7 @@ pub(crate) struct Api {
 pub(crate) const BULK: [&str; 2] =
     ["/v1/tenants/{tenant}/subscriptions/bulk", "/v1/tenants/{tenant}/subscriptions/bulk/delete"];
 
-pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
+pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> Router {
     Router::new()
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put).delete(tenants::delete))
@@ -76,6 +77,7 @@ pub(crate) fn routes(api: Api, throttle: Throttle) -> Router {
         // The last one added is the first that a request meets.
         .route_layer(from_fn_with_state(api.clone(), audit::note))
         .route_layer(from_fn_with_state(api.clone(), idempotency::once))
+        .route_layer(from_fn_with_state(shutdown, completion::carry_through))
         .route_layer(from_fn(access::check))
         .route_layer(from_fn_with_state(throttle, throttle::limit))
         .with_state(api)

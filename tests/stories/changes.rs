@@ -1,7 +1,10 @@
 //! Changes over the API: who made them, made once, and not too many at once.
 
-use doorbell_tests::World;
+use std::time::Duration;
+
 use doorbell_tests::api::{Answer, subscription};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -67,6 +70,21 @@ pub(crate) async fn whoever_changes_something_is_noted() -> anyhow::Result<()> {
     for hidden in ["hidden", &secret, &key, "whsec_"] {
         assert!(!told.contains(hidden), "{told}");
     }
+    world.finish().await
+}
+
+pub(crate) async fn whoever_hangs_up_is_noted_all_the_same() -> anyhow::Result<()> {
+    let world = World::start("hangup").await?;
+    let id = world.subscribe("acme", "hook", &["a.#"]).await?;
+    let path = format!("{LIST}/{id}/secret/rotate");
+    // A rotation is answered after two seconds; nobody waits for that here.
+    let rotating = world.control.call(Method::POST, &path, json!({"overlap": "1h"}));
+    assert!(tokio::time::timeout(Duration::from_millis(500), rotating).await.is_err());
+    eventually("it is in the audit", seconds(10), || async {
+        let audit = world.control.call(Method::GET, "/v1/audit?limit=1", Value::Null).await;
+        audit.is_ok_and(|audit| audit.body["data"][0]["action"] == "subscription.rotate_secret")
+    })
+    .await?;
     world.finish().await
 }
 

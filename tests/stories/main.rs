@@ -117,6 +117,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         verification::nothing_comes_before_a_yes,
         verification::another_url_is_another_endpoint,
         changes::whoever_changes_something_is_noted,
+        changes::whoever_hangs_up_is_noted_all_the_same,
         changes::what_is_sent_again_is_done_once,
         changes::a_key_may_not_ask_all_the_time,
         templates::a_template_makes_the_body,

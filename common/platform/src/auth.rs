@@ -147,7 +147,10 @@ impl Guard {
         };
         let now = clock::now();
         if last_used_at.is_none_or(|last| now.since(last) >= USES) {
-            self.store.note_api_key_use(&key.id, now).await?;
+            // Nobody is kept out because that can't be written just now.
+            if let Err(error) = self.store.note_api_key_use(&key.id, now).await {
+                tracing::debug!(%error, "the use of a key is not noted");
+            }
         }
         Ok(Some(key))
     }
