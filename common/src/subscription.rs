@@ -26,6 +26,9 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// Whose it is.
     pub tenant: TenantId,
+    /// By which its holder knows it, if it has one: documents of desired subscriptions do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Where to POST.
     pub url: String,
     /// Which events are wanted: those whose type matches any of these.
@@ -252,6 +255,7 @@ mod tests {
         Subscription {
             id: "sub_00000a0123456789abcdef01".parse().unwrap(),
             tenant: "acme".parse().unwrap(),
+            name: None,
             url: "https://example.com/hook".to_owned(),
             events: vec!["payment.*".parse().unwrap()],
             status: Status::Active,

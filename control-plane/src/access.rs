@@ -13,6 +13,9 @@ use doorbell_platform::auth::Caller;
 use doorbell_platform::http::discard;
 use doorbell_platform::problem::Problem;
 
+/// The route whose tenant is not in its path: it asks by itself whether its caller may.
+const NAMES_ITS_TENANT: &str = "/v1/config";
+
 /// The scope that a call needs.
 fn needed(method: &Method, route: &str) -> Scope {
     let reads = method == Method::GET || method == Method::HEAD;
@@ -30,6 +33,8 @@ fn needed(method: &Method, route: &str) -> Scope {
             Scope::SubscriptionsRead
         }
         "/v1/tenants/{tenant}" if method == Method::PUT => Scope::SubscriptionsWrite,
+        NAMES_ITS_TENANT if reads => Scope::SubscriptionsRead,
+        NAMES_ITS_TENANT => Scope::SubscriptionsWrite,
         "/v1/event-types" | "/v1/event-types/{name}" | "/v1/catalogue" if reads => {
             Scope::SubscriptionsRead
         }
@@ -84,6 +89,7 @@ fn judge(
             Whose::Everyones
         }
         Some(tenant) => Whose::Tenant(tenant),
+        None if route == NAMES_ITS_TENANT => Whose::Anyones,
         None if is_for_all(route) && needed == Scope::SubscriptionsRead => Whose::Anyones,
         None => Whose::Everyones,
     };

@@ -30,6 +30,8 @@ const MAX_FORWARDED: usize = 200;
 pub(crate) struct Done {
     /// What it was done to, where the path does not say it.
     pub(crate) subject: Option<String>,
+    /// Whose that is, where the path does not say it.
+    pub(crate) tenant: Option<String>,
     changes: Value,
     /// Whether it was as it was to be already.
     is_nothing: bool,
@@ -43,25 +45,39 @@ impl Done {
 
     /// What differs between two states as the API shows them; `null` is one that is not there.
     pub(crate) fn to(subject: &impl ToString, before: &Value, after: &Value) -> Self {
-        let mut changes = Map::new();
-        let none = Map::new();
-        let (before, after) =
-            (before.as_object().unwrap_or(&none), after.as_object().unwrap_or(&none));
-        for name in before.keys().chain(after.keys()) {
-            let (from, to) = (before.get(name), after.get(name));
-            if from != to && name != "updated_at" && !changes.contains_key(name) {
-                let shown = |value: Option<&Value>| {
-                    value.map_or(Value::Null, |value| redacted(name, value))
-                };
-                changes.insert(name.clone(), json!({ "from": shown(from), "to": shown(to) }));
-            }
-        }
         Self {
             subject: Some(subject.to_string()),
-            changes: Value::Object(changes),
-            is_nothing: false,
+            changes: differences(before, after, redacted),
+            ..Self::default()
         }
     }
+
+    /// The same, of this tenant's.
+    pub(crate) fn of(mut self, tenant: &impl ToString) -> Self {
+        self.tenant = Some(tenant.to_string());
+        self
+    }
+}
+
+/// What differs between two states as the API shows them, from what to what, each value as it is to be
+/// shown.
+pub(crate) fn differences(
+    before: &Value,
+    after: &Value,
+    show: impl Fn(&str, &Value) -> Value,
+) -> Value {
+    let mut changes = Map::new();
+    let none = Map::new();
+    let (before, after) = (before.as_object().unwrap_or(&none), after.as_object().unwrap_or(&none));
+    for name in before.keys().chain(after.keys()) {
+        let (from, to) = (before.get(name), after.get(name));
+        if from != to && name != "updated_at" && !changes.contains_key(name) {
+            let shown =
+                |value: Option<&Value>| value.map_or(Value::Null, |value| show(name, value));
+            changes.insert(name.clone(), json!({ "from": shown(from), "to": shown(to) }));
+        }
+    }
+    Value::Object(changes)
 }
 
 /// A value without what only its holder should know, and not too long.
@@ -99,6 +115,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
         ("PUT", "/v1/event-types/{name}") => "event_type.put",
         ("DELETE", "/v1/event-types/{name}") => "event_type.delete",
         ("PUT", "/v1/catalogue") => "catalogue.import",
+        ("PUT", "/v1/config") => "config.apply",
         ("POST", "/v1/keys" | "/v1/tenants/{tenant}/keys") => "key.create",
         ("DELETE", "/v1/keys/{id}" | "/v1/tenants/{tenant}/keys/{id}") => "key.revoke",
         ("POST", "/v1/tenants/{tenant}/filters/test")
@@ -146,6 +163,7 @@ pub(crate) async fn note(
             return response;
         }
         entry.subject = entry.subject.or(done.subject);
+        entry.tenant = entry.tenant.or(done.tenant);
         entry.changes = done.changes;
     }
     tracing::info!(

@@ -12,7 +12,7 @@ pub(crate) fn check_match(if_match: Option<&str>, version: &str) -> Result<(), P
     }
     Err(Problem::new(
         StatusCode::PRECONDITION_FAILED,
-        "the subscription has changed since you read it: read it again",
+        "this has changed since you read it: read it again",
     ))
 }
 

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use doorbell_common::catalogue::{KnownType, unmatched};
 use doorbell_common::event::EventType;
 use doorbell_common::json::pointer;
-use doorbell_common::subscription::Subscription;
+use doorbell_common::pattern::Pattern;
 use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
 use doorbell_platform::http::{Members, read_body};
@@ -116,15 +116,18 @@ pub(crate) async fn import(
     Ok((Extension(done), Json(json!({ "count": types.len() }))).into_response())
 }
 
+/// The types that the catalogue has; none, where that can't be told just now.
+pub(crate) async fn names(api: &Api) -> Vec<EventType> {
+    api.store.event_type_names().await.unwrap_or_default()
+}
+
 /// What there is to say of a subscription's patterns: those that match no type of the catalogue, if
-/// there is one. Nothing, where that can't be told just now.
-pub(crate) async fn warnings(api: &Api, subscription: &Subscription) -> Vec<String> {
-    let types = api.store.event_type_names().await.unwrap_or_default();
+/// there is one.
+pub(crate) fn warnings(types: &[EventType], patterns: &[Pattern]) -> Vec<String> {
     if types.is_empty() {
         return vec![];
     }
-    let unmatched = unmatched(&subscription.events, &types);
-    unmatched
+    unmatched(patterns, types)
         .iter()
         .map(|pattern| format!("{pattern} matches no event type of the catalogue"))
         .collect()

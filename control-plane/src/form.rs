@@ -40,6 +40,7 @@ pub(crate) struct Rules {
 /// Everything about a subscription that people write.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Form {
+    pub(crate) name: Option<String>,
     pub(crate) url: String,
     pub(crate) events: Vec<Pattern>,
     pub(crate) filter: Option<Filter>,
@@ -62,6 +63,7 @@ pub(crate) struct Form {
 impl Default for Form {
     fn default() -> Self {
         Self {
+            name: None,
             url: String::new(),
             events: Vec::new(),
             filter: None,
@@ -85,6 +87,7 @@ impl Default for Form {
 impl From<&Subscription> for Form {
     fn from(subscription: &Subscription) -> Self {
         Self {
+            name: subscription.name.clone(),
             url: subscription.url.clone(),
             events: subscription.events.clone(),
             filter: subscription.filter.clone(),
@@ -107,18 +110,26 @@ impl From<&Subscription> for Form {
 
 /// Reads a new subscription.
 pub(crate) fn create(body: &[u8], rules: &Rules) -> Result<Form, Problem> {
-    let members = Members::read(body)?;
+    whole(&Members::read(body)?, Form::default(), rules).map_err(Problem::invalid)
+}
+
+/// Reads a subscription whole; what is not written is as in `default`.
+pub(crate) fn whole(
+    members: &Members,
+    default: Form,
+    rules: &Rules,
+) -> Result<Form, Vec<FieldError>> {
     let missing: Vec<FieldError> = ["url", "events"]
         .iter()
         .filter(|name| !members.0.iter().any(|(given, _)| given == *name))
         .map(|name| FieldError::new(pointer(name), "is required"))
         .collect();
     let mut reading = Reading {
-        form: Form { verification: rules.verification, ..Form::default() },
+        form: Form { verification: rules.verification, ..default },
         rules,
         errors: missing,
     };
-    reading.apply(&members);
+    reading.apply(members);
     reading.end()
 }
 
@@ -127,7 +138,7 @@ pub(crate) fn patch(body: &[u8], current: &Subscription, rules: &Rules) -> Resul
     let members = Members::read(body)?;
     let mut reading = Reading { form: current.into(), rules, errors: Vec::new() };
     reading.apply(&members);
-    reading.end()
+    reading.end().map_err(Problem::invalid)
 }
 
 impl Form {
@@ -147,6 +158,7 @@ impl Form {
             subscription.disabled_reason =
                 (self.status == Status::Disabled).then_some(DisabledReason::Manual);
         }
+        subscription.name = self.name;
         subscription.url = self.url;
         subscription.events = self.events;
         subscription.filter = self.filter;
@@ -194,7 +206,7 @@ impl Reading<'_> {
         }
     }
 
-    fn end(mut self) -> Result<Form, Problem> {
+    fn end(mut self) -> Result<Form, Vec<FieldError>> {
         if let Some(signature) = &self.form.signature
             && self.form.headers.contains_key(&signature.header.to_ascii_lowercase())
         {
@@ -203,7 +215,7 @@ impl Reading<'_> {
                 "is one of the subscription's own headers",
             ));
         }
-        if self.errors.is_empty() { Ok(self.form) } else { Err(Problem::invalid(self.errors)) }
+        if self.errors.is_empty() { Ok(self.form) } else { Err(self.errors) }
     }
 
     /// Reads one field; `null` brings back its default.
@@ -218,6 +230,8 @@ impl Reading<'_> {
                 form.url = url;
             }
             "events" => form.events = patterns(value)?,
+            "name" if null => form.name = None,
+            "name" => form.name = Some(fields::name(value)?),
             "template" if null => form.template = None,
             "template" => form.template = Some(fields::template(value)?),
             "filter" if null => form.filter = None,

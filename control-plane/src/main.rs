@@ -1,7 +1,7 @@
 //! The control-plane: tenants, subscriptions and API keys over HTTP.
 //!
 //! [`routes`] says what is where and [`access`] who may call it, [`tenants`], [`subscriptions`],
-//! [`api_keys`] and [`bulk`] serve it, [`form`] and
+//! [`api_keys`], [`bulk`] and [`config`] serve it, [`form`] and
 //! [`rotation`] read and check what is written, [`view`] shows it, [`errands`] has dispatchers call endpoints.
 
 mod access;
@@ -9,6 +9,7 @@ mod api_keys;
 mod audit;
 mod bulk;
 mod completion;
+mod config;
 mod errands;
 mod etag;
 mod event_types;

@@ -15,8 +15,8 @@ use crate::form::Rules;
 use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
-    access, api_keys, audit, bulk, completion, event_types, filters, idempotency, limits, sealing,
-    subscriptions, templates, tenants, throttle, verification,
+    access, api_keys, audit, bulk, completion, config, event_types, filters, idempotency, limits,
+    sealing, subscriptions, templates, tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -73,6 +73,7 @@ pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> Router
             get(event_types::show).put(event_types::put).delete(event_types::delete),
         )
         .route("/v1/catalogue", get(event_types::export).put(event_types::import))
+        .route("/v1/config", get(config::show).put(config::put))
         .route("/v1/audit", get(audit::list))
         // The last one added is the first that a request meets.
         .route_layer(from_fn_with_state(api.clone(), audit::note))

@@ -69,6 +69,15 @@ pub(crate) async fn create_all(
     forms: Vec<Form>,
 ) -> Result<Vec<Subscription>, Problem> {
     check_room(store, tenant, forms.len()).await?;
+    write_all(store, tenant, forms).await
+}
+
+/// The same, however many the tenant may have.
+pub(crate) async fn write_all(
+    store: &Store,
+    tenant: &TenantId,
+    forms: Vec<Form>,
+) -> Result<Vec<Subscription>, Problem> {
     let ids = store.new_subscription_ids(forms.len()).await.map_err(trouble)?;
     let subscriptions = ids
         .into_iter()
@@ -256,7 +265,7 @@ pub(crate) async fn update(
 
 /// Says what may be a mistake, and is done all the same.
 async fn add_warnings(api: &Api, subscription: &Subscription, answer: &mut Value) {
-    let warnings = event_types::warnings(api, subscription).await;
+    let warnings = event_types::warnings(&event_types::names(api).await, &subscription.events);
     if !warnings.is_empty() {
         answer["warnings"] = json!(warnings);
     }
@@ -274,7 +283,7 @@ fn shown(subscription: &Subscription) -> Response {
         .into_response()
 }
 
-fn if_match(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn if_match(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok())
 }
 
@@ -288,7 +297,7 @@ fn signing_secret(secret: Secret, asymmetric: bool) -> SigningSecret {
     SigningSecret { secret, asymmetric, expires_at: None }
 }
 
-fn new_subscription(
+pub(crate) fn new_subscription(
     id: SubscriptionId,
     tenant: TenantId,
     form: Form,
@@ -297,6 +306,7 @@ fn new_subscription(
     Ok(Subscription {
         id,
         tenant,
+        name: form.name,
         url: form.url,
         events: form.events,
         filter: form.filter,

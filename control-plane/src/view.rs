@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 pub(crate) fn subscription(subscription: &Subscription) -> Value {
     json!({
         "id": subscription.id,
+        "name": subscription.name,
         "url": subscription.url,
         "events": subscription.events,
         "filter": subscription.filter,

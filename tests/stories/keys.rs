@@ -39,7 +39,9 @@ const OF_A_TENANT: [(Method, &str, &str); 23] = [
     (Method::GET, "/nothing", ""),
 ];
 /// Every route that concerns all tenants.
-const OF_ALL: [(Method, &str, &str); 10] = [
+const OF_ALL: [(Method, &str, &str); 12] = [
+    (Method::GET, "/v1/config?tenant=acme", ""),
+    (Method::PUT, "/v1/config", r#"{"tenant":"acme","subscriptions":[]}"#),
     (Method::GET, "/v1/tenants", ""),
     (Method::GET, "/v1/keys", ""),
     (Method::GET, "/v1/audit", ""),

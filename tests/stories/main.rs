@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 mod api;
 mod broker;
 mod changes;
+mod config;
 mod delivery;
 mod deployments;
 mod event_types;
@@ -116,6 +117,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         secrets::a_dispatcher_without_the_key_delivers_nothing_unsigned,
         verification::nothing_comes_before_a_yes,
         verification::another_url_is_another_endpoint,
+        config::a_document_is_compared_and_carried_out,
+        config::a_document_cut_off_by_a_kill_is_carried_on_with,
         changes::whoever_changes_something_is_noted,
         changes::whoever_hangs_up_is_noted_all_the_same,
         changes::what_is_sent_again_is_done_once,

@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::headers;
 
+const MAX_NAME: usize = 100;
 const MAX_PATTERNS: usize = 100;
 const MAX_DESCRIPTION: usize = 2000;
 const MAX_METADATA: usize = 16 * 1024;
@@ -153,6 +154,17 @@ pub(super) fn filter(value: &RawValue) -> Result<Filter, Wrong> {
         };
         Wrong::Inside(wrong.into_iter().map(place).collect())
     })
+}
+
+pub(super) fn name(value: &RawValue) -> Result<String, Wrong> {
+    let expected = format!("must be 1 to {MAX_NAME} of the characters A-Z a-z 0-9 . _ -");
+    let name: String = read(value, &expected)?;
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_good) {
+        Ok(name)
+    } else {
+        Err(expected.into())
+    }
 }
 
 pub(super) fn description(value: &RawValue) -> Result<String, Wrong> {

@@ -61,8 +61,8 @@ impl Keys {
     }
 
     /// String with a TTL: who does just now what only one need do.
-    pub(super) fn lease(&self, lease: Lease) -> String {
-        format!("{}:{{main}}:lease:{}", self.prefix, lease.as_str())
+    pub(super) fn lease(&self, lease: Lease<'_>) -> String {
+        format!("{}:{{main}}:lease:{lease}", self.prefix)
     }
 
     /// Set: the ids of the keys with which secrets are sealed.
