@@ -17,7 +17,7 @@ use doorbell_platform::problem::Problem;
 const NAMES_ITS_TENANT: &str = "/v1/config";
 
 /// The scope that a call needs.
-fn needed(method: &Method, route: &str) -> Scope {
+pub(crate) fn needed(method: &Method, route: &str) -> Scope {
     let reads = method == Method::GET || method == Method::HEAD;
     match route {
         "/v1/tenants"

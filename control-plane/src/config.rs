@@ -27,10 +27,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::audit::Done;
-use crate::etag::{check_match, etag};
+use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::routes::{Api, trouble};
-use crate::subscriptions::{delete_one, if_match, newest_secret, update, write_all};
+use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
 use document::Document;
 use plan::{Plan, Update};
@@ -141,7 +141,7 @@ async fn make_plan(
     headers: &HeaderMap,
 ) -> Result<Plan, Problem> {
     let current = read_all(api, tenant).await?;
-    check_match(if_match(headers), &plan::version(&current))?;
+    check_match(if_match(headers).as_deref(), &plan::version(&current))?;
     Plan::make(document, current)
 }
 

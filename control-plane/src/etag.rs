@@ -1,7 +1,15 @@
 //! Versions as `ETag` and `If-Match` say them (RFC 9110 §8.8.3, §13.1.1).
 
-use axum::http::StatusCode;
+use std::borrow::Cow;
+
+use axum::http::{HeaderMap, StatusCode, header};
 use doorbell_platform::problem::Problem;
+
+/// What the caller says that the version must be. What is no text is no version of ours, and must not
+/// look as if nothing had been said.
+pub(crate) fn if_match(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    headers.get(header::IF_MATCH).map(|value| String::from_utf8_lossy(value.as_bytes()))
+}
 
 /// 412 unless the caller's `If-Match` (if any) names this version.
 pub(crate) fn check_match(if_match: Option<&str>, version: &str) -> Result<(), Problem> {
@@ -23,6 +31,8 @@ pub(crate) fn etag(version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -39,5 +49,11 @@ mod tests {
         ] {
             assert_eq!(check_match(tags, "v").is_ok(), matches, "{tags:?}");
         }
+        let mut headers = HeaderMap::new();
+        assert_eq!(if_match(&headers), None);
+        headers.insert(header::IF_MATCH, HeaderValue::from_bytes(b"\"v\", \xd7").unwrap());
+        assert!(check_match(if_match(&headers).as_deref(), "v").is_ok());
+        headers.insert(header::IF_MATCH, HeaderValue::from_bytes(b"\xd7").unwrap());
+        assert!(check_match(if_match(&headers).as_deref(), "v").is_err());
     }
 }

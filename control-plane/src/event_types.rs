@@ -25,8 +25,8 @@ use crate::routes::{Api, trouble};
 const MAX_TYPE: usize = 128 * 1024;
 /// The largest catalogue that is written in one go, and the most types that it has.
 const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
-const MAX_TYPES: usize = 10_000;
-const MAX_DESCRIPTION: usize = 2000;
+pub(crate) const MAX_TYPES: usize = 10_000;
+pub(crate) const MAX_DESCRIPTION: usize = 2000;
 
 pub(crate) async fn list(
     State(api): State<Api>,

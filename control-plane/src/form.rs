@@ -22,7 +22,7 @@ use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-pub(crate) use fields::sample_event;
+pub(crate) use fields::{MAX_DESCRIPTION, MAX_PATTERNS, sample_event};
 use fields::{
     Wrong, description, max_concurrency, merge_headers, metadata, patterns, rate_limit, read,
     retry, signature, timeout, verification,

@@ -63,7 +63,8 @@ fn check_key<'a>(key: &'a HeaderValue, route: &str) -> Result<&'a str, Problem> 
             "bulk calls take no Idempotency-Key: their answer says what became of each line",
         ));
     }
-    let text = key.to_str().ok().filter(|text| (1..=MAX_KEY).contains(&text.len()));
+    let is_good = |text: &&str| (1..=MAX_KEY).contains(&text.len()) && !text.contains('\t');
+    let text = key.to_str().ok().filter(is_good);
     text.ok_or_else(|| wrong("an Idempotency-Key has 1 to 255 printable ASCII characters"))
 }
 
@@ -102,7 +103,12 @@ fn kept(headers: &HeaderMap) -> Vec<(String, String)> {
 
 fn replay(Answered { status, headers, body }: Answered) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // A problem says of which request it is, and this is another one.
+    let problem = serde_json::from_str::<Problem>(&body).ok().filter(|_| status.is_client_error());
     let mut response = (status, body).into_response();
+    if let Some(problem) = problem {
+        response.extensions_mut().insert(problem);
+    }
     response.headers_mut().remove(header::CONTENT_TYPE);
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
@@ -145,7 +151,9 @@ mod tests {
             |key: &[u8], route| check_key(&HeaderValue::from_bytes(key).unwrap(), route).is_ok();
         assert!(check(b"a b", "/v1/keys") && check(&[b'x'; 255], "/v1/keys"));
         assert!(!check(b"", "/v1/keys") && !check(&[b'x'; 256], "/v1/keys"));
-        assert!(!check(b"\xff", "/v1/keys") && !check(b"a", BULK[0]));
+        assert!(
+            !check(b"\xff", "/v1/keys") && !check(b"a\tb", "/v1/keys") && !check(b"a", BULK[0])
+        );
     }
 
     #[test]

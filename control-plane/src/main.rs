@@ -20,6 +20,7 @@ mod idempotency;
 mod limits;
 mod lines;
 mod list;
+mod openapi;
 mod rotation;
 mod routes;
 mod sealing;
@@ -134,7 +135,9 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
     service.shutdown.spawn_vital("verification of endpoints", asking);
     let throttle = Throttle::new(args.requests_per_second);
-    let routes = routes::routes(api, throttle, service.shutdown.clone());
-    http::serve(listener, http::api(routes, guard, MAX_BODY), service.shutdown.clone()).await;
+    let (routes, document) = routes::routes(api, throttle, service.shutdown.clone());
+    let open = doorbell_platform::openapi::routes(&document);
+    let api = http::api(routes, open, guard, MAX_BODY);
+    http::serve(listener, api, service.shutdown.clone()).await;
     Ok(())
 }

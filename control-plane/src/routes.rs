@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
 use doorbell_common::api_key::Environment;
+use doorbell_platform::openapi::Described;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::{Store, StoreError};
+use serde_json::Value;
 
 use crate::errands::Errands;
 use crate::form::Rules;
@@ -16,7 +17,7 @@ use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
     access, api_keys, audit, bulk, completion, config, event_types, filters, idempotency, limits,
-    sealing, subscriptions, templates, tenants, throttle, verification,
+    openapi, sealing, subscriptions, templates, tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -35,53 +36,65 @@ pub(crate) struct Api {
 pub(crate) const BULK: [&str; 2] =
     ["/v1/tenants/{tenant}/subscriptions/bulk", "/v1/tenants/{tenant}/subscriptions/bulk/delete"];
 
-pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> Router {
-    Router::new()
-        .route("/v1/tenants", get(tenants::list))
-        .route("/v1/tenants/{tenant}", get(tenants::show).put(tenants::put).delete(tenants::delete))
-        .route(
-            "/v1/tenants/{tenant}/subscriptions",
-            get(subscriptions::list).post(subscriptions::create),
-        )
-        .route(BULK[0], post(bulk::create))
-        .route(BULK[1], post(bulk::delete))
-        .route(
-            "/v1/tenants/{tenant}/subscriptions/{id}",
-            get(subscriptions::show).patch(subscriptions::patch).delete(subscriptions::delete),
-        )
-        .route("/v1/tenants/{tenant}/subscriptions/{id}/secret", get(subscriptions::secret))
-        .route("/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate", post(subscriptions::rotate))
-        .route("/v1/tenants/{tenant}/subscriptions/{id}/test", post(subscriptions::test))
-        .route("/v1/tenants/{tenant}/filters/test", post(filters::test))
-        .route("/v1/tenants/{tenant}/templates/preview", post(templates::preview))
-        .route("/v1/tenants/{tenant}/subscriptions/{id}/verify", post(verification::verify))
-        .route("/v1/encryption", get(sealing::show))
-        .route("/v1/tenants/{tenant}/limits", get(limits::show).put(limits::put))
-        .route("/v1/keys", get(api_keys::list).post(api_keys::create))
-        .route("/v1/keys/{id}", get(api_keys::show).delete(api_keys::revoke))
-        .route(
-            "/v1/tenants/{tenant}/keys",
-            get(api_keys::list_of_tenant).post(api_keys::create_of_tenant),
-        )
-        .route(
-            "/v1/tenants/{tenant}/keys/{id}",
-            get(api_keys::show_of_tenant).delete(api_keys::revoke_of_tenant),
-        )
-        .route("/v1/event-types", get(event_types::list))
-        .route(
-            "/v1/event-types/{name}",
-            get(event_types::show).put(event_types::put).delete(event_types::delete),
-        )
-        .route("/v1/catalogue", get(event_types::export).put(event_types::import))
-        .route("/v1/config", get(config::show).put(config::put))
-        .route("/v1/audit", get(audit::list))
+/// The routes, and the document that describes them.
+pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> (Router, Value) {
+    let (router, document) = described().finish(openapi::about());
+    let router = router
         // The last one added is the first that a request meets.
         .route_layer(from_fn_with_state(api.clone(), audit::note))
         .route_layer(from_fn_with_state(api.clone(), idempotency::once))
         .route_layer(from_fn_with_state(shutdown, completion::carry_through))
         .route_layer(from_fn(access::check))
         .route_layer(from_fn_with_state(throttle, throttle::limit))
-        .with_state(api)
+        .with_state(api);
+    (router, document)
+}
+
+/// The document alone.
+#[cfg(test)]
+pub(crate) fn document() -> Value {
+    described().finish(openapi::about()).1
+}
+
+fn described() -> Described<Api> {
+    Described::default()
+        .serve(openapi::tenants::list(), tenants::list)
+        .serve(openapi::tenants::show(), tenants::show)
+        .serve(openapi::tenants::put(), tenants::put)
+        .serve(openapi::tenants::delete(), tenants::delete)
+        .serve(openapi::tenants::show_limits(), limits::show)
+        .serve(openapi::tenants::put_limits(), limits::put)
+        .serve(openapi::subscriptions::list(), subscriptions::list)
+        .serve(openapi::subscriptions::create(), subscriptions::create)
+        .serve(openapi::subscriptions::show(), subscriptions::show)
+        .serve(openapi::subscriptions::patch(), subscriptions::patch)
+        .serve(openapi::subscriptions::delete(), subscriptions::delete)
+        .serve(openapi::subscriptions::secret(), subscriptions::secret)
+        .serve(openapi::subscriptions::rotate(), subscriptions::rotate)
+        .serve(openapi::subscriptions::test(), subscriptions::test)
+        .serve(openapi::subscriptions::verify(), verification::verify)
+        .serve(openapi::subscriptions::create_many(), bulk::create)
+        .serve(openapi::subscriptions::delete_many(), bulk::delete)
+        .serve(openapi::subscriptions::show_config(), config::show)
+        .serve(openapi::subscriptions::put_config(), config::put)
+        .serve(openapi::trials::filter(), filters::test)
+        .serve(openapi::trials::template(), templates::preview)
+        .serve(openapi::keys::list(), api_keys::list)
+        .serve(openapi::keys::create(), api_keys::create)
+        .serve(openapi::keys::show(), api_keys::show)
+        .serve(openapi::keys::revoke(), api_keys::revoke)
+        .serve(openapi::keys::list_of_tenant(), api_keys::list_of_tenant)
+        .serve(openapi::keys::create_of_tenant(), api_keys::create_of_tenant)
+        .serve(openapi::keys::show_of_tenant(), api_keys::show_of_tenant)
+        .serve(openapi::keys::revoke_of_tenant(), api_keys::revoke_of_tenant)
+        .serve(openapi::deployment::list_types(), event_types::list)
+        .serve(openapi::deployment::show_type(), event_types::show)
+        .serve(openapi::deployment::put_type(), event_types::put)
+        .serve(openapi::deployment::delete_type(), event_types::delete)
+        .serve(openapi::deployment::export_catalogue(), event_types::export)
+        .serve(openapi::deployment::import_catalogue(), event_types::import)
+        .serve(openapi::deployment::encryption(), sealing::show)
+        .serve(openapi::deployment::audit(), audit::list)
 }
 
 /// The store's trouble is ours, not the caller's.

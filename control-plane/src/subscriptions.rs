@@ -20,7 +20,7 @@ use doorbell_platform::{clock, ids};
 use serde_json::{Value, json};
 
 use crate::audit::Done;
-use crate::etag::{check_match, etag};
+use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::form::{self, Form};
 use crate::list::{self, ListQuery, page};
@@ -142,7 +142,7 @@ pub(crate) async fn patch(
     let types = ["application/merge-patch+json", "application/json"];
     let body = read_body(&headers, body, &types, MAX_BODY).await?;
     let change = |stored: &Stored| {
-        check_match(if_match(&headers), &stored.subscription.version)?;
+        check_match(if_match(&headers).as_deref(), &stored.subscription.version)?;
         let form = form::patch(&body, &stored.subscription, &api.rules)?;
         let mut changed = stored.subscription.clone();
         form.write_to(&mut changed, &clock::random_bytes());
@@ -162,7 +162,7 @@ pub(crate) async fn delete(
     Path(path): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let deleted = delete_one(&api, &path, if_match(&headers)).await?;
+    let deleted = delete_one(&api, &path, if_match(&headers).as_deref()).await?;
     let done = Done::to(&deleted.id, &view::subscription(&deleted), &Value::Null);
     Ok((StatusCode::NO_CONTENT, Extension(done)).into_response())
 }
@@ -281,10 +281,6 @@ fn contended() -> Problem {
 fn shown(subscription: &Subscription) -> Response {
     ([(header::ETAG, etag(&subscription.version))], Json(view::subscription(subscription)))
         .into_response()
-}
-
-pub(crate) fn if_match(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok())
 }
 
 fn new_secret() -> Result<Secret, Problem> {

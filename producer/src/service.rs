@@ -17,6 +17,7 @@ use doorbell_platform::service::{self, Service, ServiceArgs};
 mod accept;
 mod api;
 mod metrics;
+mod openapi;
 mod request;
 
 use accept::{Acceptor, Shares, Tenants};
@@ -81,7 +82,9 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     };
     let listener = service::listen(args.listen, "--listen").await?;
     let max_body = api::MAX_BATCH_BYTES + args.max_event_bytes;
-    let routes = platform_http::api(api::routes(acceptor), guard, max_body);
-    platform_http::serve(listener, routes, service.shutdown.clone()).await;
+    let (routes, document) = api::routes(acceptor);
+    let open = doorbell_platform::openapi::routes(&document);
+    let api = platform_http::api(routes, open, guard, max_body);
+    platform_http::serve(listener, api, service.shutdown.clone()).await;
     Ok(())
 }

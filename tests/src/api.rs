@@ -32,6 +32,12 @@ impl Api {
         Ok(Self { client, base: base.to_owned(), key: key.to_owned() })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The same client with another key.
     #[must_use]
     pub fn with_key(&self, key: &str) -> Self {
@@ -72,6 +78,31 @@ impl Api {
         Ok(Answer { status, headers, body })
     }
 
+    /// Calls it with a body of this type; answers as soon as the answer begins.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn response(
+        &self,
+        method: &Method,
+        path: &str,
+        media_type: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> anyhow::Result<reqwest::Response> {
+        let request = self.client.request(method.clone(), format!("{}{path}", self.base));
+        let request = request.bearer_auth(&self.key).header("content-type", media_type);
+        Ok(request.body(body).send().await?)
+    }
+
+    /// The text that is at a path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn text(&self, path: &str) -> anyhow::Result<String> {
+        let response = self.response(&Method::GET, path, "", "").await?;
+        Ok(response.error_for_status()?.text().await?)
+    }
+
     /// Posts lines of JSON; answers the lines that come back.
     ///
     /// # Errors
@@ -96,8 +127,7 @@ impl Api {
         path: &str,
         lines: impl Into<reqwest::Body>,
     ) -> anyhow::Result<reqwest::Response> {
-        let request = self.client.post(format!("{}{path}", self.base)).bearer_auth(&self.key);
-        Ok(request.header("content-type", "application/x-ndjson").body(lines).send().await?)
+        self.response(&Method::POST, path, "application/x-ndjson", lines).await
     }
 
     /// The pointers of a problem's errors.

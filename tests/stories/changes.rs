@@ -109,6 +109,11 @@ pub(crate) async fn what_is_sent_again_is_done_once() -> anyhow::Result<()> {
     );
     let listed = control.call(Method::GET, LIST, Value::Null).await?.body;
     assert_eq!(listed["data"].as_array().map(Vec::len), Some(1));
+    // A refusal is the same, too, but for the request that it is of.
+    let refusals = [send("wrong", "{}".to_owned()).await?, send("wrong", "{}".to_owned()).await?];
+    let [first, again] = refusals.map(|refusal| refusal.body);
+    assert_eq!((&first["errors"], &first["status"]), (&again["errors"], &json!(422)));
+    assert!(again["instance"].is_string() && again["instance"] != first["instance"], "{again}");
 
     // Another body is another request, and another caller's key another key.
     assert_eq!(send("one", body.replace("a.#", "b.#")).await?.status, 422);

@@ -25,6 +25,8 @@ pub(crate) async fn every_bad_body_is_a_problem_of_the_callers() -> anyhow::Resu
         (Method::PUT, "/v1/tenants/acme".to_owned()),
         (Method::PUT, "/v1/event-types/a.b".to_owned()),
         (Method::PUT, "/v1/catalogue".to_owned()),
+        (Method::PUT, "/v1/config".to_owned()),
+        (Method::PUT, "/v1/tenants/acme/limits".to_owned()),
     ];
     for (method, path) in &routes {
         for (what, body) in bodies() {

@@ -38,6 +38,8 @@ const OF_A_TENANT: [(Method, &str, &str); 23] = [
     (Method::DELETE, "/keys/{}", ""),
     (Method::GET, "/nothing", ""),
 ];
+/// What every key that reads may read.
+const FOR_EVERYONE: [&str; 3] = ["/v1/event-types", "/v1/event-types/{name}", "/v1/catalogue"];
 /// Every route that concerns all tenants.
 const OF_ALL: [(Method, &str, &str); 12] = [
     (Method::GET, "/v1/config?tenant=acme", ""),
@@ -67,6 +69,7 @@ pub(crate) async fn a_bound_key_sees_and_touches_its_tenant_only() -> anyhow::Re
     let other = make(control, "/v1/tenants/other/keys", &["admin"]).await?;
     let stranger = control.with_key(&other.text);
 
+    every_route_is_tried(control).await?;
     let of_a_tenant = OF_A_TENANT.into_iter().map(|(method, path, body)| {
         let id = if path.contains("keys") { &theirs.id } else { &id };
         (method, format!("/v1/tenants/acme{}", path.replace("{}", id)), body)
@@ -111,6 +114,25 @@ pub(crate) async fn a_bound_key_sees_and_touches_its_tenant_only() -> anyhow::Re
         assert!(answer.status.is_success(), "{method} {path}: {answer:?}");
     }
     world.finish().await
+}
+
+/// None is forgotten here: the lists have whatever the document has.
+async fn every_route_is_tried(control: &Api) -> anyhow::Result<()> {
+    let document = control.call(Method::GET, "/openapi.json", Value::Null).await?.body;
+    for (path, operations) in document["paths"].as_object().into_iter().flatten() {
+        for method in operations.as_object().into_iter().flat_map(|operations| operations.keys()) {
+            let is_listed = |(listed, route, _): &(Method, &str, &str)| {
+                let route = route.split('?').next().unwrap_or_default();
+                let plain = path.replace("{name}", "a.made").replace("{id}", "{}");
+                listed.as_str().eq_ignore_ascii_case(method)
+                    && (plain == route || plain == format!("/v1/tenants/{{tenant}}{route}"))
+            };
+            let listed = OF_A_TENANT.iter().any(is_listed) || OF_ALL.iter().any(is_listed);
+            let is_for_all = method == "get" && FOR_EVERYONE.contains(&path.as_str());
+            assert!(listed || is_for_all, "{method} {path} is not tried");
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn a_key_allows_what_its_scopes_say() -> anyhow::Result<()> {

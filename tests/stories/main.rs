@@ -30,6 +30,7 @@ mod interop;
 mod keys;
 mod kills;
 mod limits;
+mod openapi;
 mod patterns;
 mod publishing;
 mod rotation;
@@ -107,6 +108,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         api::bad_requests_are_named,
         api::many_are_created_in_one_call,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
+        openapi::every_example_is_carried_out,
+        openapi::the_page_needs_nothing_from_elsewhere,
         filters::only_what_a_filter_wants_is_delivered,
         filters::a_filter_can_be_tried_before_anyone_relies_on_it,
         keys::a_bound_key_sees_and_touches_its_tenant_only,

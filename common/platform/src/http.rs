@@ -30,12 +30,14 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(pub String);
 
-/// Wraps an API's routes in what every request goes through.
-pub fn api(routes: Router, guard: Guard, max_body: usize) -> Router {
+/// Wraps an API's routes in what every request goes through; the open ones are for everyone, with a key
+/// or without.
+pub fn api(routes: Router, open: Router, guard: Guard, max_body: usize) -> Router {
     routes
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(guard, authenticate))
+        .merge(open)
         .layer(from_fn(limit_time))
         .layer(from_fn(identify))
 }

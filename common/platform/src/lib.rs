@@ -16,6 +16,7 @@ pub mod http;
 pub mod ids;
 pub mod limits;
 pub mod metrics;
+pub mod openapi;
 pub mod patience;
 pub mod plumbing;
 pub mod problem;

@@ -19,8 +19,8 @@ use serde_json::{Map, Value, json};
 use crate::headers;
 
 const MAX_NAME: usize = 100;
-const MAX_PATTERNS: usize = 100;
-const MAX_DESCRIPTION: usize = 2000;
+pub(crate) const MAX_PATTERNS: usize = 100;
+pub(crate) const MAX_DESCRIPTION: usize = 2000;
 const MAX_METADATA: usize = 16 * 1024;
 const MAX_FILTER: usize = 16 * 1024;
 const MAX_SAMPLE: usize = 16 * 1024;

@@ -6,17 +6,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::post;
 use axum::{Json, Router};
 use doorbell_common::catalogue::Objection;
 use doorbell_common::intake::Refusal;
 use doorbell_common::json::InvalidJson;
 use doorbell_platform::auth::Caller;
 use doorbell_platform::http::read_body;
+use doorbell_platform::openapi::Described;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::{Value, json};
 
 use super::accept::{Accepted, Acceptor, NotAccepted};
+use super::openapi;
 use super::request::read_event;
 use crate::event::NewEvent;
 
@@ -27,12 +28,13 @@ const MAX_BATCH_EVENTS: usize = 1000;
 /// What a request may have beside the event's data.
 const ENVELOPE_BYTES: usize = 16 * 1024;
 
-/// The API's routes.
-pub(super) fn routes(acceptor: Acceptor) -> Router {
-    Router::new()
-        .route("/v1/events", post(publish))
-        .route("/v1/events/batch", post(publish_batch))
-        .with_state(Arc::new(acceptor))
+/// The API's routes, and the document that describes them.
+pub(super) fn routes(acceptor: Acceptor) -> (Router, Value) {
+    let described = Described::default()
+        .serve(openapi::publish(), publish)
+        .serve(openapi::publish_batch(), publish_batch);
+    let (router, document) = described.finish(openapi::about());
+    (router.with_state(Arc::new(acceptor)), document)
 }
 
 async fn publish(
