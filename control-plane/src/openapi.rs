@@ -49,7 +49,7 @@ fn operation(method: &Method, path: &'static str, names: (&str, &str)) -> Operat
         operation = operation.parameter(header(
             "Idempotency-Key",
             "Sent again with the same one, it is carried out once, and answered as it was.",
-            &json!({ "type": "string", "maxLength": 255, "pattern": r"^[ \t]*[!-~]([ -~]*[!-~])?[ \t]*$" }),
+            &json!({ "type": "string", "maxLength": 255, "pattern": r"^[!-~]([ -~]*[!-~])?[ \t]*$" }),
         ));
         operation = operation.fails(&[400, 409, 422]);
     }
