@@ -27,6 +27,7 @@ pub mod outcome;
 pub mod pattern;
 pub mod payload;
 pub mod rate;
+pub mod removal;
 pub mod retry;
 pub mod rung;
 pub mod sealing;

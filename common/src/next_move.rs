@@ -73,16 +73,24 @@ impl DeadReason {
     }
 }
 
+/// How long a delivery may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// How long after its policy's last nominal attempt, held time not counted.
+    pub beyond_policy: Duration,
+    /// How long at most since it began, all time counted: what its tenant has as retention.
+    pub at_most: Option<Duration>,
+}
+
 /// Jitter is at most this part of a delay.
 const JITTER: f64 = 0.1;
 /// Within the jitter window, this part of it may be given away for fewer hops.
 const ROUNDING: u64 = 8;
 
 /// Decides what happens next to `work` at `now`. `standing` is that of its subscription (an
-/// event or a page has none, and is only a matter of time). A delivery expires `keep` after its
-/// policy's last nominal attempt, held time not counted.
+/// event or a page has none, and is only a matter of time). A delivery expires as `keep` says.
 #[must_use]
-pub fn next_move(work: Work, standing: Standing<'_>, keep: Duration, now: Timestamp) -> Move {
+pub fn next_move(work: Work, standing: Standing<'_>, keep: Keep, now: Timestamp) -> Move {
     match work {
         Work::Event(DueEvent { due, .. }) if now < due => park(due, work, now),
         Work::Event(_) | Work::Page(_) => Move::Release(work),
@@ -93,7 +101,7 @@ pub fn next_move(work: Work, standing: Standing<'_>, keep: Duration, now: Timest
 fn next_delivery_move(
     delivery: Delivery,
     standing: Standing<'_>,
-    keep: Duration,
+    keep: Keep,
     now: Timestamp,
 ) -> Move {
     let delivery = delivery.resume(now);
@@ -130,12 +138,13 @@ fn next_delivery_move(
 }
 
 /// When a delivery is given up although its policy would go on.
-fn expiry(state: &DeliveryState, policy: &RetryPolicy, keep: Duration) -> Timestamp {
-    state
+fn expiry(state: &DeliveryState, policy: &RetryPolicy, keep: Keep) -> Timestamp {
+    let by_policy = state
         .created_at
         .plus(policy.nominal_span())
-        .plus(keep)
-        .plus(Duration::from_millis(state.held_ms))
+        .plus(keep.beyond_policy)
+        .plus(Duration::from_millis(state.held_ms));
+    keep.at_most.map_or(by_policy, |most| by_policy.min(state.created_at.plus(most)))
 }
 
 fn park(due: Timestamp, work: Work, now: Timestamp) -> Move {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::duration::DurationText;
 use crate::rate::RateLimit;
 
 /// The limits of one tenant; what is absent is not limited.
@@ -17,6 +18,9 @@ pub struct TenantLimits {
     /// How many events a second it may publish over HTTP, at each producer, and twice as many at once.
     #[serde(default)]
     pub events_per_second: Option<u32>,
+    /// How long a delivery of its events may wait, all in all, before it is given up.
+    #[serde(default)]
+    pub retention: Option<DurationText>,
 }
 
 impl TenantLimits {

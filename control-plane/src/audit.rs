@@ -102,6 +102,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
     let known = match (method.as_str(), route) {
         ("PUT", "/v1/tenants/{tenant}") => "tenant.create",
         ("DELETE", "/v1/tenants/{tenant}") => "tenant.delete",
+        ("DELETE", "/v1/tenants/{tenant}/events/{id}") => "event.remove",
         ("POST", "/v1/tenants/{tenant}/subscriptions") => "subscription.create",
         ("POST", "/v1/tenants/{tenant}/subscriptions/bulk") => "subscription.create_many",
         ("POST", "/v1/tenants/{tenant}/subscriptions/bulk/delete") => "subscription.delete_many",

@@ -1,10 +1,14 @@
 //! What the operator allows a tenant.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
+use doorbell_common::duration::DurationText;
 use doorbell_common::json::pointer;
 use doorbell_common::tenant_limits::TenantLimits;
 use doorbell_platform::http::{Members, read_body};
@@ -16,6 +20,8 @@ use crate::routes::{Api, trouble};
 use crate::tenants::{existing, tenant_id};
 
 const MAX_BODY: usize = 16 * 1024;
+const RETENTIONS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
 
 pub(crate) async fn show(
     State(api): State<Api>,
@@ -51,6 +57,19 @@ fn read(body: &[u8]) -> Result<TenantLimits, Problem> {
             "max_subscriptions" => &mut limits.max_subscriptions,
             "max_event_bytes" => &mut limits.max_event_bytes,
             "events_per_second" => &mut limits.events_per_second,
+            "retention" => {
+                match serde_json::from_str::<Option<DurationText>>(value.get()) {
+                    Ok(Some(text)) if !RETENTIONS.contains(&text.0) => {
+                        errors.push(FieldError::new(pointer(name), "must be between 1s and 30d"))
+                    }
+                    Ok(text) => limits.retention = text,
+                    Err(_) => errors.push(FieldError::new(
+                        pointer(name),
+                        "must be a duration, such as \"3d\", or null",
+                    )),
+                }
+                continue;
+            }
             _ => {
                 errors.push(FieldError::new(pointer(name), "is not a limit of a tenant"));
                 continue;
@@ -75,14 +94,20 @@ mod tests {
 
     #[test]
     fn a_limit_is_a_whole_number_or_none() {
-        let limits = read(br#"{"max_subscriptions": 5, "max_event_bytes": null}"#).unwrap();
+        let limits =
+            read(br#"{"max_subscriptions": 5, "max_event_bytes": null, "retention": "3d"}"#)
+                .unwrap();
         assert_eq!((limits.max_subscriptions, limits.max_event_bytes), (Some(5), None));
+        assert_eq!(limits.retention.map(|text| text.0.as_secs()), Some(3 * 86_400));
         assert!(read(b"{}").unwrap().is_none());
         for wrong in [
             r#"{"max_subscriptions":0}"#,
             r#"{"x":1}"#,
             r#"{"events_per_second":1.5}"#,
             r#"{"events_per_second":-1}"#,
+            r#"{"retention":"31d"}"#,
+            r#"{"retention":"0s"}"#,
+            r#"{"retention":3}"#,
         ] {
             assert!(read(wrong.as_bytes()).is_err(), "{wrong}");
         }

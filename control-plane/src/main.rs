@@ -21,6 +21,7 @@ mod limits;
 mod lines;
 mod list;
 mod openapi;
+mod removals;
 mod rotation;
 mod routes;
 mod sealing;

@@ -11,6 +11,7 @@ use crate::routes::BULK;
 pub(crate) mod deployment;
 mod examples;
 pub(crate) mod keys;
+pub(crate) mod removals;
 mod schemas;
 pub(crate) mod subscriptions;
 pub(crate) mod tenants;
@@ -31,6 +32,7 @@ pub(crate) fn about() -> About {
             ("Trying things", "Filters and templates, before anyone relies on them."),
             ("Keys", "Who may call this API and publish events."),
             ("Event types", "Which types of events there are."),
+            ("Removing data", "Payloads that are to be kept no longer."),
             ("Deployment", "For the operator."),
         ],
         schemas: schemas::all(),
@@ -63,6 +65,7 @@ fn path_parameter(path: &str, name: &str) -> Value {
     let (schema, example) = match name {
         "tenant" => ("TenantId", examples::TENANT),
         "id" if path.contains("/keys/") => ("KeyId", examples::KEY),
+        "id" if path.contains("/events/") => ("EventId", examples::EVENT),
         "id" => ("SubscriptionId", examples::SUBSCRIPTION),
         _ => ("EventTypeName", examples::EVENT_TYPE),
     };

@@ -17,7 +17,7 @@ use crate::throttle::Throttle;
 use crate::verification::Verifier;
 use crate::{
     access, api_keys, audit, bulk, completion, config, event_types, filters, idempotency, limits,
-    openapi, sealing, subscriptions, templates, tenants, throttle, verification,
+    openapi, removals, sealing, subscriptions, templates, tenants, throttle, verification,
 };
 
 /// What every route may use. Cheap to clone.
@@ -62,6 +62,9 @@ fn described() -> Described<Api> {
         .serve(openapi::tenants::show(), tenants::show)
         .serve(openapi::tenants::put(), tenants::put)
         .serve(openapi::tenants::delete(), tenants::delete)
+        .serve(openapi::removals::of_tenant(), removals::show_of_tenant)
+        .serve(openapi::removals::remove_event(), removals::remove_event)
+        .serve(openapi::removals::of_event(), removals::show_of_event)
         .serve(openapi::tenants::show_limits(), limits::show)
         .serve(openapi::tenants::put_limits(), limits::put)
         .serve(openapi::subscriptions::list(), subscriptions::list)

@@ -6,10 +6,11 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
 use doorbell_common::json::pointer;
+use doorbell_common::removal::Removed;
 use doorbell_common::tenant_limits::TenantLimits;
 use doorbell_platform::auth::Caller;
 use doorbell_platform::clock;
@@ -81,8 +82,11 @@ pub(crate) async fn delete(
     State(api): State<Api>,
     Extension(caller): Extension<Arc<Caller>>,
     Path(tenant): Path<String>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let tenant = existing(&api, &tenant).await?;
+    // From now on it can be asked when the last of its payloads is gone.
+    let removed = Removed::Tenant(tenant.id.clone());
+    api.store.remove(&removed, clock::now(), usize::MAX).await.map_err(trouble)?;
     revoke_keys(&api, &tenant.id).await.map_err(trouble)?;
     // Nobody gets rid of his limits by deleting himself.
     if caller.grant.tenant.is_none() {
@@ -94,7 +98,8 @@ pub(crate) async fn delete(
         api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
         // One that someone has created just now must not be left behind without its tenant.
         if delete_subscriptions(&api, &tenant.id).await.map_err(trouble)? == 0 {
-            return Ok(StatusCode::NO_CONTENT);
+            let location = format!("/v1/tenants/{}/removal", tenant.id);
+            return Ok((StatusCode::NO_CONTENT, [(header::LOCATION, location)]).into_response());
         }
     }
 }

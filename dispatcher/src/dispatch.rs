@@ -19,6 +19,7 @@ use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::patience::{Unanswered, patiently};
+use doorbell_platform::removals::Removals;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
@@ -68,6 +69,7 @@ pub(crate) struct Dispatcher {
     pub(crate) alone: Mutex<()>,
     pub(crate) judge: Judge,
     pub(crate) tenant_limits: TenantLimits,
+    pub(crate) removals: Removals,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
@@ -147,6 +149,12 @@ impl Dispatcher {
         }
         let understood = understand(queue, &received, self.max_event_bytes, clock::now());
         let (task, identity) = self.judge(understood, &received);
+        if let Some(event) = task.event()
+            && self.removals.has(&event.tenant, &event.id)
+        {
+            self.metrics.removed.inc();
+            return Done::Finished(None);
+        }
         let note = self.note(&identity);
         if let Some(note) = &note
             && self.store.take(note, received.redelivered).await == Taken::Copy

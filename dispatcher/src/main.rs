@@ -36,6 +36,7 @@ use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
 use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::plumbing::Plumbing;
+use doorbell_platform::removals::Removals;
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
@@ -149,12 +150,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         alone: tokio::sync::Mutex::new(()),
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,
         tenant_limits: TenantLimits::start(store.clone(), &shutdown),
+        removals: Removals::start(store.clone(), &shutdown),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
         origin: args.webhook_origin.clone(),
     });
     // Nothing is taken in before the store was there once: a message could only wait in hand.
-    if store.until_up(&shutdown).await.is_some() {
+    if store.until_up(&shutdown).await.is_some()
+        && dispatcher.removals.until_known(&shutdown).await.is_some()
+    {
         let intake = Intake::start(&plumbing, (queues(), args.prefetch), &service)?;
         dispatcher.dispatch(intake).await;
     }

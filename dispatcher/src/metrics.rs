@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub(crate) rejected: IntCounter,
     pub(crate) duplicate: IntCounter,
     pub(crate) copies: IntCounter,
+    pub(crate) removed: IntCounter,
     pub(crate) filtered: IntCounter,
     pub(crate) matched: IntCounter,
     pub(crate) handed_on: IntCounterVec,
@@ -86,6 +87,10 @@ impl Metrics {
             copies: count(
                 "doorbell_handoff_copies_total",
                 "Copies of hand-offs dropped: a crash between a confirm and an acknowledgement makes them.",
+            )?,
+            removed: count(
+                "doorbell_messages_removed_total",
+                "Messages dropped because their event is being removed.",
             )?,
             filtered: count(
                 "doorbell_deliveries_filtered_total",

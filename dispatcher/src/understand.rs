@@ -30,6 +30,19 @@ pub(crate) enum Task {
     Reject(String),
 }
 
+impl Task {
+    /// The event that it is about, if it was understood.
+    pub(crate) fn event(&self) -> Option<&Event> {
+        match self {
+            Self::FanOut(event, _) => Some(event),
+            Self::Page(page) => Some(&page.event),
+            Self::Deliver(delivery) => Some(&delivery.event),
+            Self::HandOn(work, _) => Some(work.event()),
+            Self::Reject(_) => None,
+        }
+    }
+}
+
 /// Where work is handed on to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {

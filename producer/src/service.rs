@@ -12,6 +12,7 @@ use doorbell_platform::catalogue::{CatalogueArgs, Judge};
 use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
 use doorbell_platform::plumbing::Plumbing;
+use doorbell_platform::removals::Removals;
 use doorbell_platform::service::{self, Service, ServiceArgs};
 
 mod accept;
@@ -70,11 +71,13 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let (registry, shutdown) = (&service.registry, &service.shutdown);
     let judge = Judge::start(&args.catalogue, store.clone(), registry, shutdown)?;
     let tenants = Tenants::start(store.clone(), shutdown);
+    let removals = Removals::start(store.clone(), shutdown);
     let acceptor = Acceptor {
         publisher,
         store,
         judge,
         tenants,
+        removals,
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,

@@ -4,13 +4,14 @@
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
 //! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
-//! [`waiting`] counts what waits, [`nudge`] keeps it moving.
+//! [`waiting`] counts what waits, [`nudge`] keeps it moving, [`roll`] lets streams forget.
 
 mod act;
 mod held;
 mod metrics;
 mod nudge;
 mod resume;
+mod roll;
 mod schedule;
 mod unrouted;
 mod waiting;
@@ -24,8 +25,10 @@ use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
+use doorbell_platform::limits::Limits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::recent::Recent;
+use doorbell_platform::removals::Removals;
 use doorbell_platform::service::{self, Service, ServiceArgs};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 
@@ -82,6 +85,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         snapshots: snapshots.clone(),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
+        limits: Limits::start(store.clone(), &shutdown),
+        removals: Removals::start(store.clone(), &shutdown),
         expire_after: args.expire_after.0,
         disable_after: args.disable_after.0,
         failing: Recent::new(
@@ -90,9 +95,13 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         ),
         unrouted: Redeclaration::default(),
     });
-    if store.until_up(&shutdown).await.is_some() {
+    if store.until_up(&shutdown).await.is_some()
+        && scheduler.removals.until_known(&shutdown).await.is_some()
+    {
         let nudging = nudge::nudge(broker.clone(), publisher.clone(), shutdown.clone());
         shutdown.spawn_vital("nudging of delay queues", nudging);
+        let rolling = roll::roll(store.clone(), publisher.clone(), shutdown.clone());
+        shutdown.spawn_vital("rolling of streams", rolling);
         let resumer = Resumer::new(broker.clone(), publisher, (store, snapshots), metrics.clone());
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
         let counting = waiting::count(broker.clone(), metrics, shutdown.clone());

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) resumed: IntCounter,
     pub(crate) rejected: IntCounter,
     pub(crate) copies: IntCounter,
+    pub(crate) removed: IntCounter,
     pub(crate) unrouted: IntCounter,
     pub(crate) disabled: IntCounterVec,
     pub(crate) waiting: IntGauge,
@@ -47,6 +48,10 @@ impl Metrics {
             copies: count(
                 "doorbell_handoff_copies_total",
                 "Copies of hand-offs dropped: a crash between a confirm and an acknowledgement makes them.",
+            )?,
+            removed: count(
+                "doorbell_messages_removed_total",
+                "Messages dropped because their event is being removed.",
             )?,
             unrouted: count(
                 "doorbell_messages_unrouted_total",

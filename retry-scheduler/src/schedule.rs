@@ -4,15 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorbell_common::next_move::next_move;
+use doorbell_common::ids::Addressee;
+use doorbell_common::next_move::{Keep, next_move};
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
 use doorbell_common::work::{Delivery, Stage, Work};
 use doorbell_platform::broker::topology::UNROUTED;
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
+use doorbell_platform::limits::Limits;
 use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::recent::Recent;
+use doorbell_platform::removals::Removals;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Taken;
@@ -30,6 +33,8 @@ pub(crate) struct Scheduler {
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
+    pub(crate) limits: Limits,
+    pub(crate) removals: Removals,
     pub(crate) expire_after: Duration,
     /// Zero: never.
     pub(crate) disable_after: Duration,
@@ -71,6 +76,11 @@ impl Scheduler {
             Ok(work) => work,
             Err(error) => return self.reject(received, &error.to_string()).await,
         };
+        let event = work.event();
+        if self.removals.has(&event.tenant, &event.id) {
+            self.metrics.removed.inc();
+            return Ok(());
+        }
         let note = self.store.work_note(&work.hand_off());
         if self.store.take(&note, received.redelivered).await == Taken::Copy {
             self.metrics.copies.inc();
@@ -83,9 +93,21 @@ impl Scheduler {
         {
             standing = Standing::Suspended(policy);
         }
-        self.act(next_move(work, standing, self.expire_after, clock::now())).await?;
+        let keep = self.keep(&work, known.as_ref());
+        self.act(next_move(work, standing, keep, clock::now())).await?;
         self.store.finish(&note).await;
         Ok(())
+    }
+
+    /// How long it may wait. What a broadcast brings to a tenant is that tenant's.
+    fn keep(&self, work: &Work, known: Option<&Known>) -> Keep {
+        let limits = match (&work.event().tenant, known) {
+            (Addressee::Everyone, Some(Known::Live(subscription))) => {
+                self.limits.of(&Addressee::Tenant(subscription.tenant.clone()))
+            }
+            (tenant, _) => self.limits.of(tenant),
+        };
+        Keep { beyond_policy: self.expire_after, at_most: limits.retention.map(|text| text.0) }
     }
 
     /// What is known of a delivery's subscription; events and pages have none.

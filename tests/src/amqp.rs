@@ -86,13 +86,7 @@ impl Outsider {
         stream: &str,
         count: usize,
     ) -> anyhow::Result<Vec<lapin::message::Delivery>> {
-        let channel = self.channel().await?;
-        channel.basic_qos(100, BasicQosOptions::default()).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
-        let mut consumer = channel
-            .basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), arguments)
-            .await?;
+        let (channel, mut consumer) = self.read(stream).await?;
         let mut messages = Vec::new();
         while messages.len() < count {
             let next =
@@ -106,6 +100,37 @@ impl Outsider {
         }
         channel.close(200, "read".into()).await?;
         Ok(messages)
+    }
+
+    /// All that a stream has: from its start until nothing comes for a second.
+    ///
+    /// # Errors
+    /// There is no such stream.
+    pub async fn whole_stream(
+        &self,
+        stream: &str,
+    ) -> anyhow::Result<Vec<lapin::message::Delivery>> {
+        let (channel, mut consumer) = self.read(stream).await?;
+        let mut messages = Vec::new();
+        let silence = std::time::Duration::from_secs(1);
+        while let Ok(Some(delivery)) = tokio::time::timeout(silence, consumer.next()).await {
+            let delivery = delivery?;
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+            messages.push(delivery);
+        }
+        channel.close(200, "read".into()).await?;
+        Ok(messages)
+    }
+
+    async fn read(&self, stream: &str) -> anyhow::Result<(Channel, lapin::Consumer)> {
+        let channel = self.channel().await?;
+        channel.basic_qos(100, BasicQosOptions::default()).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+        let consumer = channel
+            .basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), arguments)
+            .await?;
+        Ok((channel, consumer))
     }
 }
 

@@ -13,7 +13,8 @@ pub(crate) async fn a_tenant_gets_what_it_is_allowed() -> anyhow::Result<()> {
     let control = &world.control;
     world.subscribe("acme", "hook", &["#"]).await?;
     world.subscribe("other", "theirs", &["#"]).await?;
-    let limits = json!({"max_subscriptions": 2, "max_event_bytes": 20, "events_per_second": 5});
+    let mut limits = json!({"max_subscriptions": 2, "max_event_bytes": 20, "events_per_second": 5});
+    limits["retention"] = "1d".into();
     let set = control.call(Method::PUT, LIMITS, limits.clone()).await?;
     assert_eq!((set.status.as_u16(), &set.body), (200, &limits));
     assert_eq!(control.call(Method::GET, LIMITS, Value::Null).await?.body, limits);

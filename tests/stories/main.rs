@@ -33,6 +33,7 @@ mod limits;
 mod openapi;
 mod patterns;
 mod publishing;
+mod removals;
 mod rotation;
 mod secrets;
 mod sideline;
@@ -112,6 +113,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         openapi::the_page_needs_nothing_from_elsewhere,
         filters::only_what_a_filter_wants_is_delivered,
         filters::a_filter_can_be_tried_before_anyone_relies_on_it,
+        removals::a_removed_event_is_delivered_no_more_and_forgotten,
+        removals::a_deleted_tenant_says_when_its_payloads_are_gone,
+        removals::what_waits_longer_than_its_tenants_retention_is_given_up,
         keys::a_bound_key_sees_and_touches_its_tenant_only,
         keys::a_key_allows_what_its_scopes_say,
         keys::a_revoked_key_is_worth_nothing_within_two_seconds,

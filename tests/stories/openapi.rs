@@ -144,9 +144,13 @@ struct There {
 
 impl There {
     async fn make(control: &Api) -> anyhow::Result<Self> {
-        control.call(Method::DELETE, "/v1/tenants/acme", Value::Null).await?;
+        for method in [Method::PUT, Method::DELETE] {
+            control.call(method, "/v1/tenants/acme", Value::Null).await?;
+        }
         let body = json!({ "url": "https://example.com/", "events": ["a.#"] });
         let subscription = control.call(Method::POST, SUBSCRIPTIONS, body).await?.body;
+        let removing = format!("/v1/tenants/acme/events/{}", text(&subscription["id"]));
+        control.call(Method::DELETE, &removing, Value::Null).await?;
         let body = json!({ "label": "example", "scopes": ["replay"] });
         let key = control.call(Method::POST, "/v1/tenants/acme/keys", body).await?.body;
         control.call(Method::PUT, "/v1/event-types/payment.succeeded", json!({})).await?;

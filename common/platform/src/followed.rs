@@ -2,8 +2,10 @@
 //! when its version in the store is another one.
 
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::shutdown::Shutdown;
 use crate::store::{Store, StoreError};
@@ -25,17 +27,18 @@ pub trait Versioned: Sized + Send + Sync + 'static {
 
 /// Something as it was when last read. Cheap to clone.
 #[derive(Debug)]
-pub struct Followed<T>(Arc<RwLock<Option<Arc<T>>>>);
+pub struct Followed<T>(watch::Receiver<Option<Arc<T>>>);
 
 impl<T> Clone for Followed<T> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self(self.0.clone())
     }
 }
 
 impl<T> Default for Followed<T> {
+    /// Never read.
     fn default() -> Self {
-        Self(Arc::default())
+        Self(watch::channel(None).1)
     }
 }
 
@@ -43,42 +46,52 @@ impl<T: Versioned> Followed<T> {
     /// Follows it from now on.
     #[must_use]
     pub fn start(store: Store, shutdown: &Shutdown) -> Self {
-        let followed = Self::default();
-        let following = followed.clone().follow(store, shutdown.clone());
-        shutdown.spawn_vital(T::NAME, following);
-        followed
+        let (sender, current) = watch::channel(None);
+        shutdown.spawn_vital(T::NAME, follow(sender, store, shutdown.clone()));
+        Self(current)
     }
 
     /// As it was when last read; none before that.
     #[must_use]
     pub fn current(&self) -> Option<Arc<T>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
     }
 
-    async fn follow(self, store: Store, shutdown: Shutdown) {
-        let mut version = None;
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while shutdown.until_finished(look.tick()).await.is_some() {
-            if let Err(error) = self.read(&store, &mut version).await {
-                tracing::debug!(what = T::NAME, %error, "not read");
-            }
-        }
+    /// Waits until it was read for the first time; `None` if the service is told to stop first.
+    pub async fn until_read(&self, shutdown: &Shutdown) -> Option<()> {
+        let mut current = self.0.clone();
+        let read = shutdown.until(current.wait_for(Option::is_some)).await?;
+        // One that nobody follows is never read.
+        read.is_ok().then_some(())
     }
+}
 
-    /// Reads it, if it has changed.
-    async fn read(
-        &self,
-        store: &Store,
-        version: &mut Option<Option<String>>,
-    ) -> Result<(), StoreError> {
-        let current = store.if_up(T::version(store)).await?;
-        if version.as_ref() == Some(&current) {
-            return Ok(());
+async fn follow<T: Versioned>(
+    current: watch::Sender<Option<Arc<T>>>,
+    store: Store,
+    shutdown: Shutdown,
+) {
+    let mut version = None;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while shutdown.until_finished(look.tick()).await.is_some() {
+        if let Err(error) = read(&current, &store, &mut version).await {
+            tracing::debug!(what = T::NAME, %error, "not read");
         }
-        let fresh = T::read(store).await?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fresh));
-        *version = Some(current);
-        Ok(())
     }
+}
+
+/// Reads it, if it has changed.
+async fn read<T: Versioned>(
+    current: &watch::Sender<Option<Arc<T>>>,
+    store: &Store,
+    known: &mut Option<Option<String>>,
+) -> Result<(), StoreError> {
+    let version = store.if_up(T::version(store)).await?;
+    if known.as_ref() == Some(&version) {
+        return Ok(());
+    }
+    current.send_replace(Some(Arc::new(T::read(store).await?)));
+    *known = Some(version);
+    Ok(())
 }

@@ -21,6 +21,7 @@ pub mod patience;
 pub mod plumbing;
 pub mod problem;
 pub mod recent;
+pub mod removals;
 pub mod sealing;
 pub mod service;
 pub mod shutdown;

@@ -25,6 +25,7 @@ mod link;
 pub mod notes;
 pub mod rate;
 pub mod records;
+pub mod removals;
 mod sealed;
 pub mod sealing;
 pub mod snapshots;

@@ -8,7 +8,8 @@ use super::*;
 use crate::event::{Event, Trace};
 use crate::ids::{SlotNumber, SubscriptionId};
 
-const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+const KEEP: Keep = Keep { beyond_policy: WEEK, at_most: None };
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_seconds(1_000_000 + seconds)

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 pub(super) const TENANT: &str = "acme";
 pub(super) const SUBSCRIPTION: &str = "sub_00000a0123456789abcdef01";
 pub(super) const KEY: &str = "key_0123456789abcdef01234567";
+pub(super) const EVENT: &str = "evt_gone";
 pub(super) const EVENT_TYPE: &str = "payment.succeeded";
 pub(super) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 const TIME: &str = "2026-11-21T09:30:00Z";
@@ -14,7 +15,11 @@ pub(super) fn tenant() -> Value {
 }
 
 pub(super) fn limits() -> Value {
-    json!({ "max_subscriptions": 100, "max_event_bytes": 65_536, "events_per_second": 50 })
+    json!({ "max_subscriptions": 100, "max_event_bytes": 65_536, "events_per_second": 50, "retention": "3d" })
+}
+
+pub(super) fn removal() -> Value {
+    json!({ "state": "removing", "requested_at": TIME, "gone_by": "2026-12-24T09:30:00Z" })
 }
 
 /// A page with one entry.

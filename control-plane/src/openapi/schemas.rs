@@ -78,6 +78,15 @@ fn basics() -> Vec<(&'static str, Value)> {
             json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "A tenant's id." }),
         ),
         ("SubscriptionId", json!({ "type": "string", "pattern": "^sub_[0-9a-f]{24}$" })),
+        ("EventId", json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$" })),
+        (
+            "Removal",
+            whole(&json!({
+                "state": { "enum": ["removing", "done"] },
+                "requested_at": of("Timestamp"),
+                "gone_by": { "allOf": [of("Timestamp")], "description": "From when on nothing of it can be read any more." },
+            })),
+        ),
         ("KeyId", json!({ "type": "string", "pattern": "^key_[0-9a-f]{24}$" })),
         (
             "Timestamp",
@@ -125,5 +134,6 @@ fn limits() -> Value {
         "max_subscriptions": limit("How many subscriptions it may have."),
         "max_event_bytes": limit("How many bytes the data of its events may have."),
         "events_per_second": limit("How many events a second it may publish over HTTP, at each producer, and twice as many at once."),
+        "retention": or_null(&json!({ "allOf": [of("Duration")], "description": "How long a delivery may wait, all in all, before it is given up: 1s to 30d." })),
     })
 }

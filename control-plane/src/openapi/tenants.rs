@@ -47,6 +47,7 @@ pub(crate) fn delete() -> Operation {
     .tag(TAG)
     .described("What waits for its subscriptions is cancelled.")
     .answers(204, "It is gone.", None)
+    .with_header(204, "Location", "Where it says when the last of its payloads is gone.")
 }
 
 pub(crate) fn show_limits() -> Operation {

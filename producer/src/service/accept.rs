@@ -17,6 +17,7 @@ use doorbell_platform::broker::{Message, PublishError, Publisher};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
+use doorbell_platform::removals::Removals;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
@@ -33,6 +34,7 @@ pub(crate) struct Acceptor {
     pub(crate) store: Store,
     pub(crate) judge: Judge,
     pub(crate) tenants: Tenants,
+    pub(crate) removals: Removals,
     pub(crate) metrics: Metrics,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
@@ -111,6 +113,8 @@ pub(crate) enum NotAccepted {
     TooLarge(u32),
     #[error("this tenant may publish {0} events a second")]
     TooMany(u32),
+    #[error("this event is being removed: publish it with another id, if it is another one")]
+    Removed,
     #[error("{0}")]
     Broker(#[from] PublishError),
 }
@@ -132,6 +136,10 @@ impl Acceptor {
         self.tenants
             .check(&tenant, message.body.len())
             .inspect_err(|_| self.metrics.rejected.inc())?;
+        if event.id.is_some() && self.removals.has(&tenant, &id) {
+            self.metrics.rejected.inc();
+            return Err(NotAccepted::Removed);
+        }
         let warning = match self.judge.judge(&event_type, &message.body) {
             Judgement::Good => None,
             Judgement::Warned(objection) => Some(objection),

@@ -137,6 +137,7 @@ impl NotAccepted {
             error @ Self::TooMany(_) => {
                 Problem::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(1)
             }
+            error @ Self::Removed => Problem::new(StatusCode::CONFLICT, error.to_string()),
             Self::Denied(denied) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
             Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))

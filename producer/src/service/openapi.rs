@@ -13,6 +13,7 @@ pub(super) fn publish() -> Operation {
             "Accepted once RabbitMQ has confirmed it. After a 503 the outcome is unknown: send it again with the same `id`.",
         )
         .takes(&Content::json("Event", event()))
+        .fails(&[409])
         .answers(202, "It is accepted.", Some(&Content::json("Accepted", accepted())))
 }
 

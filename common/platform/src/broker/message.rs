@@ -25,6 +25,9 @@ const RESUMED_TYPE: &str = "application/vnd.doorbell.resumed";
 /// The content type of a message that says nothing.
 const NUDGE_TYPE: &str = "application/vnd.doorbell.nudge";
 
+/// The content type of a message that fills up a stream's segment.
+const PADDING_TYPE: &str = "application/vnd.doorbell.padding";
+
 /// How often a message was published again because no queue took it.
 const RETURNS_HEADER: &str = "doorbell-returns";
 
@@ -114,6 +117,17 @@ impl Message {
         let mut message = Self::internal(queue, Vec::new());
         message.properties =
             message.properties.with_expiration("1".into()).with_content_type(NUDGE_TYPE.into());
+        message
+    }
+
+    /// A message for a stream that only takes so many bytes there.
+    #[must_use]
+    pub fn padding(stream: &str, bytes: usize) -> Self {
+        let mut message = Self::internal(stream, vec![0; bytes]);
+        message.properties = message
+            .properties
+            .with_content_type(PADDING_TYPE.into())
+            .with_message_id(crate::ids::token().as_str().into());
         message
     }
 

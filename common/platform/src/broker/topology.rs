@@ -41,6 +41,11 @@ pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
 /// The stream of deliveries that wait for their subscription's return.
 pub const HELD: &str = "doorbell.held";
 
+/// The streams: for how many days they keep what is in them, and how many gigabytes of it.
+const STREAMS: [(&str, u64, i64); 3] = [(ATTEMPTS, 3, 5), (DEAD_LETTERS, 30, 20), (HELD, 7, 20)];
+/// How large a segment of a stream grows before the next one begins.
+pub const SEGMENT_BYTES: usize = 64_000_000;
+
 /// An exchange and the queues over which it spreads tenants.
 struct Spread {
     /// The exchange; the one queue that is used without sharding has the same name.
@@ -157,9 +162,7 @@ async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
             .to_vec();
     queues.extend(Rung::all().map(|rung| (rung.queue(), delay_queue(rung))));
     queues.push((TESTS.to_owned(), test_queue()));
-    queues.push((ATTEMPTS.to_owned(), stream("3D", 5)));
-    queues.push((DEAD_LETTERS.to_owned(), stream("30D", 20)));
-    queues.push((HELD.to_owned(), stream("7D", 20)));
+    queues.extend(STREAMS.map(|(name, days, size)| (name.to_owned(), stream(days, size))));
     for (name, arguments) in queues {
         declare_queue(channel, &name, arguments).await?;
         bind(channel, &name, INTERNAL, &name).await?;
@@ -318,12 +321,28 @@ fn dead_lettering_to(queue: &str) -> FieldTable {
 }
 
 /// A stream with bounds that policies may tighten.
-fn stream(max_age: &str, max_gigabytes: i64) -> FieldTable {
+fn stream(days: u64, max_gigabytes: i64) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("stream"));
-    arguments.insert("x-max-age".into(), long(max_age));
+    arguments.insert("x-max-age".into(), long(&format!("{days}D")));
     arguments
         .insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max_gigabytes * 1_000_000_000));
-    arguments.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(64_000_000));
+    let segment = i64::try_from(SEGMENT_BYTES).unwrap_or(i64::MAX);
+    arguments.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
     arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use doorbell_common::removal::{GONE_AFTER, ROLL_EVERY};
+
+    use super::*;
+
+    #[test]
+    fn what_is_removed_is_not_said_to_be_gone_before_the_last_stream_has_forgotten_it() {
+        // Until its segment is closed, and until the next one is, which is when RabbitMQ looks.
+        for (name, days, _) in STREAMS {
+            assert!(ROLL_EVERY * (u32::try_from(days).unwrap() + 2) < GONE_AFTER, "{name}");
+        }
+    }
 }

@@ -100,6 +100,21 @@ impl Keys {
         format!("{}:{{main}}:tenant-limits-version", self.prefix)
     }
 
+    /// Sorted set: what is being removed, by when that was asked for (in milliseconds).
+    pub(super) fn removals(&self) -> String {
+        format!("{}:{{main}}:removals", self.prefix)
+    }
+
+    /// String: another one after each new removal.
+    pub(super) fn removals_version(&self) -> String {
+        format!("{}:{{main}}:removals-version", self.prefix)
+    }
+
+    /// String with a TTL: when streams began new segments last.
+    pub(super) fn rolled(&self) -> String {
+        format!("{}:{{main}}:rolled", self.prefix)
+    }
+
     /// String: how far the last round of sealing has come.
     pub(super) fn sealing(&self) -> String {
         format!("{}:{{main}}:sealing", self.prefix)

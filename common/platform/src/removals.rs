@@ -1,0 +1,45 @@
+//! The events that are being removed, as services know them that have events in hand.
+
+use doorbell_common::ids::{Addressee, EventId};
+use doorbell_common::removal::RemovedEvents;
+
+use crate::clock;
+use crate::followed::{Followed, Versioned};
+use crate::shutdown::Shutdown;
+use crate::store::{Store, StoreError};
+
+/// The events that are being removed. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Removals(Followed<RemovedEvents>);
+
+impl Removals {
+    /// Follows them from now on. Until they were read first, none is known.
+    #[must_use]
+    pub fn start(store: Store, shutdown: &Shutdown) -> Self {
+        Self(Followed::start(store, shutdown))
+    }
+
+    /// Waits until they are known; `None` if the service is told to stop first. Whoever takes events in
+    /// before that would not drop what is to be dropped.
+    pub async fn until_known(&self, shutdown: &Shutdown) -> Option<()> {
+        self.0.until_read(shutdown).await
+    }
+
+    /// Whether this event is being removed: nothing is done with it any more.
+    #[must_use]
+    pub fn has(&self, tenant: &Addressee, event: &EventId) -> bool {
+        self.0.current().is_some_and(|removed| removed.has(tenant, event))
+    }
+}
+
+impl Versioned for RemovedEvents {
+    const NAME: &'static str = "follower of removals";
+
+    async fn version(store: &Store) -> Result<Option<String>, StoreError> {
+        store.removals_version().await
+    }
+
+    async fn read(store: &Store) -> Result<Self, StoreError> {
+        store.removed_events(clock::now()).await
+    }
+}
