@@ -1,7 +1,6 @@
 //! What both HTTP APIs have in common: who is let in, request ids, problems for every error, bounds on
 //! size and time, strict JSON objects.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,12 +14,14 @@ use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tokio::net::TcpListener;
 
 use crate::auth::Guard;
 use crate::ids;
 use crate::problem::{self, FieldError, Problem};
-use crate::shutdown::Shutdown;
+
+mod server;
+
+pub use server::serve;
 
 /// How long a request may take, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
@@ -40,17 +41,6 @@ pub fn api(routes: Router, open: Router, guard: Guard, max_body: usize) -> Route
         .merge(open)
         .layer(from_fn(limit_time))
         .layer(from_fn(identify))
-}
-
-/// Serves an API until the service is told to stop; requests in flight are finished.
-pub async fn serve(listener: TcpListener, api: Router, shutdown: Shutdown) {
-    let stopping = shutdown.clone();
-    let service = api.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service)
-        .with_graceful_shutdown(async move { stopping.stopping().await });
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "HTTP server ended");
-    }
 }
 
 /// Lets a request through to its route together with who it is that calls.
