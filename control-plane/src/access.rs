@@ -42,6 +42,7 @@ pub(crate) fn needed(method: &Method, route: &str) -> Scope {
         "/v1/tenants/{tenant}/subscriptions"
         | "/v1/tenants/{tenant}/subscriptions/bulk"
         | "/v1/tenants/{tenant}/subscriptions/bulk/delete"
+        | "/v1/tenants/{tenant}/subscriptions/bulk/update"
         | "/v1/tenants/{tenant}/subscriptions/{id}"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret"
         | "/v1/tenants/{tenant}/subscriptions/{id}/secret/rotate"

@@ -106,6 +106,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
         ("POST", "/v1/tenants/{tenant}/subscriptions") => "subscription.create",
         ("POST", "/v1/tenants/{tenant}/subscriptions/bulk") => "subscription.create_many",
         ("POST", "/v1/tenants/{tenant}/subscriptions/bulk/delete") => "subscription.delete_many",
+        ("POST", "/v1/tenants/{tenant}/subscriptions/bulk/update") => "subscription.update_many",
         ("PATCH", "/v1/tenants/{tenant}/subscriptions/{id}") => "subscription.update",
         ("DELETE", "/v1/tenants/{tenant}/subscriptions/{id}") => "subscription.delete",
         ("GET", "/v1/tenants/{tenant}/subscriptions/{id}/secret") => "subscription.read_secret",

@@ -1,5 +1,5 @@
-//! Creates or deletes many subscriptions in one call: a form (or an id) on each line comes in, a result
-//! on each line goes out while the next ones are read, so a million need no more memory than a few.
+//! Creates, changes or deletes many subscriptions in one call: a form, an id and a merge patch, or an id on
+//! each line comes in, a result on each line goes out while the next ones are read, so a million need no more memory than a few.
 
 use std::time::Duration;
 
@@ -7,18 +7,22 @@ use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use doorbell_common::ids::TenantId;
+use doorbell_common::ids::{SubscriptionId, TenantId};
 use doorbell_common::json::pointer;
 use doorbell_common::subscription::Subscription;
 use doorbell_platform::http::{Members, check_type};
 use doorbell_platform::problem::{FieldError, Problem};
+use doorbell_platform::store::Store;
+use doorbell_platform::store::records::Stored;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::form;
+use crate::form::{self, Form};
 use crate::lines::{Line, Lines};
 use crate::routes::Api;
-use crate::subscriptions::{MAX_BODY, create_all, delete_one, newest_secret};
+use crate::subscriptions::{
+    MAX_BODY, delete_one, newest_secret, room, update as update_one, write_all,
+};
 use crate::tenants::tenant_id;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -31,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Create,
+    Update,
     Delete,
 }
 
@@ -39,6 +44,7 @@ impl Operation {
     fn done(self) -> &'static str {
         match self {
             Self::Create => "created",
+            Self::Update => "updated",
             Self::Delete => "deleted",
         }
     }
@@ -51,6 +57,15 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, Problem> {
     answer(api, &tenant, (&headers, body), Operation::Create).await
+}
+
+pub(crate) async fn update(
+    State(api): State<Api>,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    answer(api, &tenant, (&headers, body), Operation::Update).await
 }
 
 pub(crate) async fn delete(
@@ -138,39 +153,35 @@ impl Bulk {
         for batch in lines.chunks(BATCH) {
             match self.operation {
                 Operation::Create => text.push_str(&self.create_lines(batch).await),
-                Operation::Delete => text.push_str(&self.delete_lines(batch).await),
+                Operation::Update | Operation::Delete => {
+                    text.push_str(&self.change_lines(batch).await);
+                }
             }
         }
         text
     }
 
-    async fn delete_lines(&mut self, lines: &[Line]) -> String {
-        let mut ids = Vec::new();
-        for entry in lines {
+    /// Works on each line by itself, and on all of them at once.
+    async fn change_lines(&mut self, lines: &[Line]) -> String {
+        let mut numbered = Vec::new();
+        for line in lines {
             self.read += 1;
-            match entry {
+            match line {
                 Line::Text(bytes) if bytes.trim_ascii().is_empty() => {}
-                Line::Text(bytes) => ids.push((self.read, read_id(bytes))),
-                Line::TooLong => ids.push((self.read, Err(too_long()))),
+                Line::Text(_) | Line::TooLong => numbered.push((self.read, line.clone())),
             }
         }
-        let (api, tenant) = (self.api.clone(), self.tenant.to_string());
-        let deleting = ids.into_iter().map(|(number, id)| {
+        let (api, tenant, operation) = (self.api.clone(), self.tenant.clone(), self.operation);
+        let changing = numbered.into_iter().map(|(number, line)| {
             let (api, tenant) = (&api, &tenant);
-            async move {
-                let deleted = match id {
-                    Ok(id) => delete_one(api, &(tenant.clone(), id), None).await,
-                    Err(problem) => Err(problem),
-                };
-                (number, deleted)
-            }
+            async move { (number, change_line(api, tenant, &line, operation).await) }
         });
         let mut text = String::new();
-        for (number, deleted) in futures_util::future::join_all(deleting).await {
-            let result = match deleted {
-                Ok(Subscription { id, .. }) => {
+        for (number, changed) in futures_util::future::join_all(changing).await {
+            let result = match changed {
+                Ok((status, id)) => {
                     self.done += 1;
-                    json!({ "line": number, "status": 204, "id": id })
+                    json!({ "line": number, "status": status.as_u16(), "id": id })
                 }
                 Err(problem) => self.refuse(number, &problem),
             };
@@ -196,11 +207,7 @@ impl Bulk {
                 Err(problem) => results.push((self.read, Err(problem))),
             }
         }
-        let created = if forms.is_empty() {
-            Ok(Vec::new())
-        } else {
-            create_all(&self.api.store, &self.tenant, forms).await
-        };
+        let created = create_forms(&self.api.store, &self.tenant, forms).await;
         let mut text = String::new();
         for (number, result) in results {
             text.push_str(&line(&self.answer(number, result, &created)));
@@ -213,15 +220,17 @@ impl Bulk {
         &mut self,
         number: u64,
         form: Result<usize, Problem>,
-        created: &Result<Vec<Subscription>, Problem>,
+        created: &Result<(Vec<Subscription>, Problem), Problem>,
     ) -> Value {
         let place = match form {
             Ok(place) => place,
             Err(problem) => return self.refuse(number, &problem),
         };
-        let subscription = match created.as_ref().map(|created| created.get(place)) {
-            Ok(Some(subscription)) => subscription,
-            Ok(None) => return self.refuse(number, &Problem::unavailable("nothing was created")),
+        let subscription = match created {
+            Ok((created, used_up)) => match created.get(place) {
+                Some(subscription) => subscription,
+                None => return self.refuse(number, used_up),
+            },
             Err(problem) => return self.refuse(number, problem),
         };
         match newest_secret(subscription) {
@@ -240,22 +249,53 @@ impl Bulk {
     }
 }
 
-/// The id on a line `{"id": "sub_…"}`.
-fn read_id(bytes: &[u8]) -> Result<String, Problem> {
-    let Members(members) = Members::read(bytes)?;
-    let [(name, value)] = members.as_slice() else {
-        return Err(Problem::invalid(vec![FieldError::new(
-            "/id",
-            "is required, and nothing else",
-        )]));
-    };
-    match (name.as_str(), serde_json::from_str::<String>(value.get())) {
-        ("id", Ok(id)) => Ok(id),
-        ("id", Err(_)) => Err(Problem::invalid(vec![FieldError::new("/id", "must be a string")])),
-        (name, _) => {
-            Err(Problem::invalid(vec![FieldError::new(pointer(name), "is not a field of a line")]))
-        }
+/// Creates as many as the tenant may have; answers those, and the problem of the others.
+async fn create_forms(
+    store: &Store,
+    tenant: &TenantId,
+    mut forms: Vec<Form>,
+) -> Result<(Vec<Subscription>, Problem), Problem> {
+    let room = room(store, tenant).await?;
+    forms.truncate(room.left().unwrap_or(usize::MAX));
+    let created = if forms.is_empty() { vec![] } else { write_all(store, tenant, forms).await? };
+    Ok((created, room.used_up()))
+}
+
+/// Changes or deletes the subscription that a line is about.
+async fn change_line(
+    api: &Api,
+    tenant: &TenantId,
+    line: &Line,
+    operation: Operation,
+) -> Result<(StatusCode, SubscriptionId), Problem> {
+    let Line::Text(bytes) = line else { return Err(too_long()) };
+    let (id, rest) = read_line(bytes)?;
+    let path = (tenant.to_string(), id);
+    if operation == Operation::Update {
+        let patch = |stored: &Stored| {
+            let form = form::patch(&rest, &stored.subscription, &api.rules)?;
+            Ok(form.changed(&stored.subscription))
+        };
+        let (_, changed) = update_one(api, &path, patch).await?;
+        api.verifier.ask_soon(&changed);
+        return Ok((StatusCode::OK, changed.id));
     }
+    if let Some((name, _)) = rest.0.first() {
+        let detail = "is not a field of a line";
+        return Err(Problem::invalid(vec![FieldError::new(pointer(name), detail)]));
+    }
+    let deleted = delete_one(api, &path, None).await?;
+    Ok((StatusCode::NO_CONTENT, deleted.id))
+}
+
+/// The id on a line `{"id": "sub_…"}`, and what else there is.
+fn read_line(bytes: &[u8]) -> Result<(String, Members), Problem> {
+    let wrong = |detail| Problem::invalid(vec![FieldError::new("/id", detail)]);
+    let Members(mut members) = Members::read(bytes)?;
+    let place = members.iter().position(|(name, _)| name == "id");
+    let id = members.remove(place.ok_or_else(|| wrong("is required"))?).1;
+    let id = serde_json::from_str::<String>(id.get()).map_err(|_| wrong("must be a string"))?;
+    Ok((id, Members(members)))
 }
 
 fn too_long() -> Problem {

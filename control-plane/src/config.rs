@@ -19,9 +19,10 @@ use doorbell_common::ids::TenantId;
 use doorbell_common::subscription::Subscription;
 use doorbell_platform::auth::Caller;
 use doorbell_platform::http::read_body;
+use doorbell_platform::ids;
 use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::lease::Lease;
-use doorbell_platform::{clock, ids};
+use doorbell_platform::store::records::Stored;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -177,12 +178,8 @@ async fn carry_out(
     for batch in plan.update.chunks(BATCH) {
         keep_lease(api, tenant, owner).await?;
         let changing = batch.iter().map(|Update { before, form }| async {
-            let (_, changed) = update(api, &path(before), |stored| {
-                let mut changed = stored.subscription.clone();
-                form.clone().write_to(&mut changed, &clock::random_bytes());
-                Ok(changed)
-            })
-            .await?;
+            let change = |stored: &Stored| Ok(form.clone().changed(&stored.subscription));
+            let (_, changed) = update(api, &path(before), change).await?;
             api.verifier.ask_soon(&changed);
             Ok::<(), Problem>(())
         });

@@ -17,6 +17,7 @@ use doorbell_common::retry::RetryPolicy;
 use doorbell_common::subscription::{DisabledReason, OlderSignature, Status, Subscription};
 use doorbell_common::template::Template;
 use doorbell_common::verification::Verification;
+use doorbell_platform::clock;
 use doorbell_platform::http::Members;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::value::RawValue;
@@ -134,14 +135,24 @@ pub(crate) fn whole(
 }
 
 /// Reads a change to a subscription.
-pub(crate) fn patch(body: &[u8], current: &Subscription, rules: &Rules) -> Result<Form, Problem> {
-    let members = Members::read(body)?;
+pub(crate) fn patch(
+    members: &Members,
+    current: &Subscription,
+    rules: &Rules,
+) -> Result<Form, Problem> {
     let mut reading = Reading { form: current.into(), rules, errors: Vec::new() };
-    reading.apply(&members);
+    reading.apply(members);
     reading.end().map_err(Problem::invalid)
 }
 
 impl Form {
+    /// A subscription with what was written.
+    pub(crate) fn changed(self, subscription: &Subscription) -> Subscription {
+        let mut changed = subscription.clone();
+        self.write_to(&mut changed, &clock::random_bytes());
+        changed
+    }
+
     /// Puts what was written into a subscription. `seed` is what a key pair is made of, if it needs
     /// a new one.
     pub(crate) fn write_to(self, subscription: &mut Subscription, seed: &[u8; 32]) {

@@ -25,6 +25,7 @@ mod removals;
 mod rotation;
 mod routes;
 mod sealing;
+mod select;
 mod subscriptions;
 mod templates;
 mod tenants;

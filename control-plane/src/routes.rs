@@ -33,8 +33,11 @@ pub(crate) struct Api {
 }
 
 /// The routes of bulk calls, whose answers have no end that could be kept.
-pub(crate) const BULK: [&str; 2] =
-    ["/v1/tenants/{tenant}/subscriptions/bulk", "/v1/tenants/{tenant}/subscriptions/bulk/delete"];
+pub(crate) const BULK: [&str; 3] = [
+    "/v1/tenants/{tenant}/subscriptions/bulk",
+    "/v1/tenants/{tenant}/subscriptions/bulk/delete",
+    "/v1/tenants/{tenant}/subscriptions/bulk/update",
+];
 
 /// The routes, and the document that describes them.
 pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> (Router, Value) {
@@ -78,6 +81,7 @@ fn described() -> Described<Api> {
         .serve(openapi::subscriptions::verify(), verification::verify)
         .serve(openapi::subscriptions::create_many(), bulk::create)
         .serve(openapi::subscriptions::delete_many(), bulk::delete)
+        .serve(openapi::subscriptions::update_many(), bulk::update)
         .serve(openapi::subscriptions::show_config(), config::show)
         .serve(openapi::subscriptions::put_config(), config::put)
         .serve(openapi::trials::filter(), filters::test)

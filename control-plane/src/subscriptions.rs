@@ -12,7 +12,7 @@ use doorbell_common::asymmetric::AsymmetricKey;
 use doorbell_common::ids::{SubscriptionId, TenantId};
 use doorbell_common::signature::Secret;
 use doorbell_common::subscription::{DisabledReason, SigningSecret, Status, Subscription};
-use doorbell_platform::http::{read_body, read_bytes};
+use doorbell_platform::http::{Members, read_body, read_bytes};
 use doorbell_platform::problem::Problem;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::records::{Lookup, Stored};
@@ -23,9 +23,10 @@ use crate::audit::Done;
 use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::form::{self, Form};
-use crate::list::{self, ListQuery, page};
+use crate::list;
 use crate::rotation;
 use crate::routes::{Api, trouble};
+use crate::select::{self, SelectQuery};
 use crate::tenants::{existing, tenant_id};
 use crate::view;
 
@@ -68,8 +69,8 @@ pub(crate) async fn create_all(
     tenant: &TenantId,
     forms: Vec<Form>,
 ) -> Result<Vec<Subscription>, Problem> {
-    check_room(store, tenant, forms.len()).await?;
-    write_all(store, tenant, forms).await
+    let room = room(store, tenant).await?;
+    if room.has(forms.len()) { write_all(store, tenant, forms).await } else { Err(room.used_up()) }
 }
 
 /// The same, however many the tenant may have.
@@ -88,17 +89,43 @@ pub(crate) async fn write_all(
     Ok(subscriptions)
 }
 
-/// 409 unless the tenant may have so many more subscriptions. Those who create some at the same time may
-/// exceed that by theirs.
-async fn check_room(store: &Store, tenant: &TenantId, more: usize) -> Result<(), Problem> {
-    let limits = store.tenant_limits(tenant).await.map_err(trouble)?;
-    let Some(most) = limits.max_subscriptions else { return Ok(()) };
-    let count = store.count_subscriptions(tenant).await.map_err(trouble)?;
-    if limits.allows_subscriptions(count.saturating_add(more)) {
-        return Ok(());
+/// How many more subscriptions a tenant may have.
+#[derive(Debug)]
+pub(crate) struct Room {
+    tenant: TenantId,
+    count: usize,
+    most: Option<u32>,
+}
+
+impl Room {
+    /// So many, if that is limited.
+    pub(crate) fn left(&self) -> Option<usize> {
+        let most = self.most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
+        most.map(|most| most.saturating_sub(self.count))
     }
-    let detail = format!("tenant {tenant} may have {most} subscriptions, and has {count}");
-    Err(Problem::new(StatusCode::CONFLICT, detail))
+
+    fn has(&self, more: usize) -> bool {
+        self.left().is_none_or(|left| more <= left)
+    }
+
+    /// The answer to one more than that.
+    pub(crate) fn used_up(&self) -> Problem {
+        let Self { tenant, count, most } = self;
+        let most = most.unwrap_or_default();
+        let detail = format!("tenant {tenant} may have {most} subscriptions, and has {count}");
+        Problem::new(StatusCode::CONFLICT, detail)
+    }
+}
+
+/// How many more subscriptions a tenant may have. Those who create some at the same time may exceed that
+/// by theirs.
+pub(crate) async fn room(store: &Store, tenant: &TenantId) -> Result<Room, Problem> {
+    let most = store.tenant_limits(tenant).await.map_err(trouble)?.max_subscriptions;
+    let count = match most {
+        Some(_) => store.count_subscriptions(tenant).await.map_err(trouble)?,
+        None => 0,
+    };
+    Ok(Room { tenant: tenant.clone(), count, most })
 }
 
 /// The secret that a new subscription's receiver is to know.
@@ -112,16 +139,12 @@ pub(crate) fn newest_secret(subscription: &Subscription) -> Result<&Secret, Prob
 pub(crate) async fn list(
     State(api): State<Api>,
     Path(tenant): Path<String>,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    query: Result<Query<SelectQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let page = page::<SubscriptionId>(query)?;
+    let (page, selection) = select::read(query)?;
     let tenant = existing(&api, &tenant).await?;
-    let (subscriptions, next) = api
-        .store
-        .list_subscriptions(&tenant.id, page.after.as_ref(), page.limit)
-        .await
-        .map_err(trouble)?;
-    let data: Vec<Value> = subscriptions.iter().map(view::subscription).collect();
+    let (found, next) = select::find(&api.store, &tenant.id, &page, &selection).await?;
+    let data: Vec<Value> = found.iter().map(view::subscription).collect();
     Ok(list::answer(&data, next.as_ref().map(ToString::to_string).as_deref()))
 }
 
@@ -141,12 +164,12 @@ pub(crate) async fn patch(
 ) -> Result<Response, Problem> {
     let types = ["application/merge-patch+json", "application/json"];
     let body = read_body(&headers, body, &types, MAX_BODY).await?;
+    let members = Members::read(&body);
     let change = |stored: &Stored| {
         check_match(if_match(&headers).as_deref(), &stored.subscription.version)?;
-        let form = form::patch(&body, &stored.subscription, &api.rules)?;
-        let mut changed = stored.subscription.clone();
-        form.write_to(&mut changed, &clock::random_bytes());
-        Ok(changed)
+        let members = members.as_ref().map_err(Clone::clone)?;
+        form::patch(members, &stored.subscription, &api.rules)
+            .map(|form| form.changed(&stored.subscription))
     };
     let (before, changed) = update(&api, &path, change).await?;
     api.verifier.ask_soon(&changed);

@@ -32,10 +32,16 @@ pub(crate) fn subscription(subscription: &Subscription) -> Value {
     })
 }
 
+/// What a subscription's status may be shown as.
+pub(crate) const STATUSES: [&str; 4] = ["active", "paused", "disabled", "unverified"];
+
 /// An active subscription whose endpoint has not said yes is shown as what it waits for.
-fn status(subscription: &Subscription) -> Value {
+pub(crate) fn status(subscription: &Subscription) -> &'static str {
+    let [active, paused, disabled, unverified] = STATUSES;
     match subscription.status {
-        Status::Active if !subscription.is_verified() => "unverified".into(),
-        Status::Active | Status::Paused | Status::Disabled => json!(subscription.status),
+        Status::Active if !subscription.is_verified() => unverified,
+        Status::Active => active,
+        Status::Paused => paused,
+        Status::Disabled => disabled,
     }
 }

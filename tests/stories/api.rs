@@ -247,6 +247,63 @@ pub(crate) async fn bad_requests_are_named() -> anyhow::Result<()> {
     world.finish().await
 }
 
+pub(crate) async fn many_are_changed_in_one_call_and_some_are_found() -> anyhow::Result<()> {
+    let world = World::start("bulkpatch").await?;
+    let (control, list) = (&world.control, "/v1/tenants/acme/subscriptions");
+    let lines: String = (0..1200)
+        .map(|n| {
+            let mut body = subscription(&world.receiver.url("hook"), &["never.#"]);
+            body["name"] = format!("n{n}").into();
+            format!("{body}\n")
+        })
+        .collect();
+    let created = control.lines(&format!("{list}/bulk"), lines).await?;
+    let ids: Vec<&str> = created.iter().filter_map(|line| line["id"].as_str()).collect();
+    assert_eq!(ids.len(), 1200);
+    // Every third is paused; what is wrong is said of its line, and the others go on.
+    let patch =
+        |id: &str| json!({"id": id, "status": "paused", "events": ["often.made"]}).to_string();
+    let mut lines: Vec<String> = ids.iter().step_by(3).map(|id| patch(id)).collect();
+    lines.insert(1, json!({"id": ids[1], "status": "off", "x": 1}).to_string());
+    lines.insert(2, json!({"status": "paused"}).to_string());
+    lines.insert(3, json!({"id": "sub_00000a0123456789abcdef01", "status": "paused"}).to_string());
+    let answer = control.lines(&format!("{list}/bulk/update"), lines.join("\n")).await?;
+    let statuses: Vec<u64> = answer.iter().filter_map(|line| line["status"].as_u64()).collect();
+    assert_eq!(statuses[..5], [200, 422, 422, 404, 200]);
+    assert_eq!(answer[1]["problem"]["errors"].as_array().map(Vec::len), Some(2), "{}", answer[1]);
+    assert_eq!(answer.last(), Some(&json!({ "updated": 400, "refused": 3 })));
+
+    for (query, count) in [
+        ("status=paused", 400),
+        ("status=active", 800),
+        ("status=unverified", 0),
+        ("event_type=often.made", 400),
+        ("event_type=never.made&status=active", 800),
+        ("event_type=never.made&status=paused", 0),
+        ("name=n7", 1),
+        ("name=none", 0),
+    ] {
+        let (mut found, mut cursor) = (HashSet::new(), String::new());
+        loop {
+            let path = format!("{list}?limit=300&{query}{cursor}");
+            let page = control.call(Method::GET, &path, Value::Null).await?.body;
+            let data = page["data"].as_array().cloned().unwrap_or_default();
+            assert!(data.len() <= 300, "{query}");
+            found.extend(data.iter().filter_map(|one| one["id"].as_str().map(str::to_owned)));
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(found.len(), count, "{query}");
+    }
+    let wrong = format!("{list}?status=on&event_type=a..b&name=x");
+    let wrong = control.call(Method::GET, &wrong, Value::Null).await?;
+    assert_eq!(
+        (wrong.status.as_u16(), Api::pointers(&wrong)),
+        (422, vec!["/status".into(), "/event_type".into()])
+    );
+    world.finish().await
+}
+
 pub(crate) async fn many_are_created_in_one_call() -> anyhow::Result<()> {
     let world = World::start("bulk").await?;
     let path = "/v1/tenants/acme/subscriptions/bulk";

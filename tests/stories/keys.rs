@@ -9,7 +9,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Every route beneath a tenant; `{}` is the id of one of its subscriptions or keys.
-const OF_A_TENANT: [(Method, &str, &str); 26] = [
+const OF_A_TENANT: [(Method, &str, &str); 27] = [
+    (Method::POST, "/subscriptions/bulk/update", "{}\n"),
     (Method::GET, "/removal", ""),
     (Method::DELETE, "/events/{}", ""),
     (Method::GET, "/events/{}/removal", ""),

@@ -28,6 +28,16 @@ pub(crate) async fn a_tenant_gets_what_it_is_allowed() -> anyhow::Result<()> {
     assert_eq!(refused.status, 409, "{refused:?}");
     let many = control.lines(&format!("{list}/bulk"), format!("{body}\n{body}")).await?;
     assert_eq!(many.last(), Some(&json!({"created": 0, "refused": 2})));
+    let mut more = limits.clone();
+    more["max_subscriptions"] = 3.into();
+    control.call(Method::PUT, LIMITS, more).await?;
+    let many = control.lines(&format!("{list}/bulk"), format!("{body}\n{body}")).await?;
+    assert_eq!(
+        many.last(),
+        Some(&json!({"created": 1, "refused": 1})),
+        "as many as there is room for"
+    );
+    control.call(Method::PUT, LIMITS, limits.clone()).await?;
 
     // Size, over HTTP and over AMQP.
     assert_eq!(publish(&world, &"x".repeat(30)).await?.status, 413);

@@ -108,6 +108,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         api::subscriptions_live_and_die,
         api::bad_requests_are_named,
         api::many_are_created_in_one_call,
+        api::many_are_changed_in_one_call_and_some_are_found,
         api::a_tenant_deleted_while_it_is_used_is_there_or_gone,
         openapi::every_example_is_carried_out,
         openapi::the_page_needs_nothing_from_elsewhere,

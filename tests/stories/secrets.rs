@@ -51,6 +51,10 @@ pub(crate) async fn no_secret_lies_in_clear_and_none_can_be_moved() -> anyhow::R
     put(&mut redis, &slot, &ids[0], &forged.to_string()).await?;
     let answer = world.control.call(Method::GET, &path(&ids[0]), Value::Null).await?;
     assert_eq!(answer.status, 503, "{answer:?}");
+    // Nor does it help to move the whole record.
+    put(&mut redis, &slot, &ids[0], &stolen).await?;
+    let answer = world.control.call(Method::GET, &path(&ids[0]), Value::Null).await?;
+    assert_eq!(answer.status, 503, "{answer:?}");
     put(&mut redis, &slot, &ids[0], &own).await?;
     assert_eq!(world.control.call(Method::GET, &path(&ids[0]), Value::Null).await?.status, 200);
     world.finish().await

@@ -115,8 +115,7 @@ impl Plan {
 
 impl Update {
     fn shown(&self) -> Value {
-        let mut after = self.before.clone();
-        self.form.clone().write_to(&mut after, &[0; 32]);
+        let after = self.form.clone().changed(&self.before);
         let view = |subscription: &Subscription| {
             let mut shown = view::subscription(subscription);
             // One that is yet to be made is nobody's.

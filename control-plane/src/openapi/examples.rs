@@ -73,6 +73,10 @@ pub(super) fn bulk_created() -> [Value; 2] {
     ]
 }
 
+pub(super) fn bulk_updated() -> [Value; 2] {
+    [json!({ "line": 1, "status": 200, "id": SUBSCRIPTION }), json!({ "updated": 1, "refused": 0 })]
+}
+
 pub(super) fn bulk_deleted() -> [Value; 2] {
     [json!({ "line": 1, "status": 204, "id": SUBSCRIPTION }), json!({ "deleted": 1, "refused": 0 })]
 }

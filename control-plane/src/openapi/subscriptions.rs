@@ -7,6 +7,7 @@ use serde_json::json;
 use super::examples::{self, SECRET, SUBSCRIPTION};
 use super::{operation, query, versioned};
 use crate::routes::BULK;
+use crate::view;
 
 const TAG: &str = "Subscriptions";
 const MANY: &str = "Many at once";
@@ -17,11 +18,15 @@ const VERSION: &str = "Its version, for `If-Match`.";
 
 pub(crate) fn list() -> Operation {
     let page = Content::json("SubscriptionList", examples::page(&examples::subscription()));
-    super::list(ALL, ("listSubscriptions", "List a tenant's subscriptions")).tag(TAG).answers(
-        200,
-        "A page of them.",
-        Some(&page),
-    )
+    let status = json!({ "enum": view::STATUSES });
+    let event_type = reference("schemas", "EventTypeName");
+    super::list(ALL, ("listSubscriptions", "List a tenant's subscriptions"))
+        .tag(TAG)
+        .described("Of those that are selected, a page may have fewer than `limit`, or none: it goes on as long as `next` is not null.")
+        .parameter(query("status", &status, "Only those with this status."))
+        .parameter(query("name", &json!({ "type": "string" }), "Only those with this name."))
+        .parameter(query("event_type", &event_type, "Only those that want events of this type."))
+        .answers(200, "A page of them.", Some(&page))
 }
 
 pub(crate) fn create() -> Operation {
@@ -132,6 +137,19 @@ pub(crate) fn delete_many() -> Operation {
             200,
             "What became of each line.",
             Some(&Content::lines("BulkResult", &examples::bulk_deleted())),
+        )
+}
+
+pub(crate) fn update_many() -> Operation {
+    let line = json!({ "id": SUBSCRIPTION, "status": "paused" });
+    operation(&Method::POST, BULK[2], ("updateSubscriptions", "Change many subscriptions"))
+        .tag(MANY)
+        .described("An id and a merge patch on each line.")
+        .takes(&Content::lines("BulkPatch", &[line]))
+        .answers(
+            200,
+            "What became of each line.",
+            Some(&Content::lines("BulkResult", &examples::bulk_updated())),
         )
 }
 

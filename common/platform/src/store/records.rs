@@ -115,7 +115,7 @@ impl Store {
         get.cmd("HGET").arg(&key).arg(id.to_string());
         let (raw,): (Option<String>,) = self.ask(get).await?;
         let Some(raw) = raw else { return Ok(Lookup::Missing) };
-        Ok(match self.open(&format!("{key} {id}"), &raw)? {
+        Ok(match self.open(&key, &id.to_string(), &raw)? {
             Opened::Deleted => Lookup::Deleted,
             Opened::Live(subscription, sealed) => {
                 Lookup::Live(Box::new(Stored { subscription: *subscription, raw, sealed }))

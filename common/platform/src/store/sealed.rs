@@ -59,16 +59,28 @@ impl Store {
         self
     }
 
-    /// Understands a record at a key.
-    pub(super) fn open(&self, key: &str, raw: &str) -> Result<Opened, StoreError> {
-        let corrupt = |error| StoreError::Corrupt { key: key.to_owned(), error };
+    /// Understands what a slot has under an id.
+    pub(super) fn open(&self, slot: &str, id: &str, raw: &str) -> Result<Opened, StoreError> {
+        let key = || format!("{slot} {id}");
+        let corrupt = |error| StoreError::Corrupt { key: key(), error };
+        // What is sealed is bound to the id that its record states, so that must be its own.
+        let check_id = |subscription: &Subscription| {
+            if subscription.id.to_string() == id {
+                return Ok(());
+            }
+            Err(corrupt(serde::de::Error::custom("this is another subscription's record")))
+        };
         match serde_json::from_str(raw).map_err(corrupt)? {
             Record::Deleted(_) => Ok(Opened::Deleted),
-            Record::Live(subscription) => Ok(Opened::Live(subscription, None)),
+            Record::Live(subscription) => {
+                check_id(&subscription)?;
+                Ok(Opened::Live(subscription, None))
+            }
             Record::Sealed(mut subscription, sealed) => {
+                check_id(&subscription)?;
                 if let Secrets::With(keys) = &self.secrets {
                     let opened = keys.open(&place(&subscription), &sealed);
-                    let clear = opened.map_err(|error| not_opened(key, error))?;
+                    let clear = opened.map_err(|error| not_opened(key(), error))?;
                     let hidden: Hidden = serde_json::from_slice(&clear).map_err(corrupt)?;
                     (subscription.secrets, subscription.headers) = (hidden.secrets, hidden.headers);
                 }
@@ -121,6 +133,6 @@ fn place(subscription: &Subscription) -> String {
     format!("subscription/{}/{}", subscription.tenant, subscription.id)
 }
 
-fn not_opened(key: &str, error: NotOpened) -> StoreError {
-    StoreError::NotOpened { key: key.to_owned(), error }
+fn not_opened(key: String, error: NotOpened) -> StoreError {
+    StoreError::NotOpened { key, error }
 }

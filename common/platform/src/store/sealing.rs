@@ -82,7 +82,7 @@ impl Store {
         let (records,): (Vec<(String, String)>,) = self.ask(get).await?;
         let mut changed = Vec::new();
         for (id, raw) in records {
-            match self.resealed(&format!("{key} {id}"), &raw) {
+            match self.resealed(&key, &id, &raw) {
                 Ok(Some(after)) => changed.push((id, raw, after)),
                 Ok(None) => {}
                 Err(error) => {
@@ -105,8 +105,8 @@ impl Store {
         self.log_change(&Change::Slot(slot)).await
     }
 
-    fn resealed(&self, key: &str, raw: &str) -> Result<Option<String>, StoreError> {
-        match self.open(key, raw)? {
+    fn resealed(&self, slot: &str, id: &str, raw: &str) -> Result<Option<String>, StoreError> {
+        match self.open(slot, id, raw)? {
             Opened::Live(subscription, sealed) if self.is_sealed_otherwise(sealed.as_deref()) => {
                 self.seal(&subscription, None).map(Some)
             }

@@ -60,11 +60,15 @@ fn subscription() -> Value {
     whole(&fields)
 }
 
+fn patch() -> Value {
+    let mut fields = may_be_null(&written(), &["url", "events"]);
+    fields["headers"] = json!({ "type": ["object", "null"], "additionalProperties": { "type": ["string", "null"] }, "description": "Merged with what there is; null takes a header away." });
+    part(&fields, &[])
+}
+
 /// One by one.
 fn single() -> Vec<(&'static str, Value)> {
     let form = may_be_null(&written(), &["url", "events"]);
-    let mut patch = form.clone();
-    patch["headers"] = json!({ "type": ["object", "null"], "additionalProperties": { "type": ["string", "null"] }, "description": "Merged with what there is; null takes a header away." });
     let warned = and_perhaps(subscription(), &json!({ "warnings": of("Warnings") }));
     let created = and_perhaps(warned.clone(), &json!({ "secret": of("Secret") }));
     let attempts = number(1, 100, "Every POST, the first included.");
@@ -74,7 +78,7 @@ fn single() -> Vec<(&'static str, Value)> {
         ("SubscriptionCreated", created),
         ("SubscriptionChanged", warned),
         ("SubscriptionForm", part(&form, &["url", "events"])),
-        ("SubscriptionPatch", part(&patch, &[])),
+        ("SubscriptionPatch", patch()),
         (
             "Retry",
             json!({ "oneOf": [
@@ -146,6 +150,11 @@ fn many() -> Vec<(&'static str, Value)> {
     let with_id = and_perhaps(form.clone(), &json!({ "id": of("SubscriptionId") }));
     vec![
         ("BulkForm", form),
+        ("BulkPatch", {
+            let mut line = and_perhaps(patch(), &json!({ "id": { "type": "string" } }));
+            line["required"] = json!(["id"]);
+            line
+        }),
         ("BulkId", whole(&json!({ "id": { "type": "string" } }))),
         (
             "BulkResult",
@@ -153,7 +162,7 @@ fn many() -> Vec<(&'static str, Value)> {
                 "description": "What became of a line; the last one says how many were done and how many refused.",
                 "anyOf": [
                     part(&json!({ "line": { "type": "integer" }, "status": { "type": "integer" }, "id": of("SubscriptionId"), "secret": of("Secret"), "problem": { "type": "object" } }), &["line", "status"]),
-                    part(&json!({ "created": { "type": "integer" }, "deleted": { "type": "integer" }, "refused": { "type": "integer" } }), &["refused"]),
+                    part(&json!({ "created": { "type": "integer" }, "updated": { "type": "integer" }, "deleted": { "type": "integer" }, "refused": { "type": "integer" } }), &["refused"]),
                     part(&json!({ "problem": { "type": "object" } }), &["problem"]),
                 ],
             }),

@@ -47,7 +47,7 @@ impl Store {
     /// What a record says. One that is not understood, or whose secrets can't be opened, counts as
     /// missing: its deliveries are held, the others go on.
     fn known(&self, key: &str, id: &str, raw: &str) -> Known {
-        match self.open(&format!("{key} {id}"), raw) {
+        match self.open(key, id, raw) {
             Ok(Opened::Live(subscription, _)) => Known::Live(Arc::new(*subscription)),
             Ok(Opened::Deleted) => Known::Deleted,
             Err(error) => {

@@ -1,0 +1,127 @@
+//! Some of a tenant's subscriptions: those with a certain status or name, or that want events of a type.
+
+use axum::extract::Query;
+use axum::extract::rejection::QueryRejection;
+use doorbell_common::event::EventType;
+use doorbell_common::ids::{SubscriptionId, TenantId};
+use doorbell_common::subscription::Subscription;
+use doorbell_platform::problem::{FieldError, Problem};
+use doorbell_platform::store::Store;
+use serde::Deserialize;
+
+use crate::list::{self, ListQuery, Page};
+use crate::routes::trouble;
+use crate::view;
+
+/// Subscriptions that are looked at for one answer. One that finds fewer than were asked for goes on
+/// with its cursor: nobody waits for a million to be read.
+const LOOKED_AT: usize = 5000;
+/// Of these, read at once.
+const BATCH: usize = 500;
+
+/// The query of a list, and which are wanted of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SelectQuery {
+    limit: Option<String>,
+    cursor: Option<String>,
+    status: Option<String>,
+    name: Option<String>,
+    event_type: Option<String>,
+}
+
+/// Which subscriptions are wanted.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Selection {
+    status: Option<String>,
+    name: Option<String>,
+    event_type: Option<EventType>,
+}
+
+impl Selection {
+    fn takes(&self, subscription: &Subscription) -> bool {
+        self.status.as_deref().is_none_or(|status| view::status(subscription) == status)
+            && self.name.as_ref().is_none_or(|name| subscription.name.as_ref() == Some(name))
+            && self.event_type.as_ref().is_none_or(|wanted| subscription.wants(wanted))
+    }
+}
+
+/// Reads the query of a list.
+pub(crate) fn read(
+    query: Result<Query<SelectQuery>, QueryRejection>,
+) -> Result<(Page<SubscriptionId>, Selection), Problem> {
+    let query = query.map(|Query(SelectQuery { limit, cursor, status, name, event_type })| {
+        (Query(ListQuery { limit, cursor }), status, name, event_type)
+    });
+    let (query, status, name, event_type) = match query {
+        Ok((query, status, name, event_type)) => (Ok(query), status, name, event_type),
+        Err(rejection) => (Err(rejection), None, None, None),
+    };
+    let page = list::page(query)?;
+    let mut errors = Vec::new();
+    if status.as_ref().is_some_and(|status| !view::STATUSES.contains(&status.as_str())) {
+        let detail = format!("must be one of {}", view::STATUSES.join(", "));
+        errors.push(FieldError::new("/status", detail));
+    }
+    let event_type = event_type.map(|text| text.parse::<EventType>());
+    let event_type = event_type.transpose().map_err(|error| {
+        errors.push(FieldError::new("/event_type", error.to_string()));
+    });
+    match event_type {
+        Ok(event_type) if errors.is_empty() => Ok((page, Selection { status, name, event_type })),
+        _ => Err(Problem::invalid(errors)),
+    }
+}
+
+/// Those of a tenant's subscriptions that are wanted, from a place on, and where to go on.
+pub(crate) async fn find(
+    store: &Store,
+    tenant: &TenantId,
+    page: &Page<SubscriptionId>,
+    selection: &Selection,
+) -> Result<(Vec<Subscription>, Option<SubscriptionId>), Problem> {
+    if *selection == Selection::default() {
+        let listing = store.list_subscriptions(tenant, page.after.as_ref(), page.limit);
+        return listing.await.map_err(trouble);
+    }
+    let (mut found, mut after, mut looked_at) = (Vec::new(), page.after.clone(), 0);
+    loop {
+        let listing = store.list_subscriptions(tenant, after.as_ref(), BATCH);
+        let (subscriptions, next) = listing.await.map_err(trouble)?;
+        looked_at += BATCH;
+        for subscription in subscriptions {
+            if !selection.takes(&subscription) {
+                continue;
+            }
+            let id = subscription.id.clone();
+            found.push(subscription);
+            if found.len() == page.limit {
+                return Ok((found, Some(id)));
+            }
+        }
+        after = next;
+        if after.is_none() || looked_at >= LOOKED_AT {
+            return Ok((found, after));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let query = |status: &str, event_type: &str| {
+            read(Ok(Query(SelectQuery {
+                status: Some(status.to_owned()),
+                event_type: Some(event_type.to_owned()),
+                ..SelectQuery::default()
+            })))
+        };
+        assert!(query("unverified", "a.b").is_ok());
+        let problem = serde_json::to_value(query("on", "a..b").unwrap_err()).unwrap();
+        assert_eq!(problem["errors"][0]["pointer"], "/status");
+        assert_eq!(problem["errors"][1]["pointer"], "/event_type");
+    }
+}
