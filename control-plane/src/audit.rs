@@ -25,7 +25,8 @@ const MAX_VALUE: usize = 1000;
 /// The longest that is noted of what a proxy says.
 const MAX_FORWARDED: usize = 200;
 
-/// What a call has done, for its entry. Calls put it into their answer's extensions.
+/// What a call has done, for its entry. Calls put it into their answer's extensions; those that were
+/// cut off in the middle do, too.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Done {
     /// What it was done to, where the path does not say it.
@@ -131,7 +132,7 @@ fn action(method: &Method, route: &str) -> Option<String> {
     Some(known.to_owned())
 }
 
-/// Notes a call that has succeeded.
+/// Notes a call that has changed something.
 pub(crate) async fn note(
     State(api): State<Api>,
     Extension(caller): Extension<Arc<Caller>>,
@@ -157,10 +158,11 @@ pub(crate) async fn note(
         changes: Value::Null,
     };
     let mut response = next.run(request).await;
-    if !response.status().is_success() {
+    let done = response.extensions_mut().remove::<Done>();
+    if !response.status().is_success() && done.is_none() {
         return response;
     }
-    if let Some(done) = response.extensions_mut().remove::<Done>() {
+    if let Some(done) = done {
         if done.is_nothing {
             return response;
         }

@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use crate::audit::Done;
 use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
+use crate::list::wrong_query;
 use crate::routes::{Api, trouble};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
@@ -63,7 +64,7 @@ pub(crate) async fn show(
     Extension(caller): Extension<Arc<Caller>>,
     query: Result<Query<ShowQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|error| wrong_query(&error))?;
+    let Query(query) = query.map_err(wrong_query)?;
     let required = || Problem::invalid(vec![FieldError::new("/tenant", "is required")]);
     let tenant = tenant_id(&query.tenant.ok_or_else(required)?)?;
     caller.check(Scope::SubscriptionsRead, Whose::Tenant(&tenant))?;
@@ -108,20 +109,23 @@ pub(crate) async fn put(
         let plan = make_plan(&api, &tenant, document, &headers).await?;
         let mut answer = plan.shown(&event_types::names(&api).await);
         api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
-        carry_out(&api, &tenant, plan, &owner, &mut answer).await?;
-        Ok(answer)
+        let carried_out = carry_out(&api, &tenant, plan, &owner, &mut answer).await;
+        // Cut off, some of it may have been done: that is noted, too.
+        let done = Extension(Done::to(&"config", &Value::Null, &summary(&answer)).of(&tenant));
+        Ok(match carried_out {
+            Ok(()) => (done, Json(answered(&tenant, false, answer))).into_response(),
+            Err(problem) => (done, problem).into_response(),
+        })
     };
-    let carried_out: Result<Value, Problem> = carried_out.await;
+    let carried_out: Result<Response, Problem> = carried_out.await;
     if let Err(error) = api.store.release(lease, &owner).await {
         tracing::debug!(%error, "a lease ends by itself");
     }
-    let answer = carried_out?;
-    let done = Done::to(&"config", &Value::Null, &summary(&answer)).of(&tenant);
-    Ok((Extension(done), Json(answered(&tenant, false, answer))).into_response())
+    carried_out
 }
 
 fn dry_run(query: Result<Query<PutQuery>, QueryRejection>) -> Result<bool, Problem> {
-    let Query(query) = query.map_err(|error| wrong_query(&error))?;
+    let Query(query) = query.map_err(wrong_query)?;
     match query.dry_run.as_deref() {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
@@ -129,10 +133,6 @@ fn dry_run(query: Result<Query<PutQuery>, QueryRejection>) -> Result<bool, Probl
             Err(Problem::invalid(vec![FieldError::new("/dry_run", "must be true or false")]))
         }
     }
-}
-
-fn wrong_query(error: &QueryRejection) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.body_text())
 }
 
 async fn make_plan(

@@ -29,8 +29,14 @@ pub(crate) struct Page<T> {
 pub(crate) fn page<T: std::str::FromStr>(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Page<T>, Problem> {
-    let Query(ListQuery { limit, cursor }) =
-        query.map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.body_text()))?;
+    let Query(query) = query.map_err(wrong_query)?;
+    read_page(&query).map_err(Problem::invalid)
+}
+
+/// Reads what a list's query says.
+pub(crate) fn read_page<T: std::str::FromStr>(
+    ListQuery { limit, cursor }: &ListQuery,
+) -> Result<Page<T>, Vec<FieldError>> {
     let mut errors = Vec::new();
     let limit = match limit.as_deref().map(str::parse::<usize>) {
         None => 50,
@@ -44,11 +50,13 @@ pub(crate) fn page<T: std::str::FromStr>(
     if matches!(after, Some(None)) {
         errors.push(FieldError::new("/cursor", "is not a cursor that a list has given"));
     }
-    if errors.is_empty() {
-        Ok(Page { limit, after: after.flatten() })
-    } else {
-        Err(Problem::invalid(errors))
-    }
+    if errors.is_empty() { Ok(Page { limit, after: after.flatten() }) } else { Err(errors) }
+}
+
+/// 422 for a query that has other names than it may have.
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+pub(crate) fn wrong_query(error: QueryRejection) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.body_text())
 }
 
 fn decode<T: std::str::FromStr>(cursor: &str) -> Option<T> {

@@ -9,7 +9,7 @@ use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::Store;
 use serde::Deserialize;
 
-use crate::list::{self, ListQuery, Page};
+use crate::list::{ListQuery, Page, read_page, wrong_query};
 use crate::routes::trouble;
 use crate::view;
 
@@ -50,26 +50,22 @@ impl Selection {
 pub(crate) fn read(
     query: Result<Query<SelectQuery>, QueryRejection>,
 ) -> Result<(Page<SubscriptionId>, Selection), Problem> {
-    let query = query.map(|Query(SelectQuery { limit, cursor, status, name, event_type })| {
-        (Query(ListQuery { limit, cursor }), status, name, event_type)
-    });
-    let (query, status, name, event_type) = match query {
-        Ok((query, status, name, event_type)) => (Ok(query), status, name, event_type),
-        Err(rejection) => (Err(rejection), None, None, None),
-    };
-    let page = list::page(query)?;
+    let Query(SelectQuery { limit, cursor, status, name, event_type }) =
+        query.map_err(wrong_query)?;
     let mut errors = Vec::new();
+    let page = read_page(&ListQuery { limit, cursor }).map_err(|wrong| errors.extend(wrong));
     if status.as_ref().is_some_and(|status| !view::STATUSES.contains(&status.as_str())) {
         let detail = format!("must be one of {}", view::STATUSES.join(", "));
         errors.push(FieldError::new("/status", detail));
     }
-    let event_type = event_type.map(|text| text.parse::<EventType>());
-    let event_type = event_type.transpose().map_err(|error| {
-        errors.push(FieldError::new("/event_type", error.to_string()));
-    });
-    match event_type {
-        Ok(event_type) if errors.is_empty() => Ok((page, Selection { status, name, event_type })),
-        _ => Err(Problem::invalid(errors)),
+    let event_type = event_type.map(|text| text.parse::<EventType>()).transpose();
+    let event_type =
+        event_type.map_err(|error| errors.push(FieldError::new("/event_type", error.to_string())));
+    match (page, event_type) {
+        (Ok(page), Ok(event_type)) if errors.is_empty() => {
+            Ok((page, Selection { status, name, event_type }))
+        }
+        (_, _) => Err(Problem::invalid(errors)),
     }
 }
 

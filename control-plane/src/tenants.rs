@@ -87,19 +87,30 @@ pub(crate) async fn delete(
     // From now on it can be asked when the last of its payloads is gone.
     let removed = Removed::Tenant(tenant.id.clone());
     api.store.remove(&removed, clock::now(), usize::MAX).await.map_err(trouble)?;
-    revoke_keys(&api, &tenant.id).await.map_err(trouble)?;
     // Nobody gets rid of his limits by deleting himself.
-    if caller.grant.tenant.is_none() {
-        let none = TenantLimits::default();
-        api.store.set_tenant_limits(&tenant.id, &none).await.map_err(trouble)?;
-    }
-    delete_subscriptions(&api, &tenant.id).await.map_err(trouble)?;
-    loop {
-        api.store.remove_tenant(&tenant.id).await.map_err(trouble)?;
-        // One that someone has created just now must not be left behind without its tenant.
-        if delete_subscriptions(&api, &tenant.id).await.map_err(trouble)? == 0 {
+    let limits_too = caller.grant.tenant.is_none();
+    // Cut off, some of it may have been done: that is noted, too.
+    let done = Extension(Done::default());
+    Ok(match delete_all(&api, &tenant.id, limits_too).await.map_err(trouble) {
+        Ok(()) => {
             let location = format!("/v1/tenants/{}/removal", tenant.id);
-            return Ok((StatusCode::NO_CONTENT, [(header::LOCATION, location)]).into_response());
+            (StatusCode::NO_CONTENT, done, [(header::LOCATION, location)]).into_response()
+        }
+        Err(problem) => (done, problem).into_response(),
+    })
+}
+
+async fn delete_all(api: &Api, tenant: &TenantId, limits_too: bool) -> Result<(), StoreError> {
+    revoke_keys(api, tenant).await?;
+    if limits_too {
+        api.store.set_tenant_limits(tenant, &TenantLimits::default()).await?;
+    }
+    delete_subscriptions(api, tenant).await?;
+    loop {
+        api.store.remove_tenant(tenant).await?;
+        // One that someone has created just now must not be left behind without its tenant.
+        if delete_subscriptions(api, tenant).await? == 0 {
+            return Ok(());
         }
     }
 }
