@@ -1,5 +1,6 @@
-//! Creates, changes or deletes many subscriptions in one call: a form, an id and a merge patch, or an id on
-//! each line comes in, a result on each line goes out while the next ones are read, so a million need no more memory than a few.
+//! Creates, changes or deletes many subscriptions in one call: a form, an id and a merge patch, or an id
+//! on each line comes in, a result on each line goes out while the next ones are read, so a million need
+//! no more memory than a few.
 
 use std::time::Duration;
 

@@ -226,6 +226,11 @@ impl Dispatcher {
                 self.metrics.waiting(Wait::Permit, acquiring).await?
             }
         };
+        // While it waited, perhaps.
+        if self.removals.has(&served.event.tenant, &served.event.id) {
+            self.metrics.ended(Final::Cancelled);
+            return Ok(());
+        }
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);

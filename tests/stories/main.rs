@@ -115,6 +115,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         filters::only_what_a_filter_wants_is_delivered,
         filters::a_filter_can_be_tried_before_anyone_relies_on_it,
         removals::a_removed_event_is_delivered_no_more_and_forgotten,
+        removals::an_event_is_removed_in_the_middle_of_its_fan_out,
+        removals::what_was_removed_long_ago_can_be_removed_again,
         removals::a_deleted_tenant_says_when_its_payloads_are_gone,
         removals::what_waits_longer_than_its_tenants_retention_is_given_up,
         keys::a_bound_key_sees_and_touches_its_tenant_only,

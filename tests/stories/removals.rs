@@ -1,10 +1,12 @@
 //! Payloads that are to be kept no longer, and waits that are to end.
 
+use std::time::Duration;
+
 use doorbell_platform::broker::topology::{DEAD_LETTERS, HELD};
 use doorbell_platform::clock;
 use doorbell_tests::api::Answer;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, World, amqp, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -82,6 +84,53 @@ pub(crate) async fn a_removed_event_is_delivered_no_more_and_forgotten() -> anyh
     })
     .await?;
     assert!(!has(&world, DEAD_LETTERS, "forget-me").await?);
+    world.finish().await
+}
+
+pub(crate) async fn an_event_is_removed_in_the_middle_of_its_fan_out() -> anyhow::Result<()> {
+    const ENDPOINTS: usize = 60;
+    let few = ("DOORBELL_MAX_IN_FLIGHT".to_owned(), "4".to_owned());
+    let setup = Setup { dispatchers: 1, dispatcher_extra: vec![few], ..Setup::default() };
+    let world = World::with("midway", setup).await?;
+    world.subscribe_many("acme", ("slow", ENDPOINTS), &["#"]).await?;
+    for n in 0..ENDPOINTS {
+        let endpoint = format!("slow-{n}");
+        world.receiver.behave(&endpoint, Behaviour::Slow(Duration::from_millis(500)));
+        world.ledger.expect_no_full_set(&endpoint);
+    }
+    world.in_force().await;
+    attempt(&world, "gone", json!({})).await?;
+    eventually("it is begun", seconds(20), || async { !world.receiver.posts().is_empty() }).await?;
+    world.control.call(Method::DELETE, "/v1/tenants/acme/events/gone", Value::Null).await?;
+    let cancelled = "doorbell_deliveries_total{state=\"cancelled\"}";
+    eventually("the others are cancelled", seconds(20), || async {
+        let came = u32::try_from(world.receiver.posts().len()).unwrap_or(u32::MAX);
+        let all = f64::from(u32::try_from(ENDPOINTS).unwrap_or_default());
+        world.metric(cancelled).await.is_ok_and(|ended| ended + f64::from(came) >= all)
+    })
+    .await?;
+    // Three at a time, and two seconds until it is in force.
+    let came = world.receiver.posts().len();
+    assert!(came < ENDPOINTS / 2, "{came}");
+    world.finish().await
+}
+
+pub(crate) async fn what_was_removed_long_ago_can_be_removed_again() -> anyhow::Result<()> {
+    let world = World::start("longago").await?;
+    let (control, path) = (&world.control, "/v1/tenants/acme/events/old");
+    let first = control.call(Method::DELETE, path, Value::Null).await?.body;
+    let client = redis::Client::open(world.engines.redis_url.as_str())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    let long_ago = clock::now().minus(seconds(34 * 24 * 3600)).as_millis();
+    let mut put = redis::cmd("ZADD");
+    put.arg(format!("{}:{{main}}:removals", world.vhost)).arg(long_ago).arg("acme/old");
+    put.query_async::<()>(&mut redis).await?;
+    let removal = format!("{path}/removal");
+    let shown = control.call(Method::GET, &removal, Value::Null).await?.body;
+    assert_eq!(shown["state"], "done", "{shown}");
+    let again = control.call(Method::DELETE, path, Value::Null).await?.body;
+    assert_eq!(again["state"], "removing", "{again}");
+    assert!(again["requested_at"].as_str() >= first["requested_at"].as_str(), "{again}");
     world.finish().await
 }
 

@@ -57,6 +57,11 @@ impl<T: Versioned> Followed<T> {
         self.0.borrow().clone()
     }
 
+    /// What it says, as it was when last read; none before that.
+    pub fn ask<R>(&self, question: impl FnOnce(&T) -> R) -> Option<R> {
+        self.0.borrow().as_deref().map(question)
+    }
+
     /// Waits until it was read for the first time; `None` if the service is told to stop first.
     pub async fn until_read(&self, shutdown: &Shutdown) -> Option<()> {
         let mut current = self.0.clone();

@@ -28,7 +28,7 @@ impl Removals {
     /// Whether this event is being removed: nothing is done with it any more.
     #[must_use]
     pub fn has(&self, tenant: &Addressee, event: &EventId) -> bool {
-        self.0.current().is_some_and(|removed| removed.has(tenant, event))
+        self.0.ask(|removed| removed.has(tenant, event)).unwrap_or(false)
     }
 }
 

@@ -25,10 +25,11 @@ impl Store {
     ) -> Result<Option<Removal>, StoreError> {
         self.check_epoch().await?;
         let key = self.keys.removals();
-        // An event that was removed stays so; a tenant may come back, and be deleted again.
-        let only_new = matches!(what, Removed::Event(..));
-        if only_new {
-            if let Some(known) = self.removal(what).await? {
+        // What is asked for again is gone no later. A tenant may have come back meanwhile.
+        if matches!(what, Removed::Event(..)) {
+            if let Some(known) = self.removal(what).await?
+                && !known.is_done(now)
+            {
                 return Ok(Some(known));
             }
             let mut count = redis::pipe();
@@ -42,11 +43,7 @@ impl Store {
         pipe.atomic();
         let version = self.keys.removals_version();
         pipe.cmd("SET").arg(version).arg(crate::ids::token()).ignore();
-        let add = pipe.cmd("ZADD").arg(key);
-        if only_new {
-            add.arg("NX");
-        }
-        add.arg(now.as_millis()).arg(what.to_string()).ignore();
+        pipe.cmd("ZADD").arg(key).arg(now.as_millis()).arg(what.to_string()).ignore();
         pipe.query_async::<()>(&mut self.link.clone()).await?;
         self.removal(what).await
     }
