@@ -16,6 +16,10 @@ use doorbell_platform::problem::Problem;
 /// The route whose tenant is not in its path: it asks by itself whether its caller may.
 const NAMES_ITS_TENANT: &str = "/v1/config";
 
+/// The routes beneath a tenant that its own keys may only read, if that.
+const OF_THE_OPERATOR: [&str; 2] =
+    ["/v1/tenants/{tenant}/limits", "/v1/tenants/{tenant}/events/{id}"];
+
 /// The scope that a call needs.
 pub(crate) fn needed(method: &Method, route: &str) -> Scope {
     let reads = method == Method::GET || method == Method::HEAD;
@@ -85,10 +89,8 @@ fn judge(
     let tenant = tenant.and_then(|text| text.parse::<TenantId>().ok());
     let needed = needed(method, route);
     let whose = match &tenant {
-        // Nobody sets his own limits.
-        Some(_) if route == "/v1/tenants/{tenant}/limits" && needed == Scope::Admin => {
-            Whose::Everyones
-        }
+        // Nobody sets his own limits, or uses up what there is for all.
+        Some(_) if OF_THE_OPERATOR.contains(&route) && needed == Scope::Admin => Whose::Everyones,
         Some(tenant) => Whose::Tenant(tenant),
         None if route == NAMES_ITS_TENANT => Whose::Anyones,
         None if is_for_all(route) && needed == Scope::SubscriptionsRead => Whose::Anyones,
@@ -109,6 +111,30 @@ mod tests {
         assert_eq!(needed(&Method::POST, "/v1/tenants/{tenant}/new"), Scope::Admin);
         assert_eq!(needed(&Method::DELETE, "/v1/tenants/{tenant}"), Scope::Admin);
         assert_eq!(needed(&Method::GET, "/v1/tenants/{tenant}/keys"), Scope::Admin);
+    }
+
+    #[test]
+    fn what_is_there_for_all_is_the_operators_to_use() {
+        let admin = |tenant: Option<&str>| Caller {
+            grant: Grant {
+                scopes: vec![Scope::Admin],
+                tenant: tenant.map(|tenant| tenant.parse().unwrap()),
+            },
+            key: None,
+        };
+        let removing = "/v1/tenants/{tenant}/events/{id}";
+        let removal = "/v1/tenants/{tenant}/events/{id}/removal";
+        for (method, route, bound, allowed) in [
+            (Method::DELETE, removing, Some("acme"), false),
+            (Method::DELETE, removing, None, true),
+            (Method::GET, removal, Some("acme"), true),
+            (Method::GET, removal, Some("other"), false),
+            (Method::PUT, "/v1/tenants/{tenant}/limits", Some("acme"), false),
+            (Method::GET, "/v1/tenants/{tenant}/limits", Some("acme"), true),
+        ] {
+            let judged = judge(&admin(bound), &method, route, Some("acme"));
+            assert_eq!(judged.is_ok(), allowed, "{method} {route} {bound:?}");
+        }
     }
 
     #[test]
