@@ -10,6 +10,7 @@ pub mod api;
 pub mod engines;
 pub mod ledger;
 pub mod load;
+pub mod proxy;
 pub mod receiver;
 pub mod wait;
 pub mod world;

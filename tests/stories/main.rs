@@ -37,6 +37,7 @@ mod removals;
 mod rotation;
 mod secrets;
 mod sideline;
+mod steps;
 mod store;
 mod templates;
 mod verification;
@@ -129,6 +130,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         verification::another_url_is_another_endpoint,
         config::a_document_is_compared_and_carried_out,
         config::a_document_cut_off_by_a_kill_is_carried_on_with,
+        steps::redis_killed_between_any_two_steps_of_a_change_leaves_nothing_half_done,
         changes::whoever_changes_something_is_noted,
         changes::whoever_hangs_up_is_noted_all_the_same,
         changes::what_is_sent_again_is_done_once,

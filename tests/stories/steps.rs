@@ -1,0 +1,144 @@
+//! A change of a subscription is several commands to Redis. Whichever is the last one that Redis gets, the
+//! change is made, or it is not.
+
+use doorbell_tests::api::subscription;
+use doorbell_tests::proxy::Proxy;
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Setup, World, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const LIST: &str = "/v1/tenants/acme/subscriptions";
+
+pub(crate) async fn redis_killed_between_any_two_steps_of_a_change_leaves_nothing_half_done()
+-> anyhow::Result<()> {
+    let world = World::with("steps", Setup { dispatchers: 1, ..Setup::private() }).await?;
+    let port = world.engines.redis_url.trim_end_matches("/0").rsplit(':').next();
+    let proxy = Proxy::start(port.unwrap_or_default().parse()?).await?;
+    let through = format!("redis://{}/0", proxy.address);
+    world.restart_with("control-plane", ("DOORBELL_REDIS_URL", through)).await?;
+    let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
+    // What is made, changed and deleted in each round, and how often it was done in spite of the cut.
+    let mut done = [0_u32; 3];
+    for round in 1..=14 {
+        let mut rounds = Round::begin(&world, round).await?;
+        proxy.cut_before(round * 2 - round % 2);
+        let changing = rounds.change(&world);
+        let killing = async {
+            let cut = tokio::time::timeout(seconds(5), proxy.until_cut()).await;
+            world.engines.redis.lock().await.kill().await;
+            world.engines.redis.lock().await.start_again().await?;
+            proxy.mend();
+            world.until_all_ready().await?;
+            anyhow::Ok(cut.is_ok())
+        };
+        let ((), killed) = tokio::join!(changing, killing);
+        assert!(killed?, "round {round}: nothing was cut off");
+        let found = rounds.look(&world).await?;
+        for (count, found) in done.iter_mut().zip(found) {
+            *count += u32::from(found);
+        }
+        world.in_force().await;
+        let [made, changed, deleted] = found;
+        for (endpoint, event_type, comes) in [
+            ("made", "made", made),
+            ("changed", "before", !changed),
+            ("changed", "after", changed),
+            ("deleted", "kept", !deleted),
+        ] {
+            let (endpoint, id) = (format!("{endpoint}-{round}"), format!("{event_type}-{round}"));
+            let event = json!({"tenant": "acme", "type": format!("{event_type}.{round}"), "id": id, "data": 1});
+            let answer = world.producer.call(Method::POST, "/v1/events", event).await?;
+            assert_eq!(answer.status, 202, "{answer:?}");
+            if comes { &mut wanted } else { &mut unwanted }.push((endpoint, id));
+        }
+        eventually("what is wanted comes", seconds(30), || async {
+            wanted.iter().all(|one| came(&world, one))
+        })
+        .await?;
+    }
+    let foreign: Vec<_> = unwanted.iter().filter(|one| came(&world, one)).collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+    // The cuts were early and late enough.
+    assert!(done.iter().all(|count| (1..14).contains(count)), "made, changed, deleted: {done:?}");
+    world.finish().await
+}
+
+/// One that is to be made, one to be changed, and one to be deleted.
+struct Round {
+    number: u32,
+    changed: (String, Value),
+    after: Value,
+    deleted: (String, Value),
+}
+
+impl Round {
+    async fn begin(world: &World, number: u32) -> anyhow::Result<Self> {
+        let create = |endpoint: &str, event_type: &str| {
+            let url = world.receiver.url(&format!("{endpoint}-{number}"));
+            let body = subscription(&url, &[&format!("{event_type}.{number}")]);
+            async move {
+                let answer = world.control.call(Method::POST, LIST, body).await?;
+                anyhow::ensure!(answer.status == 201, "{answer:?}");
+                let id = answer.body["id"].as_str().unwrap_or_default().to_owned();
+                let path = format!("{LIST}/{id}");
+                let shown = world.control.call(Method::GET, &path, Value::Null).await?;
+                anyhow::Ok((id, shown.body))
+            }
+        };
+        let changed = create("changed", "before").await?;
+        let deleted = create("deleted", "kept").await?;
+        let mut after = changed.1.clone();
+        after["events"] = json!([format!("after.{number}")]);
+        after["description"] = "changed".into();
+        after["headers"] = json!({"x-changed": "yes"});
+        Ok(Self { number, changed, after, deleted })
+    }
+
+    /// Makes, changes and deletes, all at once; what is answered does not count.
+    async fn change(&self, world: &World) {
+        let url = world.receiver.url(&format!("made-{}", self.number));
+        let mut made = subscription(&url, &[&format!("made.{}", self.number)]);
+        made["name"] = format!("made-{}", self.number).into();
+        let mut patch = json!({});
+        for name in ["events", "description", "headers"] {
+            patch[name] = self.after[name].clone();
+        }
+        let (changed, deleted) =
+            (format!("{LIST}/{}", self.changed.0), format!("{LIST}/{}", self.deleted.0));
+        let _answers = tokio::join!(
+            world.control.call(Method::POST, LIST, made),
+            world.control.call(Method::PATCH, &changed, patch),
+            world.control.call(Method::DELETE, &deleted, Value::Null),
+        );
+    }
+
+    /// Whether one was made, changed, deleted: each of it wholly, or not at all.
+    async fn look(&mut self, world: &World) -> anyhow::Result<[bool; 3]> {
+        let get =
+            |path: String| async move { world.control.call(Method::GET, &path, Value::Null).await };
+        let listed = get(format!("{LIST}?limit=1000")).await?.body;
+        let listed = listed["data"].as_array().cloned().unwrap_or_default();
+        let name = format!("made-{}", self.number);
+        let made: Vec<&Value> = listed.iter().filter(|one| one["name"] == json!(name)).collect();
+        assert!(made.len() <= 1, "{made:?}");
+        for one in &made {
+            let path = format!("{LIST}/{}", one["id"].as_str().unwrap_or_default());
+            assert_eq!(get(path.clone()).await?.body, **one);
+            assert_eq!(get(format!("{path}/secret")).await?.status, 200);
+        }
+        let (id, before) = &self.changed;
+        let mut now = get(format!("{LIST}/{id}")).await?.body;
+        now["updated_at"] = before["updated_at"].clone();
+        assert!(now == *before || now == self.after, "neither before nor after: {now}");
+        let (id, before) = &self.deleted;
+        let kept = get(format!("{LIST}/{id}")).await?;
+        assert!(kept.status == 404 || kept.body == *before, "{kept:?}");
+        assert_eq!(listed.iter().any(|one| one["id"] == json!(id)), kept.status == 200);
+        Ok([!made.is_empty(), now == self.after, kept.status == 404])
+    }
+}
+
+fn came(world: &World, (endpoint, id): &(String, String)) -> bool {
+    world.receiver.posts_to(endpoint).iter().any(|post| post.id == *id)
+}
