@@ -169,13 +169,13 @@ impl Bulk {
             self.read += 1;
             match line {
                 Line::Text(bytes) if bytes.trim_ascii().is_empty() => {}
-                Line::Text(_) | Line::TooLong => numbered.push((self.read, line.clone())),
+                Line::Text(_) | Line::TooLong => numbered.push((self.read, line)),
             }
         }
         let (api, tenant, operation) = (self.api.clone(), self.tenant.clone(), self.operation);
         let changing = numbered.into_iter().map(|(number, line)| {
             let (api, tenant) = (&api, &tenant);
-            async move { (number, change_line(api, tenant, &line, operation).await) }
+            async move { (number, change_line(api, tenant, line, operation).await) }
         });
         let mut text = String::new();
         for (number, changed) in futures_util::future::join_all(changing).await {

@@ -35,7 +35,7 @@ use crate::routes::{Api, trouble};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
 use document::Document;
-use plan::{Plan, Update};
+use plan::Plan;
 
 /// The largest document, in bytes and in entries; a tenant that has more subscriptions is none for one.
 pub(crate) const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
@@ -177,9 +177,9 @@ async fn carry_out(
     let path = |subscription: &Subscription| (tenant.to_string(), subscription.id.to_string());
     for batch in plan.update.chunks(BATCH) {
         keep_lease(api, tenant, owner).await?;
-        let changing = batch.iter().map(|Update { before, form }| async {
-            let change = |stored: &Stored| Ok(form.clone().changed(&stored.subscription));
-            let (_, changed) = update(api, &path(before), change).await?;
+        let changing = batch.iter().map(|wanted| async {
+            let change = |stored: &Stored| Ok(wanted.changed(&stored.subscription));
+            let (_, changed) = update(api, &path(&wanted.before), change).await?;
             api.verifier.ask_soon(&changed);
             Ok::<(), Problem>(())
         });

@@ -111,22 +111,18 @@ impl From<&Subscription> for Form {
 
 /// Reads a new subscription.
 pub(crate) fn create(body: &[u8], rules: &Rules) -> Result<Form, Problem> {
-    whole(&Members::read(body)?, Form::default(), rules).map_err(Problem::invalid)
+    whole(&Members::read(body)?, rules).map_err(Problem::invalid)
 }
 
-/// Reads a subscription whole; what is not written is as in `default`.
-pub(crate) fn whole(
-    members: &Members,
-    default: Form,
-    rules: &Rules,
-) -> Result<Form, Vec<FieldError>> {
+/// Reads a subscription whole; what is not written has its default.
+pub(crate) fn whole(members: &Members, rules: &Rules) -> Result<Form, Vec<FieldError>> {
     let missing: Vec<FieldError> = ["url", "events"]
         .iter()
         .filter(|name| !members.0.iter().any(|(given, _)| given == *name))
         .map(|name| FieldError::new(pointer(name), "is required"))
         .collect();
     let mut reading = Reading {
-        form: Form { verification: rules.verification, ..default },
+        form: Form { verification: rules.verification, ..Form::default() },
         rules,
         errors: missing,
     };

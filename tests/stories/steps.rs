@@ -21,9 +21,9 @@ pub(crate) async fn redis_killed_between_any_two_steps_of_a_change_leaves_nothin
     // What is made, changed and deleted in each round, and how often it was done in spite of the cut.
     let mut done = [0_u32; 3];
     for round in 1..=14 {
-        let mut rounds = Round::begin(&world, round).await?;
+        let tried = Round::begin(&world, round).await?;
         proxy.cut_before(round * 2 - round % 2);
-        let changing = rounds.change(&world);
+        let changing = tried.change(&world);
         let killing = async {
             let cut = tokio::time::timeout(seconds(5), proxy.until_cut()).await;
             world.engines.redis.lock().await.kill().await;
@@ -34,7 +34,7 @@ pub(crate) async fn redis_killed_between_any_two_steps_of_a_change_leaves_nothin
         };
         let ((), killed) = tokio::join!(changing, killing);
         assert!(killed?, "round {round}: nothing was cut off");
-        let found = rounds.look(&world).await?;
+        let found = tried.look(&world).await?;
         for (count, found) in done.iter_mut().zip(found) {
             *count += u32::from(found);
         }
@@ -114,7 +114,7 @@ impl Round {
     }
 
     /// Whether one was made, changed, deleted: each of it wholly, or not at all.
-    async fn look(&mut self, world: &World) -> anyhow::Result<[bool; 3]> {
+    async fn look(&self, world: &World) -> anyhow::Result<[bool; 3]> {
         let get =
             |path: String| async move { world.control.call(Method::GET, &path, Value::Null).await };
         let listed = get(format!("{LIST}?limit=1000")).await?.body;

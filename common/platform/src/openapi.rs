@@ -100,18 +100,6 @@ impl Operation {
         Self { method, path, said }
     }
 
-    /// Its method.
-    #[must_use]
-    pub fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &'static str {
-        self.path
-    }
-
     /// The group it is shown in.
     #[must_use]
     pub fn tag(mut self, tag: &str) -> Self {

@@ -110,7 +110,7 @@ fn entry(raw: &RawValue, rules: &Rules) -> Result<Entry, Vec<FieldError>> {
     }
     let members = Members(members);
     let says_status = members.0.iter().any(|(name, _)| name == "status");
-    let form = form::whole(&members, Form::default(), rules).map_err(|wrong| errors.extend(wrong));
+    let form = form::whole(&members, rules).map_err(|wrong| errors.extend(wrong));
     match (form, id.transpose()) {
         (Ok(form), Ok(id)) if form.name.is_some() || id.is_some() => {
             Ok(Entry { id, form, says_status })

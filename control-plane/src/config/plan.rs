@@ -27,7 +27,8 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Update {
     pub(super) before: Subscription,
-    pub(super) form: Form,
+    form: Form,
+    says_status: bool,
 }
 
 impl Plan {
@@ -85,7 +86,7 @@ impl Plan {
         if Form::from(&before) == form {
             self.unchanged += 1;
         } else {
-            self.update.push(Update { before, form });
+            self.update.push(Update { before, form, says_status });
         }
     }
 
@@ -114,8 +115,18 @@ impl Plan {
 }
 
 impl Update {
+    /// The subscription as it is to be. A status that is not said stays as it is just now: it may have
+    /// been disabled since it was compared.
+    pub(super) fn changed(&self, current: &Subscription) -> Subscription {
+        let mut form = self.form.clone();
+        if !self.says_status {
+            form.status = current.status;
+        }
+        form.changed(current)
+    }
+
     fn shown(&self) -> Value {
-        let after = self.form.clone().changed(&self.before);
+        let after = self.changed(&self.before);
         let view = |subscription: &Subscription| {
             let mut shown = view::subscription(subscription);
             // One that is yet to be made is nobody's.
@@ -138,6 +149,7 @@ pub(super) fn version(subscriptions: &[Subscription]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use doorbell_common::subscription::{DisabledReason, Status};
     use serde_json::value::RawValue;
 
     use super::*;
@@ -200,6 +212,14 @@ mod tests {
         let mut active = entry("a", &["x"]);
         active["status"] = "active".into();
         assert_eq!(brief(&make(&active)), (0, 1, 0, 0));
+        // Nor is one disturbed that is disabled after it was compared.
+        let other = make(&entry("a", &["y"]));
+        let mut disabled = there(1, &active);
+        disabled.status = Status::Disabled;
+        disabled.disabled_reason = Some(DisabledReason::Gone);
+        let changed = other.update[0].changed(&disabled);
+        assert_eq!(changed.status, Status::Disabled);
+        assert_eq!(changed.disabled_reason, Some(DisabledReason::Gone));
     }
 
     #[test]
