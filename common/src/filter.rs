@@ -9,11 +9,12 @@
 //!
 //! What stands side by side must all hold. A value alone means that the event has the same. An array
 //! matches if it is the same as a whole, or if one of its elements does, with all the conditions that
-//! stand side by side; `$neq`, `$nin`, `$not` and `$exist` are about the array as a whole: none of its
-//! elements does. Numbers are compared by what they are worth, texts by their code points. Nothing is
+//! stand side by side; those in `$and` and `$or` may do so by different elements. `$neq`, `$nin`, `$not` and `$exist` are about the array as a whole: none of
+//! its elements does. Arrays in arrays are not looked into. Numbers are compared by what they are worth, texts by their code points. Nothing is
 //! converted: `"1"` is not `1`.
 //!
-//! Compiled once. An evaluation looks at each value of the event at most once for each condition.
+//! Compiled once. An evaluation is linear in the event: it looks at each value once for each condition, or
+//! twice.
 
 mod compile;
 mod explain;
@@ -57,6 +58,8 @@ struct Conditions {
     whole: Vec<Whole>,
     /// Of an array, or of one and the same of its elements.
     each: Vec<Each>,
+    /// Of a value beside those.
+    joined: Vec<Joined>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,9 +78,14 @@ enum Each {
     Compare(Comparison, Value),
     StartsWith(String),
     EndsWith(String),
+    Field(String, Conditions),
+}
+
+/// Conditions on the same value.
+#[derive(Clone, Debug)]
+enum Joined {
     And(Vec<Conditions>),
     Or(Vec<Conditions>),
-    Field(String, Conditions),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -138,19 +146,57 @@ impl<'de> Deserialize<'de> for Filter {
 }
 
 impl Conditions {
-    /// Whether they hold of a value, or of there being none.
+    /// Whether they hold of a value, or of there being none: of an array as it is, or of one of its
+    /// elements.
     fn hold(&self, value: Option<&Value>) -> bool {
-        self.whole.iter().all(|condition| condition.holds(value)) && self.each_hold(value)
-    }
-
-    fn each_hold(&self, value: Option<&Value>) -> bool {
-        let all_hold = |value| self.each.iter().all(|condition| condition.holds(value));
-        if all_hold(value) {
+        if !self.whole_holds(value) {
+            return false;
+        }
+        let of_it = self.each.iter().all(|condition| condition.holds(value))
+            && self.joined.iter().all(|joined| joined.holds(value));
+        if of_it {
             return true;
         }
-        let Some(Value::Array(elements)) = value else { return false };
-        elements.iter().any(|element| all_hold(Some(element)))
+        match value {
+            // Without one of these an element can do no more: what is joined has seen it.
+            Some(Value::Array(elements)) if !self.each.is_empty() => {
+                let settled = self.settle(value);
+                elements.iter().any(|element| self.hold_of_element(element, &settled))
+            }
+            _ => false,
+        }
     }
+
+    fn whole_holds(&self, value: Option<&Value>) -> bool {
+        self.whole.iter().all(|condition| condition.holds(value))
+    }
+
+    /// Whether an array as a whole is as it is to be, for each of the branches: asked once for all of
+    /// its elements.
+    fn settle(&self, array: Option<&Value>) -> Vec<Settled> {
+        let settle = |branch: &Self| Settled {
+            whole_holds: branch.whole_holds(array),
+            branches: branch.settle(array),
+        };
+        self.joined.iter().flat_map(Joined::branches).map(settle).collect()
+    }
+
+    /// Whether they hold of an element, in whose own elements nothing is looked for. That the array
+    /// is as it is to be is known.
+    fn hold_of_element(&self, element: &Value, mut settled: &[Settled]) -> bool {
+        self.each.iter().all(|condition| condition.holds(Some(element)))
+            && self.joined.iter().all(|joined| {
+                let (own, others) = settled.split_at(joined.branches().len());
+                settled = others;
+                joined.holds_of_element(element, own)
+            })
+    }
+}
+
+/// What is known of a branch before it is asked about the elements of an array.
+struct Settled {
+    whole_holds: bool,
+    branches: Vec<Self>,
 }
 
 impl Whole {
@@ -166,6 +212,8 @@ impl Whole {
 
 impl Each {
     fn holds(&self, value: Option<&Value>) -> bool {
+        #[cfg(test)]
+        tests::count_step();
         match self {
             Self::Eq(other) => value.is_some_and(|value| same(value, other)),
             Self::In(others) => {
@@ -180,10 +228,34 @@ impl Each {
             Self::EndsWith(end) => {
                 value.and_then(Value::as_str).is_some_and(|text| text.ends_with(end))
             }
-            Self::And(all) => all.iter().all(|conditions| conditions.hold(value)),
-            Self::Or(any) => any.iter().any(|conditions| conditions.hold(value)),
             Self::Field(name, conditions) => conditions
                 .hold(value.and_then(Value::as_object).and_then(|fields| fields.get(name))),
+        }
+    }
+}
+
+impl Joined {
+    fn branches(&self) -> &[Conditions] {
+        match self {
+            Self::And(branches) | Self::Or(branches) => branches,
+        }
+    }
+
+    /// Of an array each branch may hold by another element.
+    fn holds(&self, value: Option<&Value>) -> bool {
+        match self {
+            Self::And(all) => all.iter().all(|branch| branch.hold(value)),
+            Self::Or(any) => any.iter().any(|branch| branch.hold(value)),
+        }
+    }
+
+    fn holds_of_element(&self, element: &Value, settled: &[Settled]) -> bool {
+        let mut holds = self.branches().iter().zip(settled).map(|(branch, settled)| {
+            settled.whole_holds && branch.hold_of_element(element, &settled.branches)
+        });
+        match self {
+            Self::And(_) => holds.all(|holds| holds),
+            Self::Or(_) => holds.any(|holds| holds),
         }
     }
 }

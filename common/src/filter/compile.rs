@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{Comparison, Conditions, Each, InvalidFilter, MAX_CONDITIONS, MAX_DEPTH, PARTS, Whole};
+use super::{
+    Comparison, Conditions, Each, InvalidFilter, Joined, MAX_CONDITIONS, MAX_DEPTH, PARTS, Whole,
+};
 
 /// Understands a whole filter.
 pub(super) fn filter(source: &Value) -> Result<Conditions, Vec<InvalidFilter>> {
@@ -59,7 +61,7 @@ impl Reading {
             return self.object_of(source, place);
         }
         self.count += 1;
-        Conditions { whole: vec![], each: vec![Each::Eq(source.clone())] }
+        Conditions { each: vec![Each::Eq(source.clone())], ..Conditions::default() }
     }
 
     fn object_of(&mut self, source: &Value, place: &Place) -> Conditions {
@@ -99,8 +101,8 @@ impl Reading {
                 "$lte" => self.compare(Comparison::Lte, source, &place, into),
                 "$startsWith" => into.each.push(Each::StartsWith(self.text(source, &place))),
                 "$endsWith" => into.each.push(Each::EndsWith(self.text(source, &place))),
-                "$and" => into.each.push(Each::And(self.branches(source, &place))),
-                "$or" => into.each.push(Each::Or(self.branches(source, &place))),
+                "$and" => into.joined.push(Joined::And(self.branches(source, &place))),
+                "$or" => into.joined.push(Joined::Or(self.branches(source, &place))),
                 name if is_operator(name) => self.wrong(
                     &place,
                     "is no operator: there are $eq, $neq, $gt, $gte, $lt, $lte, $in, $nin, $startsWith, $endsWith, $exist, $or, $and and $not",

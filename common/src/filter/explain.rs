@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Conditions, Each, Whole};
+use super::{Conditions, Each, Joined, Whole};
 use crate::json::pointer;
 
 /// A condition that does not hold.
@@ -53,7 +53,7 @@ impl Conditions {
         for condition in &self.whole {
             condition.explain(value, at)?;
         }
-        if self.each_hold(value) {
+        if self.hold(value) {
             return Ok(());
         }
         match value {
@@ -64,7 +64,10 @@ impl Conditions {
                 );
                 Err(at.clone().mismatch(detail))
             }
-            _ => self.each.iter().try_for_each(|condition| condition.explain(value, at)),
+            _ => {
+                self.each.iter().try_for_each(|condition| condition.explain(value, at))?;
+                self.joined.iter().try_for_each(|joined| joined.explain(value, at))
+            }
         }
     }
 }
@@ -98,12 +101,6 @@ impl Each {
                 let inner = value.and_then(Value::as_object).and_then(|fields| fields.get(name));
                 conditions.explain(inner, &at.field(name))
             }
-            Self::And(all) => all.iter().enumerate().try_for_each(|(n, conditions)| {
-                conditions.explain(value, &at.operator("$and").operator(&n.to_string()))
-            }),
-            Self::Or(any) => Err(at
-                .operator("$or")
-                .mismatch(format!("none of these {} holds of {found}", any.len()))),
             Self::Eq(other) => {
                 Err(at.clone().mismatch(format!("{found} is not {}", show(Some(other)))))
             }
@@ -119,6 +116,22 @@ impl Each {
             Self::EndsWith(end) => {
                 Err(at.operator("$endsWith").mismatch(format!("{found} does not end with {end:?}")))
             }
+        }
+    }
+}
+
+impl Joined {
+    fn explain(&self, value: Option<&Value>, at: &At) -> Result<(), Mismatch> {
+        match self {
+            Self::And(all) => all.iter().enumerate().try_for_each(|(n, branch)| {
+                branch.explain(value, &at.operator("$and").operator(&n.to_string()))
+            }),
+            Self::Or(_) if self.holds(value) => Ok(()),
+            Self::Or(any) => Err(at.operator("$or").mismatch(format!(
+                "none of these {} holds of {}",
+                any.len(),
+                show(value)
+            ))),
         }
     }
 }

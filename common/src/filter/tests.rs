@@ -10,6 +10,15 @@ fn event(data: &Value) -> Value {
     })
 }
 
+thread_local! {
+    static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// A condition is asked whether it holds.
+pub(super) fn count_step() {
+    STEPS.set(STEPS.get() + 1);
+}
+
 fn filter(source: &Value) -> Filter {
     Filter::compile(source).unwrap()
 }
@@ -80,6 +89,27 @@ fn conditions_hold_or_not() {
         (json!({"$not": {"data": {"amount": 100}}}), false),
         (json!({"data": {"$not": {"amount": {"$lt": 100}}}}), true),
         (json!({"data": {"a/b~": {"$exist": true}}}), true),
+        // Branches may hold by different elements, unless something stands beside them.
+        (json!({"data": {"tags": {"$and": ["vip", "new"]}}}), true),
+        (json!({"data": {"tags": {"$and": ["vip", "old"]}}}), false),
+        (json!({"data": {"items": {"$and": [{"$or": [{"sku": "a1"}]}, {"n": 5}]}}}), true),
+        (json!({"data": {"items": {"$or": [{"sku": "x"}, {"n": 5}], "sku": "b2"}}}), true),
+        (json!({"data": {"items": {"$or": [{"sku": "x"}, {"n": 5}], "sku": "a1"}}}), false),
+        (json!({"data": {"items": {"$and": [{"n": 1}], "sku": "a1"}}}), true),
+        (json!({"data": {"items": {"$and": [{"n": 5}], "sku": "a1"}}}), false),
+        // What is about an array as a whole is so in branches, too.
+        (json!({"data": {"items": {"$or": [{"$neq": 1}, {"n": 7}], "sku": "a1"}}}), true),
+        (
+            json!({"data": {"items": {"$or": [{"$exist": false}, {"$and": [{"$not": {"n": 5}}]}], "sku": "a1"}}}),
+            false,
+        ),
+        (json!({"data": {"tags": {"$or": [{"$neq": "vip"}, "old"]}}}), false),
+        (json!({"data": {"tags": {"$or": [{"$neq": "vip"}, "new"]}}}), true),
+        (json!({"data": {"tags": {"$and": [{"$nin": ["old"]}, {"$startsWith": "v"}]}}}), true),
+        (json!({"data": {"tags": {"$and": [{"$nin": ["new"]}, {"$startsWith": "v"}]}}}), false),
+        (json!({"data": {"tags": {"$or": [["vip", "new"]]}}}), true),
+        (json!({"data": {"matrix": {"$or": [3]}}}), false),
+        (json!({"data": {"gone": {"$or": [{"$exist": false}, 1]}}}), true),
     ] {
         let (filter, event) = (filter(&source), event(&paid));
         assert_eq!(filter.matches(&event), expected, "{source}");
@@ -147,6 +177,31 @@ fn a_mismatch_names_the_condition_and_the_value() {
     assert!(long.detail.chars().count() < 200, "{}", long.detail);
 }
 
+/// Branches in branches over arrays in arrays: each of them once for each value.
+#[test]
+fn an_evaluation_is_linear_in_the_event() {
+    let mut conditions = json!({ "$eq": "x" });
+    for n in 0..14 {
+        conditions = json!({ (if n % 2 == 0 { "$or" } else { "$and" }): [conditions] });
+    }
+    let filter = filter(&json!({ "data": conditions }));
+    for depth in [1, 4, 8] {
+        let mut data = json!(vec![1; 1000]);
+        for _ in 1..depth {
+            data = json!([data]);
+        }
+        STEPS.set(0);
+        assert!(!filter.matches(&event(&data)));
+        assert!(STEPS.get() <= 20 * 1001, "{depth} levels: {} steps", STEPS.get());
+    }
+    let both =
+        json!({ "$not": { "$or": [{ "$neq": 1 }, { "$not": { "$or": [{ "$gt": 5 }, "x"] } }] } });
+    let filter = self::filter(&json!({ "data": both }));
+    STEPS.set(0);
+    assert!(!filter.matches(&event(&json!(vec![1; 1000]))));
+    assert!(STEPS.get() <= 10 * 1001, "{} steps", STEPS.get());
+}
+
 /// Values small enough that some of them meet.
 fn values() -> impl Strategy<Value = Value> {
     let scalar = prop_oneof![
@@ -183,6 +238,19 @@ proptest! {
         prop_assert_eq!(not, !is_equal);
         let [itself, exists] = [json!({ "$eq": value }), json!({ "$exist": true })].map(holds);
         prop_assert!(itself && exists);
+    }
+
+    #[test]
+    fn a_single_branch_means_what_is_in_it(conditions in values(), other in values(), value in values()) {
+        for inner in [conditions.clone(), json!({ "$neq": other }), json!({ "$not": conditions })] {
+            let matches = |source: Value| {
+                let compiled = Filter::compile(&json!({ "data": { "a": source } })).ok();
+                compiled.map(|filter| filter.matches(&event(&json!({ "a": value }))))
+            };
+            let alone = matches(inner.clone());
+            prop_assert_eq!(alone, matches(json!({ "$or": [inner] })));
+            prop_assert_eq!(alone, matches(json!({ "$and": [inner] })));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod load;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use doorbell_common::event::{Event, EventType};
 use doorbell_common::fan_out::{self, SlotRange};
@@ -21,6 +22,7 @@ use futures_util::stream::FuturesUnordered;
 use moka::Entry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
+use tokio::time::Instant;
 
 use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
@@ -32,6 +34,8 @@ const INDEXES: u64 = 4 * 1024 * 1024;
 /// How many subscriptions of a tenant are looked at before it is decided to split them: their filters
 /// may leave few.
 const MOST_FILTERED: usize = 4096;
+/// How long filters are asked before others get their turn.
+const TURN: Duration = Duration::from_millis(1);
 /// What an index weighs that has nothing in it.
 const EMPTY_INDEX: u32 = 64;
 
@@ -395,9 +399,11 @@ async fn keep(
     is_wanted: impl Fn(&Known) -> bool,
 ) -> Vec<(SubscriptionId, Known)> {
     let mut kept = Vec::with_capacity(found.len());
+    let mut began = Instant::now();
     for (id, known) in found {
-        if known.has_filter() {
-            tokio::task::consume_budget().await;
+        if known.has_filter() && began.elapsed() > TURN {
+            tokio::task::yield_now().await;
+            began = Instant::now();
         }
         if is_wanted(&known) {
             kept.push((id, known));
