@@ -1,6 +1,10 @@
 //! A look at JSON bytes that must stay as they are: is it one value, and how deep does it go?
 
+use std::collections::HashSet;
+use std::fmt;
+
 use serde::Deserialize as _;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// Why bytes are not the one JSON value that an event's data must be.
@@ -88,6 +92,98 @@ pub fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
+/// A JSON pointer to the first name in checked bytes that its object has twice: what it is worth would
+/// depend on who reads it.
+#[must_use]
+pub fn twice(bytes: &[u8]) -> Option<String> {
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    parser.disable_recursion_limit();
+    let (mut place, mut found) = (Vec::new(), None);
+    // What can't be read is said by whoever reads it.
+    let _is_unreadable = Names { place: &mut place, found: &mut found }.deserialize(&mut parser);
+    found
+}
+
+/// Goes through a value, and looks at the names of its objects.
+struct Names<'a> {
+    /// Pointers, each to a part of what the one before leads to.
+    place: &'a mut Vec<String>,
+    found: &'a mut Option<String>,
+}
+
+impl Names<'_> {
+    /// The same for a part of the value.
+    fn part(&mut self, pointer: String) -> Names<'_> {
+        self.place.push(pointer);
+        Names { place: self.place, found: self.found }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Names<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Names<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let mut names = HashSet::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let name_pointer = pointer(&name);
+            if !names.insert(name) {
+                let place = self.place.concat();
+                self.found.get_or_insert_with(|| place + &name_pointer);
+            }
+            map.next_value_seed(self.part(name_pointer))?;
+            self.place.pop();
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut elements: A) -> Result<(), A::Error> {
+        for n in 0_usize.. {
+            let element = elements.next_element_seed(self.part(format!("/{n}")))?;
+            self.place.pop();
+            if element.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
 fn skip_string(rest: &mut std::slice::Iter<'_, u8>) {
     while let Some(byte) = rest.next() {
         match byte {
@@ -121,6 +217,25 @@ mod tests {
     #[test]
     fn a_pointer_escapes_what_it_must() {
         assert_eq!(pointer("b/~"), "/b~1~0");
+    }
+
+    #[test]
+    fn a_name_is_there_once_in_each_object() {
+        for (text, place) in [
+            (
+                r#"{"a":{"a":[{"a":1},{"a":2}]},"b":[-1,1.5,true,null,"a",18446744073709551615]}"#,
+                None,
+            ),
+            (r#"{"a":1,"a":2}"#, Some("/a")),
+            (r#"{"a":[0,{"b/c":1,"x":{},"b\u002fc":2}]}"#, Some("/a/1/b~1c")),
+            (r#"{"a":{"b":1,"b":1},"a":1}"#, Some("/a/b")),
+            ("1", None),
+            (r#"{"a":1,"a":"#, Some("/a")),
+        ] {
+            assert_eq!(twice(text.as_bytes()).as_deref(), place, "{text}");
+        }
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(500), "}".repeat(500));
+        assert_eq!(twice(deep.as_bytes()), None);
     }
 
     #[test]

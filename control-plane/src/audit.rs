@@ -221,7 +221,10 @@ impl std::str::FromStr for EntryId {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (time, number) = text.split_once('-').ok_or(())?;
-        let is_number = |part: &str| part.parse::<u64>().is_ok();
+        // Not "+1", which Redis would not take for one.
+        let is_number = |part: &str| {
+            part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<u64>().is_ok()
+        };
         if is_number(time) && is_number(number) { Ok(Self(text.to_owned())) } else { Err(()) }
     }
 }
@@ -265,8 +268,15 @@ mod tests {
 
     #[test]
     fn a_cursor_is_the_id_of_an_entry() {
-        for (text, good) in [("1-0", true), ("1", false), ("a-b", false), ("+", false), ("", false)]
-        {
+        for (text, good) in [
+            ("1-0", true),
+            ("1", false),
+            ("a-b", false),
+            ("+", false),
+            ("+1-0", false),
+            ("1-+0", false),
+            ("", false),
+        ] {
             assert_eq!(text.parse::<EntryId>().is_ok(), good, "{text}");
         }
     }

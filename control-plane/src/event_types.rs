@@ -178,7 +178,7 @@ fn read_all(body: &[u8], now: Timestamp) -> Result<Vec<KnownType>, Problem> {
 
 fn read_named(raw: &RawValue, now: Timestamp) -> Result<KnownType, Vec<FieldError>> {
     let Ok(Members(mut members)) = serde_json::from_str::<Members>(raw.get()) else {
-        return Err(vec![FieldError::new("", "must be an object with each name once")]);
+        return Err(vec![FieldError::new("", "must be an object")]);
     };
     let place = members.iter().position(|(name, _)| name == "name");
     let name = place.map(|place| members.remove(place).1);

@@ -65,6 +65,8 @@ pub(crate) async fn every_bad_body_is_a_problem_of_the_callers() -> anyhow::Resu
         "/v1/keys/key_x",
         "/v1/event-types/a..b",
         "/v1/audit?cursor=MA",
+        // That is "+1-0".
+        "/v1/audit?cursor=KzEtMA",
     ] {
         let answer = world.control.call(Method::GET, path, Value::Null).await?;
         check(&answer, path);
@@ -152,6 +154,22 @@ fn bodies() -> Vec<(&'static str, Vec<u8>)> {
         ("null", text("null")),
         ("a text", text("\"x\"")),
         ("a name twice", text("{\"label\":\"a\",\"label\":\"b\"}")),
+        (
+            "a name twice, further in",
+            text(
+                r#"{"url":"https://example.com/","events":["a"],"headers":{"x-a":"1","x-a":"2"}}"#,
+            ),
+        ),
+        (
+            "an operator twice",
+            text(
+                r#"{"url":"https://example.com/","events":["a"],"filter":{"data":{"$gt":1,"$gt":2}}}"#,
+            ),
+        ),
+        ("very many unknown names", {
+            let names: Vec<String> = (0..10_000).map(|n| format!("\"{n}\":1")).collect();
+            text(&format!("{{{}}}", names.join(",")))
+        }),
         ("an unknown name", text("{\"\\u0000colour\":\"red\"}")),
         ("invalid UTF-8", b"{\"label\":\"\xff\xfe\"}".to_vec()),
         ("a half surrogate", text("{\"label\":\"\\ud800\"}")),

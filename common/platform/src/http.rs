@@ -184,11 +184,23 @@ pub struct Members(pub Vec<(String, Box<RawValue>)>);
 const MAX_DEPTH: usize = doorbell_common::intake::MAX_DEPTH + 1;
 
 impl Members {
-    /// Reads a body that must be one JSON object without a name twice.
+    /// Reads a body that must be one JSON object, and in which no object has a name twice.
     ///
     /// # Errors
     /// 400 if it is not JSON, 422 if it is JSON, but not such an object.
     pub fn read(bytes: &[u8]) -> Result<Self, Problem> {
+        let members = Self::read_outer(bytes)?;
+        json::twice(bytes).map_or(Ok(members), |place| {
+            Err(Problem::invalid(vec![FieldError::new(place, "is there twice")]))
+        })
+    }
+
+    /// The same, but for what is in its values, which are not ours to judge; its own names may be there
+    /// twice.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn read_outer(bytes: &[u8]) -> Result<Self, Problem> {
         json::check(bytes, usize::MAX, MAX_DEPTH).map_err(|error| match error {
             InvalidJson::TooDeep { .. } => {
                 Problem::invalid(vec![FieldError::new("", error.to_string())])
@@ -200,12 +212,8 @@ impl Members {
                 Problem::new(StatusCode::BAD_REQUEST, format!("the body {error}"))
             }
         })?;
-        serde_json::from_slice(bytes).map_err(|error| {
-            Problem::invalid(vec![FieldError::new(
-                "",
-                format!("must be an object with each name once: {error}"),
-            )])
-        })
+        serde_json::from_slice(bytes)
+            .map_err(|_| Problem::invalid(vec![FieldError::new("", "must be an object")]))
     }
 }
 
@@ -220,14 +228,9 @@ impl<'de> Deserialize<'de> for Members {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members: Vec<(String, Box<RawValue>)> = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if members.iter().any(|(known, _)| *known == name) {
-                        return Err(serde::de::Error::custom(format!(
-                            "the name {name:?} is there twice"
-                        )));
-                    }
-                    members.push((name, map.next_value()?));
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
                 }
                 Ok(Members(members))
             }
@@ -241,11 +244,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_object_with_each_name_once_is_read() {
+    fn only_an_object_in_which_no_name_is_twice_is_read() {
         let members = Members::read(br#"{"a": [1, 2.0e1], "b": null}"#).unwrap();
         assert_eq!(members.0[0].1.get(), "[1, 2.0e1]");
-        for wrong in ["[]", "1", "null", r#"{"a":1,"a":2}"#, "{", "", &"[".repeat(100_000)] {
+        for wrong in ["[]", "1", "null", "{", "", &"[".repeat(100_000)] {
+            assert!(Members::read_outer(wrong.as_bytes()).is_err(), "{wrong:.20}");
             assert!(Members::read(wrong.as_bytes()).is_err(), "{wrong:.20}");
+        }
+        for (twice, place) in [(r#"{"a":1,"a":2}"#, "/a"), (r#"{"a":[{"b":1,"b":1}]}"#, "/a/0/b")] {
+            let problem = serde_json::to_value(Members::read(twice.as_bytes()).unwrap_err());
+            assert_eq!(problem.unwrap()["errors"][0]["pointer"], place, "{twice}");
+            assert!(Members::read_outer(twice.as_bytes()).is_ok(), "{twice}");
         }
     }
 }

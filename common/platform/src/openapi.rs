@@ -2,6 +2,7 @@
 //! (<https://spec.openapis.org/oas/v3.1.1>): what is served is described, and what is described is served.
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::handler::Handler;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -248,7 +249,7 @@ pub fn reference(kind: &str, name: &str) -> Value {
 
 /// The document, and a page that shows it, for everyone to read.
 pub fn routes<S: Clone + Send + Sync + 'static>(document: &Value) -> Router<S> {
-    let text = document.to_string();
+    let text = Bytes::from(document.to_string());
     let show = move || {
         let text = text.clone();
         async move { ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text) }

@@ -43,6 +43,9 @@ impl FieldError {
     }
 }
 
+/// The most places that a problem names.
+const MOST_ERRORS: usize = 200;
+
 impl Problem {
     /// A problem of the kind that the status names.
     #[must_use]
@@ -60,9 +63,14 @@ impl Problem {
         }
     }
 
-    /// 422 with every wrong field.
+    /// 422 with every wrong field, or as many as anyone reads.
     #[must_use]
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
+        let more = errors.len().saturating_sub(MOST_ERRORS);
+        if more > 0 {
+            errors.truncate(MOST_ERRORS);
+            errors.push(FieldError::new("", format!("has {more} more wrong places")));
+        }
         let mut problem = Self::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "the request is well-formed, but these fields are wrong",
@@ -121,5 +129,24 @@ impl IntoResponse for Problem {
         }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_names_as_many_places_as_anyone_reads() {
+        let named = |count: usize| {
+            let errors = (0..count).map(|n| FieldError::new(format!("/{n}"), "is wrong"));
+            Problem::invalid(errors.collect()).errors
+        };
+        assert_eq!(named(200).len(), 200);
+        assert_eq!(named(205).len(), 201);
+        assert_eq!(
+            named(205).last().map(|last| last.detail.as_str()),
+            Some("has 5 more wrong places")
+        );
     }
 }

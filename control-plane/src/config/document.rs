@@ -100,7 +100,7 @@ impl Document {
 
 fn entry(raw: &RawValue, rules: &Rules) -> Result<Entry, Vec<FieldError>> {
     let Ok(Members(mut members)) = serde_json::from_str::<Members>(raw.get()) else {
-        return Err(vec![FieldError::new("", "must be an object with each name once")]);
+        return Err(vec![FieldError::new("", "must be an object")]);
     };
     let mut errors = Vec::new();
     let place = members.iter().position(|(name, _)| name == "id");

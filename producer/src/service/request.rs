@@ -10,24 +10,30 @@ use crate::event::NewEvent;
 /// The event that a JSON object describes. What its values mean is checked later, by the rules
 /// of publishing; here only their names and kinds are.
 pub(super) fn read_event(body: &[u8]) -> Result<NewEvent, Problem> {
-    let Members(members) = Members::read(body)?;
+    let Members(members) = Members::read_outer(body)?;
     let mut event = NewEvent::default();
     let mut errors = Vec::new();
     let (mut tenant, mut event_type, mut data) = (None, None, None);
-    for (name, value) in members {
+    let mut seen: Vec<&str> = Vec::new();
+    for (name, value) in &members {
         let wrong = match name.as_str() {
-            "tenant" => text(&value, &mut tenant),
-            "type" => text(&value, &mut event_type),
+            name if seen.contains(&name) => Some("is there twice".to_owned()),
+            "tenant" => text(value, &mut tenant),
+            "type" => text(value, &mut event_type),
             "data" => {
                 data = Some(value.get().as_bytes().to_vec());
                 None
             }
-            "id" => optional_text(&value, &mut event.id),
-            "timestamp" => optional_text(&value, &mut event.timestamp),
-            "deliver_at" => optional_text(&value, &mut event.deliver_at),
-            _ => Some("is not a field of an event".to_owned()),
+            "id" => optional_text(value, &mut event.id),
+            "timestamp" => optional_text(value, &mut event.timestamp),
+            "deliver_at" => optional_text(value, &mut event.deliver_at),
+            _ => {
+                errors.push(FieldError::new(pointer(name), "is not a field of an event"));
+                continue;
+            }
         };
-        errors.extend(wrong.map(|detail| FieldError::new(pointer(&name), detail)));
+        errors.extend(wrong.map(|detail| FieldError::new(pointer(name), detail)));
+        seen.push(name);
     }
     let missing = |name: &str, absent: bool| {
         (absent && !errors.iter().any(|e: &FieldError| e.pointer == pointer(name)))
@@ -91,5 +97,7 @@ mod tests {
         assert!(problem("[]").contains("422"));
         assert!(problem("{").contains("400"));
         assert!(problem(r#"{"tenant":"a","tenant":"b"}"#).contains("twice"));
+        // But for what is the publisher's own.
+        assert!(read_event(br#"{"tenant":"a","type":"b","data":{"c":1,"c":2}}"#).is_ok());
     }
 }
