@@ -56,12 +56,14 @@ pub enum HoldReason {
     Silent,
     /// Its subscription allows only so many a second.
     RateLimit,
+    /// Templates of its tenant take longer than there is time for.
+    Template,
 }
 
 impl HoldReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 5] =
-        [Self::Breaker, Self::Throttled, Self::Busy, Self::Silent, Self::RateLimit];
+    pub const ALL: [Self; 6] =
+        [Self::Breaker, Self::Throttled, Self::Busy, Self::Silent, Self::RateLimit, Self::Template];
 
     /// The reason as it stands in metrics.
     #[must_use]
@@ -72,6 +74,7 @@ impl HoldReason {
             Self::Busy => "busy",
             Self::Silent => "silent",
             Self::RateLimit => "rate_limit",
+            Self::Template => "template",
         }
     }
 }
@@ -288,7 +291,9 @@ pub fn hold_until(
     let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
     let more = match reason {
         HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
-        HoldReason::Busy | HoldReason::Silent => growing.min(LONGEST_BUSY_HOLD),
+        HoldReason::Busy | HoldReason::Silent | HoldReason::Template => {
+            growing.min(LONGEST_BUSY_HOLD)
+        }
         // Its time is its turn in a line.
         HoldReason::RateLimit => Duration::ZERO,
     };
@@ -298,9 +303,11 @@ pub fn hold_until(
         HoldReason::RateLimit => least + least / 32,
         // When it will answer again is a guess.
         HoldReason::Silent if least <= ONE_RUNG_UP_TO => 2 * least - 1,
-        HoldReason::Silent | HoldReason::Breaker | HoldReason::Throttled | HoldReason::Busy => {
-            least + least / 8
-        }
+        HoldReason::Silent
+        | HoldReason::Breaker
+        | HoldReason::Throttled
+        | HoldReason::Busy
+        | HoldReason::Template => least + least / 8,
     };
     now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }

@@ -19,9 +19,9 @@ pub const MAX_SOURCE: usize = 8 * 1024;
 /// The longest body that one may make, in bytes.
 pub const MAX_OUTPUT: usize = 512 * 1024;
 /// How many steps it may take, with events of up to so many bytes: a step may go over all that an event
-/// has.
+/// has, so all of them together take up to half a second.
 const FUEL: [(usize, u64); 4] =
-    [(4 * 1024, 100_000), (16 * 1024, 25_000), (64 * 1024, 6_000), (usize::MAX, 1_500)];
+    [(4 * 1024, 40_000), (16 * 1024, 12_000), (64 * 1024, 3_000), (usize::MAX, 800)];
 
 /// A template and what its output is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -197,7 +197,10 @@ impl Bulk {
             self.read += 1;
             let form = match entry {
                 Line::Text(bytes) if bytes.trim_ascii().is_empty() => continue,
-                Line::Text(bytes) => form::create(bytes, &self.api.rules),
+                Line::Text(bytes) => {
+                    let read = || form::create(bytes, &self.api.rules);
+                    self.api.in_turn(&self.tenant, read).await
+                }
                 Line::TooLong => Err(too_long()),
             };
             match form {

@@ -25,6 +25,7 @@ use doorbell_platform::store::lease::Lease;
 use doorbell_platform::store::records::Stored;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::audit::Done;
@@ -34,7 +35,7 @@ use crate::list::wrong_query;
 use crate::routes::{Api, trouble};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
-use document::Document;
+use document::{Document, Reading};
 use plan::Plan;
 
 /// The largest document, in bytes and in entries; a tenant that has more subscriptions is none for one.
@@ -86,7 +87,7 @@ pub(crate) async fn put(
     let dry_run = dry_run(query)?;
     let (tenant, entries) = document::open(&body)?;
     caller.check(Scope::SubscriptionsWrite, Whose::Tenant(&tenant))?;
-    let document = Document::read(entries.as_deref(), &api.rules)?;
+    let document = read(&api, &tenant, entries.as_deref()).await?;
     let limits = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
     if !limits.allows_subscriptions(document.entries.len()) {
         let most = limits.max_subscriptions.unwrap_or_default();
@@ -122,6 +123,22 @@ pub(crate) async fn put(
         tracing::debug!(%error, "a lease ends by itself");
     }
     carried_out
+}
+
+async fn read(
+    api: &Api,
+    tenant: &TenantId,
+    entries: Option<&RawValue>,
+) -> Result<Document, Problem> {
+    let mut reading = Reading::default();
+    for raw in document::entries(entries)? {
+        api.in_turn(tenant, || {
+            reading.read(&raw, &api.rules);
+            Ok(())
+        })
+        .await?;
+    }
+    reading.end()
 }
 
 fn dry_run(query: Result<Query<PutQuery>, QueryRejection>) -> Result<bool, Problem> {

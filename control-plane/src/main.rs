@@ -2,7 +2,7 @@
 //!
 //! [`routes`] says what is where and [`access`] who may call it, [`tenants`], [`subscriptions`],
 //! [`api_keys`], [`bulk`] and [`config`] serve it, [`form`] and
-//! [`rotation`] read and check what is written, [`view`] shows it, [`errands`] has dispatchers call endpoints.
+//! [`rotation`] read and check what is written ([`reading`] in turn), [`view`] shows it, [`errands`] has dispatchers call endpoints.
 
 mod access;
 mod api_keys;
@@ -21,6 +21,7 @@ mod limits;
 mod lines;
 mod list;
 mod openapi;
+mod reading;
 mod removals;
 mod rotation;
 mod routes;
@@ -48,6 +49,7 @@ use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::targets::TargetArgs;
+use doorbell_platform::workshop::Workshop;
 
 use errands::Errands;
 use form::Rules;
@@ -133,7 +135,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let (verifier, unverified) = Verifier::new();
     let key_environment = args.key_environment;
     let audit_entries = args.audit_entries;
-    let api = Api { store, rules: rules.into(), errands, verifier, key_environment, audit_entries };
+    let api = Api {
+        store,
+        rules: rules.into(),
+        errands,
+        verifier,
+        workshop: Workshop::default(),
+        key_environment,
+        audit_entries,
+    };
     let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
     service.shutdown.spawn_vital("verification of endpoints", asking);
     let throttle = Throttle::new(args.requests_per_second);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use doorbell_common::api_key::Environment;
+use doorbell_common::ids::TenantId;
 use doorbell_platform::openapi::Described;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::{Store, StoreError};
+use doorbell_platform::workshop::Workshop;
 use serde_json::Value;
 
 use crate::errands::Errands;
@@ -27,6 +29,8 @@ pub(crate) struct Api {
     pub(crate) rules: Arc<Rules>,
     pub(crate) errands: Errands,
     pub(crate) verifier: Verifier,
+    /// Where what tenants have written is read.
+    pub(crate) workshop: Workshop<TenantId>,
     pub(crate) key_environment: Environment,
     /// How many entries of the audit are kept.
     pub(crate) audit_entries: usize,

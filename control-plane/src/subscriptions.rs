@@ -47,7 +47,7 @@ pub(crate) async fn create(
 ) -> Result<Response, Problem> {
     let tenant = tenant_id(&tenant)?;
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
-    let form = form::create(&body, &api.rules)?;
+    let form = api.in_turn(&tenant, || form::create(&body, &api.rules)).await?;
     let created = create_all(&api.store, &tenant, vec![form]).await?;
     let [subscription] = created.as_slice() else {
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nothing was created"));
@@ -276,7 +276,8 @@ pub(crate) async fn update(
 ) -> Result<(Subscription, Subscription), Problem> {
     for _ in 0..TRIES {
         let stored = find(api, path).await?;
-        let mut changed = change(&stored)?;
+        let tenant = &stored.subscription.tenant;
+        let mut changed = api.in_turn(tenant, || change(&stored)).await?;
         changed.updated_at = clock::now();
         changed.version = ids::token();
         if api.store.update_subscription(&stored, &changed).await.map_err(trouble)? {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
-use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_common::ids::{Addressee, SubscriptionId, TenantId};
 use doorbell_common::sideline;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
@@ -19,22 +19,24 @@ use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::patience::{Unanswered, patiently};
+use doorbell_platform::permits::Permits;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::store::snapshots::{Known, Share, Snapshots};
+use doorbell_platform::workshop::Workshop;
 use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
 
-use crate::fan_out::{Begun, Served};
+use crate::fan_out::Begun;
 use crate::gates::Gates;
 use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::permits::Permits;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
+use crate::served::Served;
 use crate::understand::{Destination, Identity, Lane, Task, understand};
 use crate::working::Working;
 
@@ -61,9 +63,11 @@ pub(crate) struct Dispatcher {
     pub(crate) limits: Limits,
     pub(crate) working: Working,
     /// One permit for each POST that may be in flight.
-    pub(crate) posts: Permits,
+    pub(crate) posts: Permits<Addressee>,
     /// One permit for each page that may be begun.
-    pub(crate) pages: Permits,
+    pub(crate) pages: Permits<Addressee>,
+    /// Where templates are rendered.
+    pub(crate) workshop: Workshop<TenantId>,
     pub(crate) ledger: Ledger,
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,

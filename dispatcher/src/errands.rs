@@ -15,8 +15,8 @@ use lapin::types::ShortString;
 use serde_json::{Value, json};
 
 use crate::dispatch::Dispatcher;
-use crate::fan_out::Served;
 use crate::sender::{Answer, Post};
+use crate::served::{NoBody, Served};
 
 /// What is POSTed as a test.
 const TEST_DATA: &[u8] = br#"{"message":"This is a test event from Doorbell."}"#;
@@ -73,11 +73,14 @@ impl Dispatcher {
             data: TEST_DATA.into(),
         };
         let served = Served::new(event.into());
-        let answer = match served.body(subscription) {
+        let answer = match served.body(subscription, &self.workshop).await {
             Ok((body, content_type)) => {
                 self.post_once(subscription, &served.event, &body, content_type).await
             }
-            Err(error) => Answer::unsent(OutcomeClass::Template, error.to_string()),
+            Err(NoBody::Failed(error)) => Answer::unsent(OutcomeClass::Template, error.to_string()),
+            Err(NoBody::NotYet(_)) => {
+                anyhow::bail!("many templates of this tenant are waiting to be rendered: try again")
+            }
         };
         Ok(describe(&answer))
     }

@@ -1,9 +1,8 @@
 //! Serves the subscriptions of an event, or one delivery: attempt, record, and hand on what
 //! failed. When this returns, every delivery is settled or its successor confirmed.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
@@ -11,24 +10,22 @@ use doorbell_common::fan_out::PAGE;
 use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
-use doorbell_common::payload::Payload;
 use doorbell_common::rung::Rung;
 use doorbell_common::subscription::{Standing, Subscription};
-use doorbell_common::template::{Context, TemplateError};
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
+use doorbell_platform::permits::Permit;
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use serde_json::Value;
 
 use crate::dispatch::Dispatcher;
 use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
-use crate::permits::Permit;
 use crate::sender::{Answer, Post};
+use crate::served::{NoBody, Served};
 use crate::understand::{Destination, pages};
 
 /// Deliveries of one event that are made at once.
@@ -38,67 +35,9 @@ const AT_ONCE: usize = 256;
 #[derive(Default)]
 pub(crate) struct Begun<'a> {
     /// Its permit for a POST.
-    permit: Option<Permit>,
+    permit: Option<Permit<Addressee>>,
     /// Where to note that it is done with.
     ledger: Option<&'a LedgerPage>,
-}
-
-/// An event, and what is made of it when it is first asked for.
-pub(crate) struct Served {
-    pub(crate) event: Arc<Event>,
-    envelope: OnceLock<Bytes>,
-    raw: OnceLock<Bytes>,
-    cloud_event: OnceLock<Bytes>,
-    parts: OnceLock<Option<Value>>,
-    context: OnceLock<Option<Context>>,
-}
-
-impl Served {
-    pub(crate) fn new(event: Arc<Event>) -> Self {
-        Self {
-            event,
-            envelope: OnceLock::new(),
-            raw: OnceLock::new(),
-            cloud_event: OnceLock::new(),
-            parts: OnceLock::new(),
-            context: OnceLock::new(),
-        }
-    }
-
-    /// Whether a subscription wants the event, by its filter. An event that cannot be looked into is
-    /// wanted: rather one too many than one that nobody hears of.
-    pub(crate) fn is_wanted_by(&self, subscription: &Subscription) -> bool {
-        let Some(filter) = &subscription.filter else { return true };
-        self.parts().is_none_or(|parts| filter.matches(parts))
-    }
-
-    fn parts(&self) -> Option<&Value> {
-        self.parts.get_or_init(|| self.event.parts()).as_ref()
-    }
-
-    /// The body of a subscription's POSTs, and what it is.
-    pub(crate) fn body<'a>(
-        &self,
-        subscription: &'a Subscription,
-    ) -> Result<(Bytes, &'a str), TemplateError> {
-        if let Some(template) = &subscription.template {
-            let context = self
-                .context
-                .get_or_init(|| Some(Context::of(self.parts()?, self.event.data.len())));
-            let context = context.as_ref().ok_or(TemplateError::Event)?;
-            // One that makes the most of its steps takes a tenth of a second or two.
-            let body = tokio::task::block_in_place(|| template.render(context))?;
-            return Ok((body.into(), template.content_type.as_str()));
-        }
-        let payload = subscription.payload;
-        let slot = match payload {
-            Payload::Envelope => &self.envelope,
-            Payload::Raw => &self.raw,
-            Payload::CloudEvents => &self.cloud_event,
-        };
-        let body = slot.get_or_init(|| payload.body(&self.event).into());
-        Ok((body.clone(), payload.content_type()))
-    }
 }
 
 impl Dispatcher {
@@ -147,7 +86,11 @@ impl Dispatcher {
     }
 
     /// Waits for the permit that a delivery needs, if it needs one.
-    async fn permit(&self, tenant: &Addressee, is_active: bool) -> anyhow::Result<Option<Permit>> {
+    async fn permit(
+        &self,
+        tenant: &Addressee,
+        is_active: bool,
+    ) -> anyhow::Result<Option<Permit<Addressee>>> {
         if !is_active || self.shutdown.is_stopping() {
             return Ok(None);
         }
@@ -237,13 +180,18 @@ impl Dispatcher {
             return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
         }
         let attempt = delivery.state.attempts.saturating_add(1);
-        let (body, content_type) = match served.body(subscription) {
+        let (body, content_type) = match served.body(subscription, &self.workshop).await {
             Ok(body) => body,
-            Err(error) => {
+            Err(NoBody::Failed(error)) => {
                 drop(permit);
                 let answer = Answer::unsent(OutcomeClass::Template, error.to_string());
                 self.metrics.attempted(answer.outcome);
                 return self.hand_on_failed(served, delivery, (subscription, answer), ledger).await;
+            }
+            Err(NoBody::NotYet(wait)) => {
+                drop(permit);
+                let opens_at = clock::now().plus(wait);
+                return self.hold(delivery, (HoldReason::Template, opens_at), ledger).await;
             }
         };
         let entering = self.gates.enter(subscription, came_back);

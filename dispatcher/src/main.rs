@@ -2,8 +2,8 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`fan_out`] serves the subscriptions of an event, [`ledger`] remembers whom it has served. Before
-//! a POST, [`permits`] are shared fairly among tenants, [`limits`] keep to the rate that a subscription
+//! [`served`] makes bodies of an event, [`fan_out`] serves its subscriptions, [`ledger`] remembers whom it has served. Before
+//! a POST, permits are shared fairly among tenants, [`limits`] keep to the rate that a subscription
 //! allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes one POST,
 //! [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`] runs
 //! those of the control-plane.
@@ -15,9 +15,9 @@ mod gates;
 mod ledger;
 mod limits;
 mod metrics;
-mod permits;
 mod recorder;
 mod sender;
+mod served;
 mod understand;
 mod working;
 
@@ -35,19 +35,20 @@ use doorbell_platform::broker::topology::{
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
 use doorbell_platform::limits::Limits as TenantLimits;
+use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 use doorbell_platform::targets::TargetArgs;
+use doorbell_platform::workshop::Workshop;
 
 use dispatch::Dispatcher;
 use gates::Gates;
 use ledger::Ledger;
 use limits::Limits;
 use metrics::Metrics;
-use permits::Permits;
 use recorder::Recorder;
 use sender::Sender;
 use working::Working;
@@ -146,6 +147,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         metrics,
         posts: Permits::new(usize::try_from(args.max_in_flight)?),
         pages: Permits::new(PAGES_AT_ONCE),
+        workshop: Workshop::default(),
         ledger: Ledger::start(store.clone(), &shutdown),
         alone: tokio::sync::Mutex::new(()),
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,

@@ -138,6 +138,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         templates::a_template_makes_the_body,
         templates::a_template_that_fails_is_a_failed_attempt,
         templates::a_template_is_tried_before_anyone_relies_on_it,
+        templates::hard_templates_keep_nobody_waiting,
         event_types::what_the_catalogue_objects_to_is_refused,
         event_types::a_catalogue_travels_as_one_document,
         hostile::every_bad_body_is_a_problem_of_the_callers,

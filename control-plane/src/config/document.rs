@@ -63,38 +63,68 @@ pub(super) fn open(body: &[u8]) -> Result<(TenantId, Option<Box<RawValue>>), Pro
     }
 }
 
-impl Document {
-    /// Reads the entries, and names every place that is wrong.
-    pub(super) fn read(entries: Option<&RawValue>, rules: &Rules) -> Result<Self, Problem> {
-        let wrong =
-            |detail: &str| Problem::invalid(vec![FieldError::new("/subscriptions", detail)]);
-        let raw = entries.ok_or_else(|| wrong("is required; [] is no subscription at all"))?;
-        let raw: Vec<Box<RawValue>> = serde_json::from_str(raw.get())
-            .map_err(|_| wrong("must be a list of subscriptions"))?;
-        if raw.len() > MAX_SUBSCRIPTIONS {
-            return Err(wrong(&format!("may have at most {MAX_SUBSCRIPTIONS} subscriptions")));
-        }
-        let (mut entries, mut errors): (Vec<Entry>, Vec<FieldError>) = (Vec::new(), Vec::new());
-        let (mut names, mut ids) = (HashSet::new(), HashSet::new());
-        for (n, raw) in raw.iter().enumerate() {
-            match entry(raw, rules) {
-                Ok(entry) => {
-                    if entry.form.name.as_ref().is_some_and(|name| !names.insert(name.clone())) {
-                        errors.push(FieldError::new(Entry::pointer(n, "/name"), "is there twice"));
-                    }
-                    if entry.id.as_ref().is_some_and(|id| !ids.insert(id.clone())) {
-                        errors.push(FieldError::new(Entry::pointer(n, "/id"), "is there twice"));
-                    }
-                    entries.push(entry);
+/// The entries of a document, yet to be read.
+pub(super) fn entries(entries: Option<&RawValue>) -> Result<Vec<Box<RawValue>>, Problem> {
+    let wrong = |detail: &str| Problem::invalid(vec![FieldError::new("/subscriptions", detail)]);
+    let raw = entries.ok_or_else(|| wrong("is required; [] is no subscription at all"))?;
+    let raw: Vec<Box<RawValue>> =
+        serde_json::from_str(raw.get()).map_err(|_| wrong("must be a list of subscriptions"))?;
+    if raw.len() > MAX_SUBSCRIPTIONS {
+        return Err(wrong(&format!("may have at most {MAX_SUBSCRIPTIONS} subscriptions")));
+    }
+    Ok(raw)
+}
+
+/// Entry by entry, as far as a document is read.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    entries: Vec<Entry>,
+    errors: Vec<FieldError>,
+    names: HashSet<String>,
+    ids: HashSet<SubscriptionId>,
+    read: usize,
+}
+
+impl Reading {
+    /// Reads the next entry.
+    pub(super) fn read(&mut self, raw: &RawValue, rules: &Rules) {
+        let n = self.read;
+        self.read += 1;
+        match entry(raw, rules) {
+            Ok(entry) => {
+                let mut twice = |field| {
+                    self.errors.push(FieldError::new(Entry::pointer(n, field), "is there twice"))
+                };
+                if entry.form.name.as_ref().is_some_and(|name| !self.names.insert(name.clone())) {
+                    twice("/name");
                 }
-                Err(wrong) => {
-                    errors.extend(wrong.into_iter().map(|error| {
-                        FieldError::new(Entry::pointer(n, &error.pointer), error.detail)
-                    }))
+                if entry.id.as_ref().is_some_and(|id| !self.ids.insert(id.clone())) {
+                    twice("/id");
                 }
+                self.entries.push(entry);
             }
+            Err(wrong) => self.errors.extend(
+                wrong
+                    .into_iter()
+                    .map(|error| FieldError::new(Entry::pointer(n, &error.pointer), error.detail)),
+            ),
         }
-        if errors.is_empty() { Ok(Self { entries }) } else { Err(Problem::invalid(errors)) }
+    }
+
+    /// The document, or every place that is wrong.
+    pub(super) fn end(self) -> Result<Document, Problem> {
+        let Self { entries, errors, .. } = self;
+        if errors.is_empty() { Ok(Document { entries }) } else { Err(Problem::invalid(errors)) }
+    }
+}
+
+#[cfg(test)]
+impl Document {
+    /// Reads all entries.
+    pub(super) fn read(raw: Option<&RawValue>, rules: &Rules) -> Result<Self, Problem> {
+        let mut reading = Reading::default();
+        entries(raw)?.iter().for_each(|raw| reading.read(raw, rules));
+        reading.end()
     }
 }
 

@@ -80,7 +80,8 @@ pub(super) fn patterns(value: &RawValue) -> Result<Vec<Pattern>, Wrong> {
 pub(super) fn template(value: &RawValue) -> Result<Template, Wrong> {
     let template = template_alone(value)?;
     let context = Context::of(&sample_event(&template.sample), template.sample.to_string().len());
-    match template.render(&context) {
+    // It may take half a second, and others are served by this thread, too.
+    match tokio::task::block_in_place(|| template.render(&context)) {
         Ok(_) => Ok(template),
         Err(error) => {
             let detail = format!(

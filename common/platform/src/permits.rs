@@ -1,128 +1,155 @@
-//! Permits, for POSTs and for pages: so many at once, and among tenants that wait for one, each gets
-//! the next in turn, however much one of them has to deliver. No tenant has more than three in four:
-//! one whose every endpoint hangs leaves the others some that turn over quickly.
+//! Permits: so many at once, and among owners (tenants, mostly) that wait for one, each gets the next in
+//! turn, however much one of them has to do. No owner has more than three in four: one whose every
+//! endpoint hangs leaves the others some that turn over quickly.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorbell_common::fair::FairLine;
-use doorbell_common::ids::Addressee;
 use tokio::sync::oneshot;
 
 /// The permits. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Permits {
-    state: Arc<Mutex<State>>,
+pub struct Permits<K: Owner> {
+    state: Arc<Mutex<State<K>>>,
 }
 
-#[derive(Debug)]
-struct State {
+/// Whose permits are.
+pub trait Owner: Clone + Eq + Hash {}
+
+impl<K: Clone + Eq + Hash> Owner for K {}
+
+struct State<K: Owner> {
     free: usize,
-    /// How many one tenant may have.
+    /// How many one owner may have.
     most: usize,
     /// How many each has, of those who have any.
-    taken: HashMap<Addressee, usize>,
-    /// Whoever is in it waits for a free permit, or for one of the same tenant's.
-    line: FairLine<Addressee, oneshot::Sender<Permit>>,
+    taken: HashMap<K, usize>,
+    /// Whoever is in it waits for a free permit, or for one of the same owner's.
+    line: FairLine<K, oneshot::Sender<Permit<K>>>,
 }
 
-/// The right to have one POST or page begun; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    tenant: Addressee,
+/// A permit; given back when dropped.
+pub struct Permit<K: Owner> {
+    owner: K,
     /// `None` once it was given back.
-    permits: Option<Permits>,
+    permits: Option<Permits<K>>,
 }
 
-impl State {
-    fn may(&self, tenant: &Addressee) -> bool {
-        self.taken.get(tenant).is_none_or(|taken| *taken < self.most)
+impl<K: Owner> Clone for Permits<K> {
+    fn clone(&self) -> Self {
+        Self { state: Arc::clone(&self.state) }
+    }
+}
+
+impl<K: Owner> fmt::Debug for Permits<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permits").field("free", &self.lock().free).finish_non_exhaustive()
+    }
+}
+
+impl<K: Owner> fmt::Debug for Permit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permit")
+    }
+}
+
+impl<K: Owner> State<K> {
+    fn may(&self, owner: &K) -> bool {
+        self.taken.get(owner).is_none_or(|taken| *taken < self.most)
     }
 
-    fn take(&mut self, tenant: &Addressee) {
+    fn take(&mut self, owner: &K) {
         self.free -= 1;
-        if let Some(taken) = self.taken.get_mut(tenant) {
+        if let Some(taken) = self.taken.get_mut(owner) {
             *taken += 1;
         } else {
-            self.taken.insert(tenant.clone(), 1);
+            self.taken.insert(owner.clone(), 1);
         }
     }
 
-    fn give_back(&mut self, tenant: &Addressee) {
+    fn give_back(&mut self, owner: &K) {
         self.free += 1;
-        if let Some(taken) = self.taken.get_mut(tenant) {
+        if let Some(taken) = self.taken.get_mut(owner) {
             *taken -= 1;
             if *taken == 0 {
-                self.taken.remove(tenant);
+                self.taken.remove(owner);
             }
         }
     }
 
     /// Takes a permit for whoever is next.
-    fn next(&mut self) -> Option<(Addressee, oneshot::Sender<Permit>)> {
+    fn next(&mut self) -> Option<(K, oneshot::Sender<Permit<K>>)> {
         if self.free == 0 {
             return None;
         }
         let Self { most, taken, .. } = self;
-        let may = |tenant: &Addressee| taken.get(tenant).is_none_or(|taken| *taken < *most);
+        let may = |owner: &K| taken.get(owner).is_none_or(|taken| *taken < *most);
         let next = self.line.pop(may)?;
         self.take(&next.0);
         Some(next)
     }
 }
 
-impl Permits {
-    pub(crate) fn new(count: usize) -> Self {
+impl<K: Owner> Permits<K> {
+    /// So many.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
         let most = (count - count / 4).max(1);
         let state = State { free: count, most, taken: HashMap::new(), line: FairLine::default() };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Waits for this tenant's turn.
-    pub(crate) async fn acquire(&self, tenant: &Addressee) -> anyhow::Result<Permit> {
+    /// Waits for this owner's turn.
+    ///
+    /// # Errors
+    /// Never, while there are permits at all.
+    pub async fn acquire(&self, owner: &K) -> anyhow::Result<Permit<K>> {
         let turn = {
             let mut state = self.lock();
-            if state.free > 0 && state.may(tenant) {
-                state.take(tenant);
-                return Ok(self.permit(tenant.clone()));
+            if state.free > 0 && state.may(owner) {
+                state.take(owner);
+                return Ok(self.permit(owner.clone()));
             }
             let (sender, turn) = oneshot::channel();
-            state.line.push(tenant, sender);
+            state.line.push(owner, sender);
             turn
         };
         Ok(turn.await?)
     }
 
-    /// How many of a tenant's wait for one.
-    pub(crate) fn waiting(&self, tenant: &Addressee) -> usize {
-        self.lock().line.len_of(tenant)
+    /// How many of a owner's wait for one.
+    #[must_use]
+    pub fn waiting(&self, owner: &K) -> usize {
+        self.lock().line.len_of(owner)
     }
 
-    fn permit(&self, tenant: Addressee) -> Permit {
-        Permit { tenant, permits: Some(self.clone()) }
+    fn permit(&self, owner: K) -> Permit<K> {
+        Permit { owner, permits: Some(self.clone()) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Permit {
+impl<K: Owner> Drop for Permit<K> {
     fn drop(&mut self) {
         let Some(permits) = self.permits.take() else { return };
         let mut next = {
             let mut state = permits.lock();
-            state.give_back(&self.tenant);
+            state.give_back(&self.owner);
             state.next()
         };
-        while let Some((tenant, sender)) = next {
-            match sender.send(permits.permit(tenant)) {
+        while let Some((owner, sender)) = next {
+            match sender.send(permits.permit(owner)) {
                 Ok(()) => return,
                 // Who waited has gone away: it is for the next one.
                 Err(mut refused) => {
                     refused.permits = None;
                     let mut state = permits.lock();
-                    state.give_back(&refused.tenant);
+                    state.give_back(&refused.owner);
                     next = state.next();
                 }
             }
@@ -139,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn permits_are_passed_on_in_turn_and_none_is_lost() {
         let permits = Permits::new(1);
-        let tenants: [Addressee; 2] = ["a".parse().unwrap(), "b".parse().unwrap()];
+        let tenants: [&str; 2] = ["a", "b"];
         let held = permits.acquire(&tenants[0]).await.unwrap();
         let mut first = Box::pin(permits.acquire(&tenants[0]));
         let mut gone = Box::pin(permits.acquire(&tenants[0]));
@@ -160,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn one_tenant_leaves_some_to_the_others() {
         let permits = Permits::new(8);
-        let [hanging, other]: [Addressee; 2] = ["a".parse().unwrap(), "b".parse().unwrap()];
+        let [hanging, other]: [&str; 2] = ["a", "b"];
         let mut held = Vec::new();
         for _ in 0..6 {
             held.push(permits.acquire(&hanging).await.unwrap());
