@@ -21,6 +21,16 @@ pub enum Verification {
 
 /// How long an endpoint has for its answer.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+/// How long after each time an endpoint is asked once more that has not said yes; then no more, but by
+/// whoever asks for it.
+pub const ASKED_AGAIN_AFTER: [Duration; 6] = [
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(3600),
+    Duration::from_secs(6 * 3600),
+    Duration::from_secs(24 * 3600),
+];
 /// In which header of an `OPTIONS` request we say who we are.
 pub const REQUEST_ORIGIN: &str = "webhook-request-origin";
 /// In which header of its answer the endpoint says whom it takes POSTs from.

@@ -2,9 +2,11 @@
 //! itself never calls an endpoint: only dispatchers stand in the network that may.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use doorbell_common::ids::TenantId;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::PATIENCE;
 use doorbell_platform::backoff::Backoff;
@@ -22,7 +24,54 @@ use tokio::sync::{oneshot, watch};
 /// What a dispatcher may take beside the attempt itself.
 const MARGIN: Duration = Duration::from_secs(5);
 
-type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<Vec<u8>>>>>;
+/// How many errands of one tenant may be under way: each keeps a dispatcher as long as an endpoint likes.
+const OF_ONE_TENANT: usize = 32;
+
+/// Who waits for an answer.
+type Waiting = Arc<Mutex<HashMap<String, Waiter>>>;
+
+#[derive(Debug)]
+struct Waiter {
+    tenant: TenantId,
+    answer: oneshot::Sender<Vec<u8>>,
+}
+
+/// An errand that is under way, until this is dropped.
+struct UnderWay {
+    id: String,
+    waiting: Waiting,
+}
+
+impl UnderWay {
+    /// Notes an errand of a tenant, and where its answer is to go.
+    fn begin(
+        waiting: &Waiting,
+        tenant: &TenantId,
+        answer: oneshot::Sender<Vec<u8>>,
+    ) -> Result<Self, Problem> {
+        let mut waiters = lock(waiting);
+        let under_way = waiters.values().filter(|waiter| waiter.tenant == *tenant).count();
+        if under_way >= OF_ONE_TENANT {
+            let detail = format!(
+                "{OF_ONE_TENANT} endpoints of tenant {tenant} are being called at the moment, which is the most: try again"
+            );
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_after(1));
+        }
+        let id = ids::token();
+        waiters.insert(id.clone(), Waiter { tenant: tenant.clone(), answer });
+        Ok(Self { id, waiting: Arc::clone(waiting) })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        lock(&self.waiting).remove(&self.id);
+    }
+}
+
+fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<String, Waiter>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Sends dispatchers on errands. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,34 +115,22 @@ impl Errands {
                 "RabbitMQ is not reachable, so no dispatcher can be asked",
             ));
         };
-        let id = ids::token();
+        let (sender, answer) = oneshot::channel();
+        let under_way = UnderWay::begin(&self.waiting, &subscription.tenant, sender)?;
         let mut message = Message::internal(TESTS, subscription.id.to_string().into_bytes());
         message.properties = message
             .properties
             .with_reply_to(reply_to)
-            .with_correlation_id(id.as_str().into())
+            .with_correlation_id(under_way.id.as_str().into())
             .with_type(errand.as_str().into())
             .with_message_id(ids::event_id().as_str().into());
-        let (sender, answer) = oneshot::channel();
-        self.lock().insert(id.clone(), sender);
-        let waited = async {
-            self.publisher
-                .publish(message)
-                .await
-                .map_err(|error| Problem::unavailable(error.to_string()))?;
-            tokio::time::timeout(timeout + MARGIN, answer)
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .ok_or_else(|| Problem::unavailable("no dispatcher has answered: is one running?"))
-        }
-        .await;
-        self.lock().remove(&id);
-        understand(&waited?)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Vec<u8>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.publisher
+            .publish(message)
+            .await
+            .map_err(|error| Problem::unavailable(error.to_string()))?;
+        let answer = tokio::time::timeout(timeout + MARGIN, answer).await.ok().and_then(Result::ok);
+        let none = || Problem::unavailable("no dispatcher has answered: is one running?");
+        understand(&answer.ok_or_else(none)?)
     }
 }
 
@@ -148,10 +185,9 @@ async fn receive_once(
             .map(ShortString::as_str)
             .unwrap_or_default()
             .to_owned();
-        let waiter = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        if let Some(waiter) = waiter {
+        if let Some(waiter) = lock(waiting).remove(&id) {
             // Whoever waited may have given up.
-            let _gone = waiter.send(delivery.data).is_err();
+            let _gone = waiter.answer.send(delivery.data).is_err();
         }
     }
     anyhow::bail!("the consumer of answers was cancelled")

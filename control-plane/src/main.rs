@@ -55,7 +55,6 @@ use errands::Errands;
 use form::Rules;
 use routes::Api;
 use throttle::Throttle;
-use verification::Verifier;
 
 /// Serves the subscriptions API.
 #[derive(Debug, Parser)]
@@ -132,19 +131,17 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let listener = service::listen(args.listen, "--listen").await?;
     let guard = Guard::new(key, store.clone());
     let rules = Rules { addresses: args.targets.policy(), verification: args.verify_endpoints };
-    let (verifier, unverified) = Verifier::new();
     let key_environment = args.key_environment;
     let audit_entries = args.audit_entries;
     let api = Api {
         store,
         rules: rules.into(),
         errands,
-        verifier,
         workshop: Workshop::default(),
         key_environment,
         audit_entries,
     };
-    let asking = verification::ask_all(api.clone(), unverified, service.shutdown.clone());
+    let asking = verification::ask_all(api.clone(), service.shutdown.clone());
     service.shutdown.spawn_vital("verification of endpoints", asking);
     let throttle = Throttle::new(args.requests_per_second);
     let (routes, document) = routes::routes(api, throttle, service.shutdown.clone());

@@ -16,7 +16,6 @@ use serde_json::Value;
 use crate::errands::Errands;
 use crate::form::Rules;
 use crate::throttle::Throttle;
-use crate::verification::Verifier;
 use crate::{
     access, api_keys, audit, bulk, completion, config, event_types, filters, idempotency, limits,
     openapi, removals, sealing, subscriptions, templates, tenants, throttle, verification,
@@ -28,7 +27,6 @@ pub(crate) struct Api {
     pub(crate) store: Store,
     pub(crate) rules: Arc<Rules>,
     pub(crate) errands: Errands,
-    pub(crate) verifier: Verifier,
     /// Where what tenants have written is read.
     pub(crate) workshop: Workshop<TenantId>,
     pub(crate) key_environment: Environment,

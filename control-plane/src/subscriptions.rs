@@ -28,6 +28,7 @@ use crate::rotation;
 use crate::routes::{Api, trouble};
 use crate::select::{self, SelectQuery};
 use crate::tenants::{existing, tenant_id};
+use crate::verification::ask_soon;
 use crate::view;
 
 /// The largest body of a subscription.
@@ -52,7 +53,6 @@ pub(crate) async fn create(
     let [subscription] = created.as_slice() else {
         return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nothing was created"));
     };
-    api.verifier.ask_soon(subscription);
     let secret = newest_secret(subscription)?;
     let mut answer = view::subscription(subscription);
     let done = Done::to(&subscription.id, &Value::Null, &answer);
@@ -85,6 +85,7 @@ pub(crate) async fn write_all(
         .zip(forms)
         .map(|(id, form)| new_subscription(id, tenant.clone(), form))
         .collect::<Result<Vec<Subscription>, Problem>>()?;
+    ask_soon(store, tenant, &subscriptions).await.map_err(trouble)?;
     store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
     Ok(subscriptions)
 }
@@ -172,7 +173,6 @@ pub(crate) async fn patch(
             .map(|form| form.changed(&stored.subscription))
     };
     let (before, changed) = update(&api, &path, change).await?;
-    api.verifier.ask_soon(&changed);
     let mut answer = view::subscription(&changed);
     let done = Done::to(&changed.id, &view::subscription(&before), &answer);
     add_warnings(&api, &changed, &mut answer).await;
@@ -280,6 +280,9 @@ pub(crate) async fn update(
         let mut changed = api.in_turn(tenant, || change(&stored)).await?;
         changed.updated_at = clock::now();
         changed.version = ids::token();
+        ask_soon(&api.store, &changed.tenant, std::slice::from_ref(&changed))
+            .await
+            .map_err(trouble)?;
         if api.store.update_subscription(&stored, &changed).await.map_err(trouble)? {
             return Ok((stored.subscription, changed));
         }

@@ -1,89 +1,122 @@
-//! Has endpoints asked whether they want our POSTs: soon after a subscription or its URL is new, and
-//! whenever its holder asks for it. Until one has said yes its deliveries are kept.
+//! Has endpoints asked whether they want our POSTs: soon after a subscription or its URL is new, a few
+//! times more if the answer is no, and whenever its holder asks for it. Until one has said yes its
+//! deliveries are kept.
+//!
+//! Whom to ask is in the store, so it outlives us, and each replica asks some.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use doorbell_common::ids::TenantId;
 use doorbell_common::subscription::Subscription;
+use doorbell_platform::clock;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
+use doorbell_platform::store::unverified::Due;
+use doorbell_platform::store::{Store, StoreError};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
 
 use crate::routes::Api;
 use crate::subscriptions::{find, update};
 
-/// Endpoints that may wait to be asked. What finds no room is asked when its holder wants it.
-const WAITING: usize = 10_000;
-/// How often that is tried, and the pause between, while no dispatcher can be reached.
-const TRIES: u32 = 12;
+/// Endpoints that are asked at once, and how many of these may be one tenant's.
+const AT_ONCE: usize = 32;
+const OF_ONE_TENANT: usize = 8;
+/// How often to look who is to be asked, and while someone is.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// When to ask again where that failed by our own trouble: no dispatcher answers, most likely.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Endpoints that are asked at once.
-const AT_ONCE: usize = 16;
 
-/// Subscriptions whose endpoints are to be asked soon.
-#[derive(Clone, Debug)]
-pub(crate) struct Verifier(mpsc::Sender<(String, String)>);
+/// Plans to ask those endpoints soon that must be. Called before the subscriptions are written: what is
+/// there is asked, even if we die in between.
+pub(crate) async fn ask_soon(
+    store: &Store,
+    tenant: &TenantId,
+    subscriptions: &[Subscription],
+) -> Result<(), StoreError> {
+    let unverified = subscriptions.iter().filter(|subscription| !subscription.is_verified());
+    store.plan_to_ask(tenant, unverified.map(|each| &each.id), (clock::now(), 0)).await
+}
 
-/// The other end.
-pub(crate) type Unverified = mpsc::Receiver<(String, String)>;
-
-impl Verifier {
-    pub(crate) fn new() -> (Self, Unverified) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
-    }
-
-    /// Has an endpoint asked soon, if it must be.
-    pub(crate) fn ask_soon(&self, subscription: &Subscription) {
-        if subscription.is_verified() {
-            return;
-        }
-        let path = (subscription.tenant.to_string(), subscription.id.to_string());
-        if self.0.try_send(path).is_err() {
-            tracing::warn!(subscription.id = %subscription.id, "too many endpoints wait to be verified: this one is not asked by itself");
+/// Asks those whose time has come, several at once and in turn among tenants, until the service is told
+/// to stop.
+pub(crate) async fn ask_all(api: Api, shutdown: Shutdown) {
+    let mut asking = FuturesUnordered::new();
+    let mut of_tenants: HashMap<TenantId, usize> = HashMap::new();
+    let mut pause = LOOK;
+    loop {
+        tokio::select! {
+            () = shutdown.stopping() => return,
+            Some(tenant) = asking.next() => {
+                if let Some(count) = of_tenants.get_mut(&tenant) {
+                    *count -= 1;
+                }
+                of_tenants.retain(|_, count| *count > 0);
+            }
+            () = tokio::time::sleep(pause) => {
+                let room = AT_ONCE.saturating_sub(asking.len());
+                let taken = take(&api.store, room, &of_tenants).await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "nobody is asked");
+                    vec![]
+                });
+                pause = if asking.is_empty() && taken.is_empty() { LOOK } else { LOOK_AGAIN };
+                for (tenant, due) in taken {
+                    *of_tenants.entry(tenant.clone()).or_default() += 1;
+                    asking.push(ask_one(&api, tenant, due));
+                }
+            }
         }
     }
 }
 
-/// Asks one endpoint after the other, several at once, until the service is told to stop.
-pub(crate) async fn ask_all(api: Api, mut unverified: Unverified, shutdown: Shutdown) {
-    let asking = Arc::new(Semaphore::new(AT_ONCE));
-    while let Some(Some(path)) = shutdown.until(unverified.recv()).await {
-        let Ok(permit) = Arc::clone(&asking).acquire_owned().await else { return };
-        let (api, stopping) = (api.clone(), shutdown.clone());
-        shutdown.spawn(async move {
-            let _stopped = stopping.until(ask_patiently(&api, &path)).await.is_none();
-            drop(permit);
-        });
+/// Some of those who are to be asked now.
+async fn take(
+    store: &Store,
+    mut room: usize,
+    of_tenants: &HashMap<TenantId, usize>,
+) -> Result<Vec<(TenantId, Due)>, StoreError> {
+    let (now, mut taken) = (clock::now(), Vec::new());
+    if room == 0 || !store.is_up() {
+        return Ok(taken);
     }
-}
-
-/// Asks an endpoint, again and again while that fails by our own trouble.
-async fn ask_patiently(api: &Api, path: &(String, String)) {
-    for _ in 0..TRIES {
-        match ask(api, path).await {
-            Ok(answer) => {
-                tracing::debug!(subscription.id = path.1, %answer, "endpoint asked");
-                return;
-            }
-            Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE.as_u16() => {
-                tokio::time::sleep(AGAIN).await;
-            }
-            // Deleted, most likely.
-            Err(problem) => {
-                tracing::debug!(subscription.id = path.1, ?problem, "endpoint not asked");
-                return;
-            }
+    for tenant in store.tenants_to_ask(now, AT_ONCE).await? {
+        let begun = of_tenants.get(&tenant).copied().unwrap_or_default();
+        let most = OF_ONE_TENANT.saturating_sub(begun).min(room);
+        if most > 0 {
+            let due = store.take_to_ask(&tenant, now, most).await?;
+            room -= due.len();
+            taken.extend(due.into_iter().map(|due| (tenant.clone(), due)));
         }
     }
-    tracing::warn!(
-        subscription.id = path.1,
-        "an endpoint is not asked by itself: no dispatcher answers"
-    );
+    Ok(taken)
+}
+
+async fn ask_one(api: &Api, tenant: TenantId, due: Due) -> TenantId {
+    let path = (tenant.to_string(), due.id.to_string());
+    let asked = ask(api, &path).await;
+    tracing::debug!(subscription.id = path.1, tries = due.tries, ?asked, "endpoint asked");
+    let settled = match asked {
+        Ok(answer) if answer["verified"] == true => api.store.is_asked(&tenant, &due).await,
+        // It is due again already.
+        Ok(_) => Ok(()),
+        Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE.as_u16() => {
+            let again = (clock::now().plus(AGAIN), due.tries);
+            api.store.plan_to_ask(&tenant, std::iter::once(&due.id), again).await
+        }
+        // Not there yet, or not any more.
+        Err(_) if due.tries == 0 => Ok(()),
+        Err(_) => api.store.is_asked(&tenant, &due).await,
+    };
+    if let Err(error) = settled {
+        tracing::debug!(%error, "an endpoint is asked once more");
+    }
+    tenant
 }
 
 pub(crate) async fn verify(
@@ -101,15 +134,16 @@ async fn ask(api: &Api, path: &(String, String)) -> Result<Value, Problem> {
     }
     let answer = api.errands.verify(&stored.subscription).await?;
     let endpoint = answer["endpoint"].as_str().unwrap_or_default().to_owned();
-    let verified = answer["verified"] == true;
+    let mut verified = answer["verified"] == true;
     if verified {
-        update(api, path, |stored| {
+        let (_, changed) = update(api, path, |stored| {
             let mut changed = stored.subscription.clone();
-            // Another URL than the one that was asked is another endpoint.
             changed.verified_endpoint = Some(endpoint.clone());
             Ok(changed)
         })
         .await?;
+        // Another URL than the one that was asked is another endpoint.
+        verified = changed.is_verified();
     }
     Ok(json!({ "verified": verified, "detail": answer["detail"] }))
 }

@@ -233,11 +233,12 @@ async fn receive(
         && question["type"] == "url_verification"
     {
         let answer = json!({ "challenge": question["challenge"] });
-        return if receiver.ask(&endpoint) {
-            Json(answer).into_response()
-        } else {
-            "?".into_response()
-        };
+        let is_willing = receiver.ask(&endpoint);
+        let behaviour = receiver.lock().behaviours.get(&endpoint).cloned();
+        if let Some(Behaviour::Slow(time)) = behaviour {
+            tokio::time::sleep(time).await;
+        }
+        return if is_willing { Json(answer).into_response() } else { "?".into_response() };
     }
     let (answer, answered) = oneshot::channel();
     spawn(async move {

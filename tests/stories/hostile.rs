@@ -2,8 +2,9 @@
 //! behind.
 
 use anyhow::Context as _;
-use doorbell_tests::World;
 use doorbell_tests::api::{Answer, subscription};
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, World};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -138,6 +139,34 @@ pub(crate) async fn no_forbidden_url_or_header_gets_in() -> anyhow::Result<()> {
         let answer = world.control.call(Method::POST, list, body).await?;
         assert_eq!(answer.status, 422, "{name}: {answer:?}");
     }
+    world.finish().await
+}
+
+pub(crate) async fn test_calls_that_hang_keep_nobody_waiting() -> anyhow::Result<()> {
+    let world = World::start("testcalls").await?;
+    world.receiver.behave("hangs", Behaviour::Slow(seconds(8)));
+    let hanging = world.subscribe("many", "hangs", &["a.#"]).await?;
+    let quick = world.subscribe("acme", "quick", &["a.#"]).await?;
+    let test = async |tenant: &str, id: &str| {
+        let path = format!("/v1/tenants/{tenant}/subscriptions/{id}/test");
+        world.control.call(Method::POST, &path, Value::Null).await
+    };
+    let all = futures_util::future::join_all((0..40).map(|_| test("many", &hanging)));
+    let (all, quick) = tokio::join!(all, test("acme", &quick));
+    let quick = quick?;
+    assert_eq!((quick.status.as_u16(), &quick.body["status"]), (200, &json!(200)), "{quick:?}");
+    let mut statuses = Vec::new();
+    for answer in all {
+        let answer = answer?;
+        if answer.status == 429 {
+            check(&answer, "one test call too many");
+            assert_eq!(answer.headers["retry-after"], "1");
+        }
+        statuses.push(answer.status.as_u16());
+    }
+    let count = |status: u16| statuses.iter().filter(|other| **other == status).count();
+    assert_eq!((count(200), count(429)), (32, 8), "{statuses:?}");
+    assert_eq!(test("many", &hanging).await?.status, 200, "there is room again");
     world.finish().await
 }
 

@@ -2,7 +2,7 @@
 
 use doorbell_tests::api::{Api, subscription};
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Setup, World, eventually};
+use doorbell_tests::{Behaviour, Setup, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -51,6 +51,43 @@ pub(crate) async fn nothing_comes_before_a_yes() -> anyhow::Result<()> {
         assert_eq!((&event["specversion"], &event["id"]), (&json!("1.0"), &json!(post.id)));
         assert_eq!(event["source"], format!("urn:doorbell:tenant:{}", post.endpoint));
     }
+    world.finish().await
+}
+
+pub(crate) async fn whoever_says_yes_later_is_asked_again() -> anyhow::Result<()> {
+    let world = World::start("verifylater").await?;
+    let hanging: Vec<String> = (0..60).map(|n| format!("hangs-{n}")).collect();
+    let mut lines = String::new();
+    for endpoint in &hanging {
+        world.receiver.behave(endpoint, Behaviour::Slow(seconds(10)));
+        let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
+        body["verification"] = "challenge".into();
+        lines.push_str(&format!("{body}\n"));
+    }
+    world.control.lines("/v1/tenants/many/subscriptions/bulk", lines).await?;
+    // Sixty that say nothing for three seconds each keep nobody else waiting.
+    let mut body = subscription(&world.receiver.url("later"), &["#"]);
+    body["verification"] = "challenge".into();
+    let list = "/v1/tenants/acme/subscriptions";
+    let created = world.control.call(Method::POST, list, body).await?.body;
+    let path = format!("{list}/{}", created["id"].as_str().unwrap_or_default());
+    eventually("it is asked", seconds(15), || async { world.receiver.asked("later") > 0 }).await?;
+    let asked = |endpoints: &[String]| {
+        endpoints.iter().filter(|endpoint| world.receiver.asked(endpoint) > 0).count()
+    };
+    assert!(asked(&hanging) < 30, "{} were asked before", asked(&hanging));
+    world.kill_and_restart("control-plane").await?;
+    world.until_all_ready().await?;
+    world.receiver.is_willing("later");
+    eventually("it is asked again", seconds(40), || async {
+        let shown = world.control.call(Method::GET, &path, Value::Null).await;
+        shown.is_ok_and(|shown| shown.body["status"] == "active")
+    })
+    .await?;
+    eventually("the others are asked, too", seconds(120), || async {
+        asked(&hanging) == hanging.len()
+    })
+    .await?;
     world.finish().await
 }
 

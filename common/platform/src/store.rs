@@ -31,6 +31,7 @@ pub mod sealing;
 pub mod snapshots;
 pub mod tenant_limits;
 pub mod tenants;
+pub mod unverified;
 
 use doorbell_common::sealing::NotOpened;
 use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};

@@ -120,6 +120,18 @@ impl Keys {
         format!("{}:{{main}}:sealing", self.prefix)
     }
 
+    /// Sorted set: tenants some of whose endpoints are to be asked whether they want POSTs, by when (in
+    /// milliseconds).
+    pub(super) fn unverified(&self) -> String {
+        format!("{}:{{main}}:unverified", self.prefix)
+    }
+
+    /// Sorted set: a tenant's subscriptions whose endpoints are to be asked, by when, and how often they
+    /// were before.
+    pub(super) fn unverified_of(&self, tenant: &TenantId) -> String {
+        format!("{}:{{main}}:unverified:{tenant}", self.prefix)
+    }
+
     /// Hash, subscription id to record.
     pub(super) fn slot(&self, slot: SlotNumber) -> String {
         format!("{}:{{slot-{:06x}}}", self.prefix, slot.0)
