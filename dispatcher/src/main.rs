@@ -50,7 +50,7 @@ use ledger::Ledger;
 use limits::Limits;
 use metrics::Metrics;
 use recorder::Recorder;
-use sender::Sender;
+use sender::{NameServer, Sender};
 use working::Working;
 
 /// Deliveries allocate on one thread and free on another; the system's allocator then makes the
@@ -93,6 +93,9 @@ struct Args {
     /// How long the id of a finished event is remembered; the producer must have the same.
     #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
     duplicate_window: DurationText,
+    /// Name servers to ask for endpoints' names (IP addresses, perhaps with a port, comma-separated), instead of the system's.
+    #[arg(long, env = "DOORBELL_DNS_SERVERS", value_delimiter = ',')]
+    dns_servers: Vec<NameServer>,
     /// Who we say that we are (a DNS name) when we ask an endpoint by an OPTIONS request whether it takes POSTs from us.
     #[arg(long, env = "DOORBELL_WEBHOOK_ORIGIN", default_value = "doorbell")]
     webhook_origin: String,
@@ -128,7 +131,11 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let store = plumbing.store.clone().with_secrets(secrets);
     let metrics = Metrics::new(&service.registry)?;
     let dispatcher = Arc::new(Dispatcher {
-        sender: Sender::new(args.targets.policy(), metrics.connections_opened.clone())?,
+        sender: Sender::new(
+            args.targets.policy(),
+            &args.dns_servers,
+            metrics.connections_opened.clone(),
+        )?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
         publisher,
         store: store.clone(),

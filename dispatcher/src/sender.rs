@@ -24,6 +24,8 @@ use url::Url;
 
 use connections::CountConnections;
 use failure::explain;
+pub(crate) use resolver::NameServer;
+
 use resolver::GuardedResolver;
 
 /// How much of an answer's body is read, so that its connection can be used again.
@@ -94,9 +96,15 @@ impl Answer {
 }
 
 impl Sender {
-    /// `opened` counts the connections that are begun.
-    pub(crate) fn new(policy: AddressPolicy, opened: IntCounter) -> anyhow::Result<Self> {
+    /// Names are asked of these servers, or of the system's, if there are none; `opened` counts the
+    /// connections that are begun.
+    pub(crate) fn new(
+        policy: AddressPolicy,
+        name_servers: &[NameServer],
+        opened: IntCounter,
+    ) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
+        let resolver = GuardedResolver::new(Arc::clone(&policy), name_servers)?;
         let client = Client::builder()
             .user_agent(concat!("Doorbell/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
@@ -108,7 +116,7 @@ impl Sender {
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_PER_HOST)
             .connector_layer(CountConnections(opened))
-            .dns_resolver(Arc::new(GuardedResolver::new(Arc::clone(&policy))))
+            .dns_resolver(Arc::new(resolver))
             .build()?;
         Ok(Self { client, policy })
     }

@@ -30,6 +30,7 @@ mod interop;
 mod keys;
 mod kills;
 mod limits;
+mod names;
 mod openapi;
 mod patterns;
 mod publishing;
@@ -142,6 +143,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         templates::hard_templates_keep_nobody_waiting,
         event_types::what_the_catalogue_objects_to_is_refused,
         event_types::a_catalogue_travels_as_one_document,
+        names::names_that_hang_keep_nobody_waiting,
+        names::what_a_name_leads_to_is_judged,
         hostile::test_calls_that_hang_keep_nobody_waiting,
         hostile::every_bad_body_is_a_problem_of_the_callers,
         hostile::no_forbidden_url_or_header_gets_in,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -16,6 +17,9 @@ use crate::args::{CommonArgs, LogFormat};
 use crate::health::Health;
 use crate::shutdown::Shutdown;
 use crate::tls;
+
+/// With fewer files than this a service may not reach its own bounds on connections.
+const FEW_FILES: u64 = 4096;
 
 /// What a running service is given.
 #[derive(Clone, Debug)]
@@ -52,6 +56,7 @@ where
         return fatal(name, &error, 2);
     }
     log_panics();
+    allow_many_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fatal(name, &error.into(), 1),
@@ -160,6 +165,24 @@ fn init_logs(args: &CommonArgs) -> anyhow::Result<()> {
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Each connection is an open file, and some systems allow a thousand unless one asks for more.
+fn allow_many_files() {
+    let allowed = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: allowed.maximum, maximum: allowed.maximum };
+    if allowed.current != allowed.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, wanted)
+    {
+        tracing::warn!(%error, "no more files may be open than before");
+    }
+    let now = getrlimit(Resource::Nofile).current;
+    if let Some(files) = now.filter(|files| *files < FEW_FILES) {
+        tracing::warn!(
+            files,
+            "few files may be open at once, and so few connections: raise the limit (ulimit -n)"
+        );
+    }
 }
 
 /// A panic is a bug: it is logged like everything else, with its place.

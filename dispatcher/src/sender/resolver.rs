@@ -1,11 +1,46 @@
 //! Resolves names to addresses that may be called. What a name leads to is judged here, at every
 //! connection, and exactly what was judged is dialled: a name that changes its mind gains nothing.
+//!
+//! Not by the system's resolver, which keeps a thread for each name: a few hundred names whose servers
+//! say nothing would keep everyone waiting.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use doorbell_common::address::{AddressPolicy, Refused};
+use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{TokioResolver, system_conf};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// The port of name servers.
+const PORT: u16 = 53;
+/// How long a name server may take; then it, or the next one, is asked again.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Answers remembered.
+const REMEMBERED: u64 = 16_384;
+/// How long an address is believed, whatever its record says, and how long that there is none: someone
+/// who has put it right should not wait.
+const BELIEVED: Duration = Duration::from_secs(5 * 60);
+const BELIEVED_IN_VAIN: Duration = Duration::from_secs(5);
+
+/// A name server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NameServer(SocketAddr);
+
+impl FromStr for NameServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let alone = || text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT));
+        let address = text.parse().or_else(|_| alone());
+        address.map(Self).map_err(|_| "must be an IP address, perhaps with a port".to_owned())
+    }
+}
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -15,29 +50,84 @@ pub(super) struct DnsError {
     reason: String,
 }
 
-/// Resolves with the system's resolver and leaves out what may not be called.
-#[derive(Debug)]
+/// Resolves names and leaves out what may not be called.
+#[derive(Clone)]
 pub(super) struct GuardedResolver {
     policy: Arc<AddressPolicy>,
+    resolver: TokioResolver,
 }
 
 impl GuardedResolver {
-    pub(super) fn new(policy: Arc<AddressPolicy>) -> Self {
-        Self { policy }
+    /// Asks these name servers, or those of the system, if there are none.
+    pub(super) fn new(policy: Arc<AddressPolicy>, servers: &[NameServer]) -> anyhow::Result<Self> {
+        let (config, mut options) = if servers.is_empty() {
+            of_the_system()
+        } else {
+            (asking(servers), ResolverOpts::default())
+        };
+        options.timeout = options.timeout.min(PATIENCE);
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.cache_size = REMEMBERED;
+        options.positive_max_ttl = Some(BELIEVED);
+        options.negative_max_ttl = Some(BELIEVED_IN_VAIN);
+        let provider = TokioRuntimeProvider::default();
+        let resolver = TokioResolver::builder_with_config(config, provider).with_options(options);
+        Ok(Self { policy, resolver: resolver.build().context("no resolver of names")? })
+    }
+
+    async fn addresses(
+        &self,
+        name: &str,
+    ) -> Result<Addrs, Box<dyn std::error::Error + Send + Sync>> {
+        let failed = |reason: String| DnsError { name: name.to_owned(), reason };
+        // A name from the root on: one that is looked for in the domains of our own host may lead to
+        // someone there.
+        let from_root = format!("{}.", name.trim_end_matches('.'));
+        let found =
+            self.resolver.lookup_ip(from_root).await.map_err(|error| failed(why(&error)))?;
+        let found = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+        let allowed = allowed(&self.policy, found)?;
+        Ok(allowed.ok_or_else(|| failed("it has no address".to_owned()))?)
+    }
+}
+
+/// What the system's configuration says; without one, what a C library does.
+fn of_the_system() -> (ResolverConfig, ResolverOpts) {
+    system_conf::read_system_conf().unwrap_or_else(|error| {
+        tracing::warn!(%error, "no name server is configured: asking one on this machine (see --dns-servers)");
+        let here = NameServer(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT));
+        (asking(&[here]), ResolverOpts::default())
+    })
+}
+
+fn asking(servers: &[NameServer]) -> ResolverConfig {
+    let servers = servers.iter().map(|NameServer(address)| {
+        let mut server = NameServerConfig::udp_and_tcp(address.ip());
+        for connection in &mut server.connections {
+            connection.port = address.port();
+        }
+        server
+    });
+    ResolverConfig::from_parts(None, vec![], servers.collect())
+}
+
+/// Why a name was not resolved, for people.
+fn why(error: &NetError) -> String {
+    if error.is_nx_domain() {
+        "there is no such name".to_owned()
+    } else if error.is_no_records_found() {
+        "it has no address".to_owned()
+    } else if matches!(error, NetError::Timeout) {
+        "no name server has answered".to_owned()
+    } else {
+        error.to_string()
     }
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = Arc::clone(&self.policy);
-        Box::pin(async move {
-            let failed = |reason: String| DnsError { name: name.as_str().to_owned(), reason };
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
-                .await
-                .map_err(|error| failed(error.to_string()))?
-                .collect();
-            Ok(allowed(&policy, found)?.ok_or_else(|| failed("it has no address".to_owned()))?)
-        })
+        let resolver = self.clone();
+        Box::pin(async move { resolver.addresses(name.as_str()).await })
     }
 }
 
@@ -71,5 +161,20 @@ mod tests {
         assert_eq!(mixed.collect::<Vec<_>>(), addresses(&["8.8.8.8:0"]));
         assert!(allowed(&policy, addresses(&["127.0.0.1:0", "[::1]:0"])).is_err());
         assert!(allowed(&policy, vec![]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_server_is_an_address() {
+        for (text, address) in [
+            ("10.0.0.53", Some("10.0.0.53:53")),
+            ("10.0.0.53:5353", Some("10.0.0.53:5353")),
+            ("::1", Some("[::1]:53")),
+            ("[::1]:5353", Some("[::1]:5353")),
+            ("dns.example.com", None),
+            ("", None),
+        ] {
+            let read = text.parse::<NameServer>().ok().map(|server| server.0.to_string());
+            assert_eq!(read.as_deref(), address, "{text}");
+        }
     }
 }
