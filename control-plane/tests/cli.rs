@@ -14,3 +14,11 @@ fn help_names_every_flag_and_its_variable() {
 fn wrong_arguments_end_with_2_and_one_sentence() {
     shared::check_wrong_arguments(BINARY, &[&["--admin-key", "short"], &[]]);
 }
+
+#[test]
+fn it_goes_on_when_nobody_reads_its_logs() {
+    shared::check_nobody_reads(
+        BINARY,
+        &["--listen", "127.0.0.1:0", "--admin-key", "0123456789abcdef"],
+    );
+}

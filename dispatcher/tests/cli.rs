@@ -14,3 +14,8 @@ fn help_names_every_flag_and_its_variable() {
 fn wrong_arguments_end_with_2_and_one_sentence() {
     shared::check_wrong_arguments(BINARY, &[&["--grace", "30s"]]);
 }
+
+#[test]
+fn it_goes_on_when_nobody_reads_its_logs() {
+    shared::check_nobody_reads(BINARY, &[]);
+}

@@ -1,7 +1,8 @@
 //! What every service's binary must do from outside: help, and wrong arguments in one sentence.
 //! Each service's own `tests/cli.rs` includes this, because only there is its binary known.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 fn run(binary: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(binary).args(arguments).output().expect("the binary runs");
@@ -35,4 +36,24 @@ pub(crate) fn check_wrong_arguments(binary: &str, more: &[&[&str]]) {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert_eq!(error.trim().lines().count(), 1, "{error}");
     }
+}
+
+/// Whoever reads the logs may go away: the service goes on, and stops when it is told to.
+pub(crate) fn check_nobody_reads(binary: &str, more: &[&str]) {
+    // Nobody is there: not even someone else's engines.
+    let nowhere = ["--amqp-url", "amqp://127.0.0.1:1/%2f", "--redis-url", "redis://127.0.0.1:1/"];
+    let mut service = Command::new(binary)
+        .args(nowhere)
+        .args(["--admin-listen", "127.0.0.1:0"])
+        .args(more)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut line = String::new();
+    let mut logs = BufReader::new(service.stderr.take().expect("it logs"));
+    logs.read_line(&mut line).expect("it says something");
+    drop(logs);
+    let told = Command::new("kill").args(["-TERM", &service.id().to_string()]).status();
+    assert!(told.expect("kill runs").success(), "it was gone");
+    assert_eq!(service.wait().expect("it ends").code(), Some(0));
 }

@@ -159,7 +159,11 @@ fn register_build_info(name: &str, registry: &Registry) -> prometheus::Result<()
 fn init_logs(args: &CommonArgs) -> anyhow::Result<()> {
     let filter =
         EnvFilter::try_new(&args.log).map_err(|error| WrongArguments(format!("--log: {error}")))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would say so where nobody reads, and panic over that.
+        .log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => logs.with_ansi(false).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
