@@ -1,6 +1,7 @@
 //! The flags that every service has. `--help` is the reference; each flag has an environment
 //! variable, and what may hold a password may come from a file.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use clap::{Args, ValueEnum};
 use doorbell_common::duration::DurationText;
 
 /// Flags of every service.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone)]
 pub struct CommonArgs {
     /// RabbitMQ: one URL, or the nodes of a cluster separated by commas (amqp or amqps).
     #[arg(
@@ -62,6 +63,15 @@ pub enum LogFormat {
     Text,
     /// JSON objects, one a line.
     Json,
+}
+
+/// Without URLs, which may hold passwords.
+impl fmt::Debug for CommonArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommonArgs")
+            .field("redis_prefix", &self.redis_prefix)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CommonArgs {

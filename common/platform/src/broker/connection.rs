@@ -1,5 +1,6 @@
 //! Connecting to one of RabbitMQ's nodes.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,7 +25,6 @@ pub struct Broker {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     nodes: Vec<AMQPUri>,
     trust: Trust,
@@ -32,6 +32,13 @@ struct Inner {
     /// The node to try first, so that replicas and reconnects spread.
     next: AtomicUsize,
     sharding: OnceCell<Sharding>,
+}
+
+/// Without URLs, which may hold passwords.
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("nodes", &self.nodes.len()).finish_non_exhaustive()
+    }
 }
 
 impl Broker {
@@ -123,5 +130,19 @@ impl Broker {
             );
         }
         Ok(sharding)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_printed() {
+        let urls = ["amqp://me:hidden@127.0.0.1/%2f".to_owned()];
+        let broker = Broker::new(&urls, Trust::default(), "test").unwrap();
+        assert!(!format!("{broker:?}").contains("hidden"));
+        let wrong = Broker::new(&["ampq://me:hidden@x/".to_owned()], Trust::default(), "test");
+        assert!(!format!("{:?}", wrong.unwrap_err()).contains("hidden"));
     }
 }
