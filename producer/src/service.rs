@@ -17,6 +17,7 @@ use doorbell_platform::service::{self, Service, ServiceArgs};
 
 mod accept;
 mod api;
+mod idempotency;
 mod metrics;
 mod openapi;
 mod request;

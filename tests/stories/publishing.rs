@@ -180,6 +180,21 @@ pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<(
     let expected =
         r#"{"type":"a.b","timestamp":"2026-01-02T03:04:05.678Z","data":{"x":1.50,"x":2}}"#;
     assert_eq!(String::from_utf8_lossy(&post.body), expected);
+    // Sent again with the same key it is the same event, without an id of its publisher's.
+    let keyed = [("content-type", "application/json"), ("idempotency-key", "k-1")];
+    let body = r#"{"tenant":"acme","type":"a.b","data":1}"#;
+    let other = r#"{"tenant":"acme","type":"a.b","data":2}"#;
+    let mut ids = Vec::new();
+    for (body, duplicate) in [(body, false), (body, true), (other, false)] {
+        let answer = world.producer.raw(Method::POST, "/v1/events", &keyed, body).await?;
+        assert_eq!((answer.status.as_u16(), &answer.body["duplicate"]), (202, &json!(duplicate)));
+        ids.push(answer.body["id"].clone());
+    }
+    assert!(ids[0] == ids[1] && ids[1] != ids[2], "{ids:?}");
+    eventually("both arrive", seconds(20), || async { world.receiver.count("all") == 3 }).await?;
+    let keyed = [("content-type", "application/json"), ("idempotency-key", "")];
+    let answer = world.producer.raw(Method::POST, "/v1/events", &keyed, body).await?;
+    assert_eq!(answer.status, 400);
     // What is refused, and how.
     let large = format!(r#"{{"tenant":"acme","type":"a","data":"{}"}}"#, "x".repeat(257 * 1024));
     let huge = "x".repeat(1024 * 1024);
@@ -234,7 +249,7 @@ pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<(
         answer.body["results"].as_array().unwrap().iter().all(|result| result["status"] == 202)
     );
     eventually("all of the batches arrive", seconds(60), || async {
-        world.receiver.accepted("all") == 1002
+        world.receiver.accepted("all") == 1004
     })
     .await?;
     world.finish().await

@@ -17,9 +17,9 @@ use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::{Value, json};
 
 use super::accept::{Accepted, Acceptor, NotAccepted};
+use super::idempotency::IdempotencyKey;
 use super::openapi;
 use super::request::read_event;
-use crate::event::NewEvent;
 
 /// The most bytes that a batch may have.
 pub(super) const MAX_BATCH_BYTES: usize = 5 * 1024 * 1024;
@@ -45,7 +45,8 @@ async fn publish(
 ) -> Result<Response, Problem> {
     let max = acceptor.max_event_bytes + ENVELOPE_BYTES;
     let body = read_body(&headers, body, &["application/json"], max).await?;
-    let accepted = accept(&acceptor, &caller, &headers, &body).await?;
+    let carried = Carried::read(&headers)?;
+    let accepted = accept(&acceptor, &caller, &carried, (0, &body)).await?;
     let mut answer = json!({ "id": accepted.id, "duplicate": accepted.duplicate });
     if let Some(warning) = &accepted.warning {
         answer["warnings"] = json!([warning.to_string()]);
@@ -74,7 +75,10 @@ async fn publish_batch(
     }
     // With RabbitMQ away, one answer says more than a thousand.
     acceptor.publisher.check().map_err(|error| NotAccepted::Broker(error).into_problem())?;
-    let accepting = lines.iter().map(|line| accept(&acceptor, &caller, &headers, line));
+    let carried = Carried::read(&headers)?;
+    let numbered = lines.iter().enumerate();
+    let accepting =
+        numbered.map(|(n, line)| accept(&acceptor, &caller, &carried, (n, line.as_ref())));
     let results = futures_util::future::join_all(accepting).await.into_iter().map(batch_result);
     Ok(Json(json!({ "results": results.collect::<Vec<Value>>() })))
 }
@@ -98,22 +102,39 @@ fn batch_result(result: Result<Accepted, Problem>) -> Value {
     }
 }
 
+/// What the headers of a request say of its events.
+struct Carried {
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+impl Carried {
+    fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+        let text =
+            |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let idempotency_key = headers.get("idempotency-key").map(IdempotencyKey::read);
+        Ok(Self {
+            traceparent: text("traceparent"),
+            tracestate: text("tracestate"),
+            idempotency_key: idempotency_key.transpose()?,
+        })
+    }
+}
+
 async fn accept(
     acceptor: &Acceptor,
     caller: &Caller,
-    headers: &HeaderMap,
-    body: &[u8],
+    carried: &Carried,
+    (line, body): (usize, &[u8]),
 ) -> Result<Accepted, Problem> {
     let mut event = read_event(body).inspect_err(|_| acceptor.metrics.rejected.inc())?;
-    carry_trace(&mut event, headers);
+    event.traceparent.clone_from(&carried.traceparent);
+    event.tracestate.clone_from(&carried.tracestate);
+    if let (None, Some(key)) = (&event.id, &carried.idempotency_key) {
+        event.id = Some(key.id_of(&caller.name(), line, body));
+    }
     acceptor.accept(&event, caller).await.map_err(NotAccepted::into_problem)
-}
-
-fn carry_trace(event: &mut NewEvent, headers: &HeaderMap) {
-    let text =
-        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    event.traceparent = text("traceparent");
-    event.tracestate = text("tracestate");
 }
 
 impl NotAccepted {

@@ -40,6 +40,12 @@ fn operation(path: &'static str, names: (&str, &str)) -> Operation {
     Operation::new(Method::POST, path, names)
         .tag(TAG)
         .needs(Scope::EventsPublish.as_str())
+        .parameter(json!({
+            "name": "Idempotency-Key", "in": "header", "required": false,
+            "description": "Events without an `id` get one that follows from this: the same request with the \
+                same key publishes nothing twice.",
+            "schema": { "type": "string", "maxLength": 255, "pattern": r"^[!-~]([ -~]*[!-~])?[ \t]*$" },
+        }))
         .fails(&[400, 401, 403, 408, 413, 415, 422, 429, 503])
 }
 
