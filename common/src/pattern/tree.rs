@@ -1,7 +1,7 @@
 //! Many patterns at once: which of them match costs what the words of a type and the patterns that
 //! agree with them so far cost, not what all patterns do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Pattern;
 use crate::event::EventType;
@@ -36,6 +36,35 @@ impl<T> Default for PatternTree<T> {
     }
 }
 
+/// Nodes, each once.
+#[derive(Default)]
+struct Reached {
+    nodes: Vec<usize>,
+    /// The same, once they are many: whoever writes patterns may see to that.
+    known: HashSet<usize>,
+}
+
+/// So few are looked through faster than looked up.
+const FEW: usize = 32;
+
+impl Reached {
+    /// Adds one; answers whether it is new.
+    fn insert(&mut self, at: usize) -> bool {
+        if self.nodes.len() == FEW {
+            self.known.extend(&self.nodes);
+        }
+        let is_new = if self.nodes.len() < FEW {
+            !self.nodes.contains(&at)
+        } else {
+            self.known.insert(at)
+        };
+        if is_new {
+            self.nodes.push(at);
+        }
+        is_new
+    }
+}
+
 impl<T> PatternTree<T> {
     /// Gives a pattern its value; one that it had is replaced.
     pub fn insert(&mut self, pattern: &Pattern, value: T) {
@@ -63,11 +92,11 @@ impl<T> PatternTree<T> {
     /// The values of the patterns that match.
     #[must_use]
     pub fn matching(&self, event_type: &EventType) -> Vec<&T> {
-        let mut reached = Vec::new();
+        let mut reached = Reached::default();
         self.reach(0, &mut reached);
         for word in event_type.as_str().split('.') {
             let before = std::mem::take(&mut reached);
-            for at in before {
+            for at in before.nodes {
                 let node = &self.nodes[at];
                 if node.is_hash {
                     self.reach(at, &mut reached);
@@ -77,14 +106,13 @@ impl<T> PatternTree<T> {
                 }
             }
         }
-        reached.into_iter().filter_map(|at| self.nodes[at].value.as_ref()).collect()
+        reached.nodes.into_iter().filter_map(|at| self.nodes[at].value.as_ref()).collect()
     }
 
     /// Adds a node, and those that follow from it without a word.
-    fn reach(&self, at: usize, reached: &mut Vec<usize>) {
+    fn reach(&self, at: usize, reached: &mut Reached) {
         let mut next = Some(at);
-        while let Some(at) = next.filter(|at| !reached.contains(at)) {
-            reached.push(at);
+        while let Some(at) = next.filter(|at| reached.insert(*at)) {
             next = self.nodes[at].hash;
         }
     }
@@ -104,7 +132,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_tree_finds_what_each_pattern_matches_by_itself(
-            patterns in prop::collection::btree_set(words(&["a", "b", "*", "#"]), 0..40),
+            patterns in prop::collection::btree_set(words(&["a", "b", "*", "#"]), 0..120),
             event_type in words(&["a", "b", "c"]),
         ) {
             let patterns: Vec<Pattern> =
@@ -129,5 +157,25 @@ mod tests {
         tree.insert(&pattern.parse().unwrap(), 1);
         let event_type = vec!["a"; 60].join(".");
         assert_eq!(tree.matching(&event_type.parse().unwrap()), [&1]);
+    }
+
+    /// Each word reaches most nodes; whether one is new must not cost a look at all of them.
+    #[test]
+    fn nor_are_many_patterns_of_nothing_but_wildcards() {
+        let mut tree = PatternTree::default();
+        let patterns: Vec<Pattern> = (0..4096_u32)
+            .map(|n| {
+                let words = (0..12).map(|bit| if n >> bit & 1 == 0 { "*" } else { "#" });
+                words.collect::<Vec<_>>().join(".").parse().unwrap()
+            })
+            .collect();
+        for pattern in &patterns {
+            tree.insert(pattern, ());
+        }
+        for words in [4, 12, 60] {
+            let event_type: EventType = vec!["a"; words].join(".").parse().unwrap();
+            let expected = patterns.iter().filter(|pattern| pattern.matches(&event_type)).count();
+            assert_eq!(tree.matching(&event_type).len(), expected, "{words} words");
+        }
     }
 }
