@@ -28,7 +28,7 @@ use crate::rotation;
 use crate::routes::{Api, trouble};
 use crate::select::{self, SelectQuery};
 use crate::tenants::{existing, tenant_id};
-use crate::verification::ask_soon;
+use crate::verification::{ask_later, ask_now};
 use crate::view;
 
 /// The largest body of a subscription.
@@ -85,8 +85,9 @@ pub(crate) async fn write_all(
         .zip(forms)
         .map(|(id, form)| new_subscription(id, tenant.clone(), form))
         .collect::<Result<Vec<Subscription>, Problem>>()?;
-    ask_soon(store, tenant, &subscriptions).await.map_err(trouble)?;
+    ask_later(store, tenant, &subscriptions).await.map_err(trouble)?;
     store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
+    ask_now(store, tenant, &subscriptions).await;
     Ok(subscriptions)
 }
 
@@ -280,10 +281,11 @@ pub(crate) async fn update(
         let mut changed = api.in_turn(tenant, || change(&stored)).await?;
         changed.updated_at = clock::now();
         changed.version = ids::token();
-        ask_soon(&api.store, &changed.tenant, std::slice::from_ref(&changed))
-            .await
-            .map_err(trouble)?;
-        if api.store.update_subscription(&stored, &changed).await.map_err(trouble)? {
+        let (store, tenant) = (&api.store, &changed.tenant);
+        let one = std::slice::from_ref(&changed);
+        ask_later(store, tenant, one).await.map_err(trouble)?;
+        if store.update_subscription(&stored, &changed).await.map_err(trouble)? {
+            ask_now(store, tenant, one).await;
             return Ok((stored.subscription, changed));
         }
     }

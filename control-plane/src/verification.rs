@@ -30,18 +30,35 @@ const OF_ONE_TENANT: usize = 8;
 /// How often to look who is to be asked, and while someone is.
 const LOOK: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// When to ask again where that failed by our own trouble: no dispatcher answers, most likely.
+/// When to ask where that fails by our own trouble: no dispatcher answers, most likely, or we die.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Plans to ask those endpoints soon that must be. Called before the subscriptions are written: what is
-/// there is asked, even if we die in between.
-pub(crate) async fn ask_soon(
+/// Plans to ask those endpoints soon that must be: before the subscriptions are written, in case we die
+/// over that, and not at once, because what is there until then needs no asking.
+pub(crate) async fn ask_later(
     store: &Store,
     tenant: &TenantId,
     subscriptions: &[Subscription],
 ) -> Result<(), StoreError> {
+    plan(store, tenant, subscriptions, AGAIN).await
+}
+
+/// The same once they are written: now. Should that not be planned, they are asked a little later.
+pub(crate) async fn ask_now(store: &Store, tenant: &TenantId, subscriptions: &[Subscription]) {
+    if let Err(error) = plan(store, tenant, subscriptions, Duration::ZERO).await {
+        tracing::debug!(%error, "endpoints are asked a little later");
+    }
+}
+
+async fn plan(
+    store: &Store,
+    tenant: &TenantId,
+    subscriptions: &[Subscription],
+    after: Duration,
+) -> Result<(), StoreError> {
     let unverified = subscriptions.iter().filter(|subscription| !subscription.is_verified());
-    store.plan_to_ask(tenant, unverified.map(|each| &each.id), (clock::now(), 0)).await
+    let at = clock::now().plus(after);
+    store.plan_to_ask(tenant, unverified.map(|each| &each.id), (at, 0)).await
 }
 
 /// Asks those whose time has come, several at once and in turn among tenants, until the service is told
@@ -101,22 +118,39 @@ async fn ask_one(api: &Api, tenant: TenantId, due: Due) -> TenantId {
     let path = (tenant.to_string(), due.id.to_string());
     let asked = ask(api, &path).await;
     tracing::debug!(subscription.id = path.1, tries = due.tries, ?asked, "endpoint asked");
-    let settled = match asked {
-        Ok(answer) if answer["verified"] == true => api.store.is_asked(&tenant, &due).await,
-        // It is due again already.
-        Ok(_) => Ok(()),
-        Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE.as_u16() => {
+    let settled = match next(&asked, due.tries) {
+        Next::AsPlanned => Ok(()),
+        Next::Never => api.store.is_asked(&tenant, &due).await,
+        Next::Soon => {
             let again = (clock::now().plus(AGAIN), due.tries);
             api.store.plan_to_ask(&tenant, std::iter::once(&due.id), again).await
         }
-        // Not there yet, or not any more.
-        Err(_) if due.tries == 0 => Ok(()),
-        Err(_) => api.store.is_asked(&tenant, &due).await,
     };
     if let Err(error) = settled {
         tracing::debug!(%error, "an endpoint is asked once more");
     }
     tenant
+}
+
+/// When an endpoint is asked again that has just been asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// When that was planned anyway.
+    AsPlanned,
+    /// As if it had not been asked.
+    Soon,
+    Never,
+}
+
+fn next(asked: &Result<Value, Problem>, tries: u64) -> Next {
+    match asked {
+        Ok(answer) if answer["verified"] == true => Next::Never,
+        Ok(_) => Next::AsPlanned,
+        Err(problem) if problem.status() != StatusCode::NOT_FOUND.as_u16() => Next::Soon,
+        // Not there yet, or not any more.
+        Err(_) if tries == 0 => Next::AsPlanned,
+        Err(_) => Next::Never,
+    }
 }
 
 pub(crate) async fn verify(
@@ -146,4 +180,26 @@ async fn ask(api: &Api, path: &(String, String)) -> Result<Value, Problem> {
         verified = changed.is_verified();
     }
     Ok(json!({ "verified": verified, "detail": answer["detail"] }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_and_what_is_gone_are_not_asked_again() {
+        let failed = |status| Err(Problem::new(status, "it failed"));
+        for (asked, tries, expected) in [
+            (Ok(json!({"verified": true})), 0, Next::Never),
+            (Ok(json!({"verified": false})), 3, Next::AsPlanned),
+            (failed(StatusCode::NOT_FOUND), 0, Next::AsPlanned),
+            (failed(StatusCode::NOT_FOUND), 1, Next::Never),
+            (failed(StatusCode::SERVICE_UNAVAILABLE), 1, Next::Soon),
+            // So many of the tenant's endpoints are being called.
+            (failed(StatusCode::TOO_MANY_REQUESTS), 1, Next::Soon),
+            (failed(StatusCode::CONFLICT), 1, Next::Soon),
+        ] {
+            assert_eq!(next(&asked, tries), expected, "{asked:?}");
+        }
+    }
 }

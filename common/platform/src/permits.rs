@@ -119,7 +119,7 @@ impl<K: Owner> Permits<K> {
         Ok(turn.await?)
     }
 
-    /// How many of a owner's wait for one.
+    /// How many of an owner's wait for one.
     #[must_use]
     pub fn waiting(&self, owner: &K) -> usize {
         self.lock().line.len_of(owner)

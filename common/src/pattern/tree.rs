@@ -53,11 +53,8 @@ impl Reached {
         if self.nodes.len() == FEW {
             self.known.extend(&self.nodes);
         }
-        let is_new = if self.nodes.len() < FEW {
-            !self.nodes.contains(&at)
-        } else {
-            self.known.insert(at)
-        };
+        let is_new =
+            if self.nodes.len() < FEW { !self.nodes.contains(&at) } else { self.known.insert(at) };
         if is_new {
             self.nodes.push(at);
         }
