@@ -9,21 +9,20 @@
 //!
 //! What stands side by side must all hold. A value alone means that the event has the same. An array
 //! matches if it is the same as a whole, or if one of its elements does, with all the conditions that
-//! stand side by side; those in `$and` and `$or` may do so by different elements. `$neq`, `$nin`, `$not` and `$exist` are about the array as a whole: none of
-//! its elements does. Arrays in arrays are not looked into. Numbers are compared by what they are worth, texts by their code points. Nothing is
+//! stand side by side; those in `$and` and `$or` may do so by different elements. `$neq`, `$nin`, `$not`
+//! and `$exist` are about the array as a whole: none of its elements does. Arrays in arrays are not
+//! looked into. Numbers are compared by what they are worth, texts by their code points. Nothing is
 //! converted: `"1"` is not `1`.
 //!
-//! Compiled once. An evaluation is linear in the event: it looks at each value once for each condition, or
-//! twice.
+//! Compiled once. An evaluation is linear in the event: it asks each condition at most once of each value.
 
 mod compile;
+mod evaluate;
 mod explain;
 
-use std::cmp::Ordering;
-
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Number, Value};
 
 pub use explain::Mismatch;
 
@@ -142,169 +141,6 @@ impl<'de> Deserialize<'de> for Filter {
                 wrong.iter().map(|wrong| format!("{} {}", wrong.pointer, wrong.detail)).collect();
             serde::de::Error::custom(wrong.join(", "))
         })
-    }
-}
-
-impl Conditions {
-    /// Whether they hold of a value, or of there being none: of an array as it is, or of one of its
-    /// elements.
-    fn hold(&self, value: Option<&Value>) -> bool {
-        if !self.whole_holds(value) {
-            return false;
-        }
-        let of_it = self.each.iter().all(|condition| condition.holds(value))
-            && self.joined.iter().all(|joined| joined.holds(value));
-        if of_it {
-            return true;
-        }
-        match value {
-            // Without one of these an element can do no more: what is joined has seen it.
-            Some(Value::Array(elements)) if !self.each.is_empty() => {
-                let settled = self.settle(value);
-                elements.iter().any(|element| self.hold_of_element(element, &settled))
-            }
-            _ => false,
-        }
-    }
-
-    fn whole_holds(&self, value: Option<&Value>) -> bool {
-        self.whole.iter().all(|condition| condition.holds(value))
-    }
-
-    /// Whether an array as a whole is as it is to be, for each of the branches: asked once for all of
-    /// its elements.
-    fn settle(&self, array: Option<&Value>) -> Vec<Settled> {
-        let settle = |branch: &Self| Settled {
-            whole_holds: branch.whole_holds(array),
-            branches: branch.settle(array),
-        };
-        self.joined.iter().flat_map(Joined::branches).map(settle).collect()
-    }
-
-    /// Whether they hold of an element, in whose own elements nothing is looked for. That the array
-    /// is as it is to be is known.
-    fn hold_of_element(&self, element: &Value, mut settled: &[Settled]) -> bool {
-        self.each.iter().all(|condition| condition.holds(Some(element)))
-            && self.joined.iter().all(|joined| {
-                let (own, others) = settled.split_at(joined.branches().len());
-                settled = others;
-                joined.holds_of_element(element, own)
-            })
-    }
-}
-
-/// What is known of a branch before it is asked about the elements of an array.
-struct Settled {
-    whole_holds: bool,
-    branches: Vec<Self>,
-}
-
-impl Whole {
-    fn holds(&self, value: Option<&Value>) -> bool {
-        match self {
-            Self::Neq(other) => !is_or_has(value, other),
-            Self::Nin(others) => !others.iter().any(|other| is_or_has(value, other)),
-            Self::Not(conditions) => !conditions.hold(value),
-            Self::Exist(expected) => value.is_some() == *expected,
-        }
-    }
-}
-
-impl Each {
-    fn holds(&self, value: Option<&Value>) -> bool {
-        #[cfg(test)]
-        tests::count_step();
-        match self {
-            Self::Eq(other) => value.is_some_and(|value| same(value, other)),
-            Self::In(others) => {
-                value.is_some_and(|value| others.iter().any(|other| same(value, other)))
-            }
-            Self::Compare(comparison, other) => value
-                .and_then(|value| order(value, other))
-                .is_some_and(|order| comparison.holds(order)),
-            Self::StartsWith(start) => {
-                value.and_then(Value::as_str).is_some_and(|text| text.starts_with(start))
-            }
-            Self::EndsWith(end) => {
-                value.and_then(Value::as_str).is_some_and(|text| text.ends_with(end))
-            }
-            Self::Field(name, conditions) => conditions
-                .hold(value.and_then(Value::as_object).and_then(|fields| fields.get(name))),
-        }
-    }
-}
-
-impl Joined {
-    fn branches(&self) -> &[Conditions] {
-        match self {
-            Self::And(branches) | Self::Or(branches) => branches,
-        }
-    }
-
-    /// Of an array each branch may hold by another element.
-    fn holds(&self, value: Option<&Value>) -> bool {
-        match self {
-            Self::And(all) => all.iter().all(|branch| branch.hold(value)),
-            Self::Or(any) => any.iter().any(|branch| branch.hold(value)),
-        }
-    }
-
-    fn holds_of_element(&self, element: &Value, settled: &[Settled]) -> bool {
-        let mut holds = self.branches().iter().zip(settled).map(|(branch, settled)| {
-            settled.whole_holds && branch.hold_of_element(element, &settled.branches)
-        });
-        match self {
-            Self::And(_) => holds.all(|holds| holds),
-            Self::Or(_) => holds.any(|holds| holds),
-        }
-    }
-}
-
-impl Comparison {
-    fn holds(self, order: Ordering) -> bool {
-        match self {
-            Self::Gt => order.is_gt(),
-            Self::Gte => order.is_ge(),
-            Self::Lt => order.is_lt(),
-            Self::Lte => order.is_le(),
-        }
-    }
-}
-
-fn is_or_has(value: Option<&Value>, other: &Value) -> bool {
-    let Some(value) = value else { return false };
-    let has = |elements: &Vec<Value>| elements.iter().any(|element| same(element, other));
-    same(value, other) || value.as_array().is_some_and(has)
-}
-
-/// Whether two values are worth the same: 1 and 1.0 are.
-fn same(one: &Value, other: &Value) -> bool {
-    if let (Value::Number(one), Value::Number(other)) = (one, other) {
-        return order_of_numbers(one, other).is_some_and(Ordering::is_eq);
-    }
-    if let (Value::Array(one), Value::Array(other)) = (one, other) {
-        let pairs_are_same = || one.iter().zip(other).all(|(one, other)| same(one, other));
-        return one.len() == other.len() && pairs_are_same();
-    }
-    if let (Value::Object(one), Value::Object(other)) = (one, other) {
-        let is_in_other =
-            |(name, one): (&String, &Value)| other.get(name).is_some_and(|other| same(one, other));
-        return one.len() == other.len() && one.iter().all(is_in_other);
-    }
-    one == other
-}
-
-fn order(one: &Value, other: &Value) -> Option<Ordering> {
-    if let (Value::Number(one), Value::Number(other)) = (one, other) {
-        return order_of_numbers(one, other);
-    }
-    Some(one.as_str()?.cmp(other.as_str()?))
-}
-
-fn order_of_numbers(one: &Number, other: &Number) -> Option<Ordering> {
-    match (one.as_i128(), other.as_i128()) {
-        (Some(one), Some(other)) => Some(one.cmp(&other)),
-        _ => one.as_f64()?.partial_cmp(&other.as_f64()?),
     }
 }
 

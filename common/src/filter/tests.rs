@@ -194,12 +194,85 @@ fn an_evaluation_is_linear_in_the_event() {
         assert!(!filter.matches(&event(&data)));
         assert!(STEPS.get() <= 20 * 1001, "{depth} levels: {} steps", STEPS.get());
     }
+    // A field that nobody has holds of the array and of each of its elements, so neither says enough.
+    let mut chained =
+        json!({ "$and": (0..60).map(|n| json!({ "$gt": n + 1 })).collect::<Vec<_>>() });
+    for _ in 0..10 {
+        chained = json!({ "none": { "$exist": false }, "$or": [chained] });
+    }
+    let filter = self::filter(&json!({ "data": chained }));
+    STEPS.set(0);
+    assert!(!filter.matches(&event(&json!(vec![1; 1000]))));
+    assert!(STEPS.get() <= MAX_CONDITIONS * 1001, "{} steps", STEPS.get());
     let both =
         json!({ "$not": { "$or": [{ "$neq": 1 }, { "$not": { "$or": [{ "$gt": 5 }, "x"] } }] } });
     let filter = self::filter(&json!({ "data": both }));
     STEPS.set(0);
     assert!(!filter.matches(&event(&json!(vec![1; 1000]))));
     assert!(STEPS.get() <= 10 * 1001, "{} steps", STEPS.get());
+}
+
+/// What conditions mean, without a thought for what it costs.
+fn mean(conditions: &Conditions, value: Option<&Value>) -> bool {
+    let as_it_is = || {
+        conditions.each.iter().all(|each| each.holds(value))
+            && conditions.joined.iter().all(|joined| match joined {
+                Joined::And(all) => all.iter().all(|branch| mean(branch, value)),
+                Joined::Or(any) => any.iter().any(|branch| mean(branch, value)),
+            })
+    };
+    let elements = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    conditions.whole.iter().all(|whole| whole.holds(value))
+        && (as_it_is() || elements.iter().any(|element| mean_of(element, conditions, value)))
+}
+
+/// The same of an element of an array.
+fn mean_of(element: &Value, conditions: &Conditions, array: Option<&Value>) -> bool {
+    let holds = |branch: &Conditions| {
+        branch.whole.iter().all(|whole| whole.holds(array)) && mean_of(element, branch, array)
+    };
+    conditions.each.iter().all(|each| each.holds(Some(element)))
+        && conditions.joined.iter().all(|joined| match joined {
+            Joined::And(all) => all.iter().all(holds),
+            Joined::Or(any) => any.iter().any(holds),
+        })
+}
+
+/// Conditions of every kind, on values and beside each other.
+fn conditions() -> impl Strategy<Value = Value> {
+    let plain = || {
+        let operator = prop::sample::select(vec!["$eq", "$neq", "$gt", "$lte"]);
+        (operator, -1_i64..3).prop_map(|(operator, number)| json!({ operator: number }))
+    };
+    let leaf = prop_oneof![
+        plain(),
+        any::<bool>().prop_map(|exists| json!({ "$exist": exists })),
+        prop::collection::vec(-1_i64..3, 1..3).prop_map(|list| json!({ "$in": list })),
+    ];
+    leaf.prop_recursive(4, 16, 3, move |inner| {
+        let list = || prop::collection::vec(inner.clone(), 1..3);
+        let piece = prop_oneof![
+            list().prop_map(|list| json!({ "$and": list })),
+            list().prop_map(|list| json!({ "$or": list })),
+            inner.clone().prop_map(|conditions| json!({ "$not": conditions })),
+            inner.clone().prop_map(|conditions| json!({ "a": conditions })),
+            plain(),
+        ];
+        prop::collection::vec(piece, 1..3).prop_map(|pieces| {
+            let fields = pieces.into_iter().filter_map(|piece| piece.as_object().cloned());
+            Value::Object(fields.flatten().collect())
+        })
+    })
+}
+
+/// Numbers in lists and objects, mostly.
+fn numbers() -> impl Strategy<Value = Value> {
+    (-1_i64..3).prop_map(Value::from).prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            inner.prop_map(|value| json!({ "a": value })),
+        ]
+    })
 }
 
 /// Values small enough that some of them meet.
@@ -238,6 +311,13 @@ proptest! {
         prop_assert_eq!(not, !is_equal);
         let [itself, exists] = [json!({ "$eq": value }), json!({ "$exist": true })].map(holds);
         prop_assert!(itself && exists);
+    }
+
+    #[test]
+    fn an_evaluation_says_what_is_meant(source in conditions(), value in numbers()) {
+        let compiled = filter(&json!({ "data": source }));
+        let event = event(&value);
+        prop_assert_eq!(compiled.matches(&event), mean(&compiled.conditions, Some(&event)));
     }
 
     #[test]
