@@ -106,15 +106,30 @@ pub fn twice(bytes: &[u8]) -> Option<String> {
 
 /// Goes through a value, and looks at the names of its objects.
 struct Names<'a> {
-    /// Pointers, each to a part of what the one before leads to.
-    place: &'a mut Vec<String>,
+    /// The way to the value.
+    place: &'a mut Vec<Step>,
     found: &'a mut Option<String>,
+}
+
+/// From a value to a part of it.
+enum Step {
+    Name(String),
+    Element(usize),
+}
+
+impl Step {
+    fn pointer(&self) -> String {
+        match self {
+            Self::Name(name) => pointer(name),
+            Self::Element(n) => format!("/{n}"),
+        }
+    }
 }
 
 impl Names<'_> {
     /// The same for a part of the value.
-    fn part(&mut self, pointer: String) -> Names<'_> {
-        self.place.push(pointer);
+    fn part(&mut self, step: Step) -> Names<'_> {
+        self.place.push(step);
         Names { place: self.place, found: self.found }
     }
 }
@@ -137,20 +152,21 @@ impl<'de> Visitor<'de> for Names<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         let mut names = HashSet::new();
         while let Some(name) = map.next_key::<String>()? {
-            let name_pointer = pointer(&name);
-            if !names.insert(name) {
-                let place = self.place.concat();
-                self.found.get_or_insert_with(|| place + &name_pointer);
+            if self.found.is_none() && names.contains(&name) {
+                let steps: String = self.place.iter().map(Step::pointer).collect();
+                *self.found = Some(steps + &pointer(&name));
             }
-            map.next_value_seed(self.part(name_pointer))?;
-            self.place.pop();
+            map.next_value_seed(self.part(Step::Name(name)))?;
+            if let Some(Step::Name(name)) = self.place.pop() {
+                names.insert(name);
+            }
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut elements: A) -> Result<(), A::Error> {
-        for n in 0_usize.. {
-            let element = elements.next_element_seed(self.part(format!("/{n}")))?;
+        for n in 0.. {
+            let element = elements.next_element_seed(self.part(Step::Element(n)))?;
             self.place.pop();
             if element.is_none() {
                 break;
