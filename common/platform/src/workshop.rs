@@ -15,7 +15,7 @@ use crate::permits::{Owner, Permit, Permits};
 
 /// Work that takes longer is slow. Less says little: the machine may have been busy with others.
 const SLOW: Duration = Duration::from_millis(25);
-/// With so many tenants known, those are forgotten whose work is quick.
+/// With so many owners known, those are forgotten whose work is quick; all, if that leaves as many.
 const MANY: usize = 8192;
 
 /// The workshop. Cheap to clone.
@@ -136,6 +136,9 @@ impl<K: Owner> Workshop<K> {
         let mut known = self.known();
         if known.len() >= MANY {
             known.retain(|_, usual| Pace::of(*usual) == Pace::Slow);
+            if known.len() >= MANY {
+                known.clear();
+            }
         }
         let before = known.get(owner).copied();
         let usual = took.max((before.unwrap_or_default() * 7 + took) / 8);
