@@ -38,7 +38,8 @@ pub(crate) fn check_wrong_arguments(binary: &str, more: &[&[&str]]) {
     }
 }
 
-/// Whoever reads the logs may go away: the service goes on, and stops when it is told to.
+/// Whoever reads the logs may go away: the service goes on, and stops when it is told to. Nor does it
+/// end in another way when there is nobody to read why.
 pub(crate) fn check_nobody_reads(binary: &str, more: &[&str]) {
     // Nobody is there: not even someone else's engines.
     let nowhere = ["--amqp-url", "amqp://127.0.0.1:1/%2f", "--redis-url", "redis://127.0.0.1:1/"];
@@ -56,4 +57,11 @@ pub(crate) fn check_nobody_reads(binary: &str, more: &[&str]) {
     let told = Command::new("kill").args(["-TERM", &service.id().to_string()]).status();
     assert!(told.expect("kill runs").success(), "it was gone");
     assert_eq!(service.wait().expect("it ends").code(), Some(0));
+    let mut wrong = Command::new(binary)
+        .arg("--no-such-flag")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(wrong.stderr.take());
+    assert_eq!(wrong.wait().expect("it ends").code(), Some(2));
 }

@@ -2,6 +2,7 @@
 //! that tells.
 
 use std::future::Future;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -218,7 +219,7 @@ fn fatal(name: &str, error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-#[expect(clippy::print_stderr, reason = "the one function that prints a fatal sentence")]
+/// Prints a fatal sentence. That nobody may be there to read it is no reason for another exit code.
 fn say(sentence: &str) {
-    eprintln!("{sentence}");
+    let _unread = writeln!(std::io::stderr(), "{sentence}");
 }
