@@ -183,8 +183,8 @@ impl Dispatcher {
         done
     }
 
-    /// Rejects an event to which the catalogue objects, or that is too large for its tenant. What the producer has accepted, and what is
-    /// on its way already, is not judged again.
+    /// Rejects an event to which the catalogue objects, or that is too large for its tenant. What the
+    /// producer has accepted, and what is on its way already, is not judged again.
     fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
         let event = match &task {
             Task::FanOut(event, _) | Task::HandOn(Work::Event(DueEvent { event, .. }), _) => event,

@@ -66,8 +66,8 @@ impl Gates {
     }
 
     /// Waits for the right to make one POST, not for long; `came_back` is whether the delivery was
-    /// held here before. The error says why the delivery is held
-    /// instead, and that nothing will be different before a certain time.
+    /// held here before. The error says why the delivery is held instead, and that nothing will be
+    /// different before a certain time.
     pub(crate) async fn enter(
         &self,
         subscription: &Subscription,

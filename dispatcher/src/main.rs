@@ -2,11 +2,11 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`served`] makes bodies of an event, [`fan_out`] serves its subscriptions, [`ledger`] remembers whom it has served. Before
-//! a POST, permits are shared fairly among tenants, [`limits`] keep to the rate that a subscription
-//! allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes one POST,
-//! [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`] runs
-//! those of the control-plane.
+//! [`served`] makes bodies of an event, [`fan_out`] serves its subscriptions, [`ledger`] remembers whom
+//! it has served. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
+//! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
+//! one POST, [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`]
+//! runs those of the control-plane.
 
 mod dispatch;
 mod errands;
