@@ -386,7 +386,13 @@ impl Dispatcher {
             Err(done) => return done,
         };
         let served = Served::new(Arc::clone(&delivery.event));
-        to_done(self.deliver(&served, delivery, &known, Begun::default()).await)
+        match self.deliver(&served, delivery, &known, Begun::default()).await {
+            Ok(receipt) => {
+                self.recorder.confirm(receipt).await;
+                Done::Finished(None)
+            }
+            Err(error) => to_done(Err(error)),
+        }
     }
 
     async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>

@@ -24,12 +24,37 @@ use futures_util::stream::FuturesUnordered;
 use crate::dispatch::Dispatcher;
 use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
+use crate::recorder::Receipt;
 use crate::sender::{Answer, Post};
 use crate::served::{NoBody, Served};
 use crate::understand::{Destination, pages};
 
 /// Deliveries of one event that are made at once.
 const AT_ONCE: usize = 256;
+
+/// How a delivery ended that is settled, or whose successor is confirmed: with the receipt of its
+/// attempt's record, if there was an attempt.
+pub(crate) type Settled = anyhow::Result<Option<Receipt>>;
+
+/// How those of a fan-out ended.
+#[derive(Default)]
+struct Ended {
+    receipts: Vec<Receipt>,
+    error: Option<anyhow::Error>,
+}
+
+impl Ended {
+    fn add(&mut self, delivery: Settled) {
+        match delivery {
+            Ok(receipt) => self.receipts.extend(receipt),
+            Err(error) => self.error = Some(error),
+        }
+    }
+
+    fn receipts(self) -> anyhow::Result<Vec<Receipt>> {
+        self.error.map_or(Ok(self.receipts), Err)
+    }
+}
 
 /// What a delivery brings along from the fan-out that it is part of, if it is part of one.
 #[derive(Default)]
@@ -52,7 +77,7 @@ impl Dispatcher {
     ) -> anyhow::Result<()> {
         let event = &served.event;
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
-        let mut result = Ok(());
+        let mut ended = Ended::default();
         for (id, known) in targets {
             // Each has its permit before it begins, one after the other: what waits here is one
             // delivery of each message.
@@ -61,7 +86,7 @@ impl Dispatcher {
             let permit = loop {
                 tokio::select! {
                     permit = &mut permit, if going.len() < AT_ONCE => break permit?,
-                    Some(ended) = going.next() => result = std::mem::replace(&mut result, Ok(())).and(ended),
+                    Some(delivery) = going.next() => ended.add(delivery),
                 }
             };
             if self.shutdown.is_stopping() {
@@ -72,16 +97,17 @@ impl Dispatcher {
             self.metrics.matched.inc();
             going.push(self.deliver_known(served, delivery, known, Begun { permit, ledger }));
         }
-        while let Some(ended) = going.next().await {
-            result = result.and(ended);
+        while let Some(delivery) = going.next().await {
+            ended.add(delivery);
         }
-        result?;
+        let receipts = ended.receipts()?;
         for (page, ids) in pages(event, &left, sequence).into_iter().zip(left.chunks(PAGE)) {
             self.hand_on(page, Destination::Pages).await?;
             if let Some(page) = ledger {
-                join_all(ids.iter().map(|id| page.note(id))).await;
+                join_all(ids.iter().map(|id| page.note_surely(id))).await;
             }
         }
+        self.recorder.confirm(receipts).await;
         Ok(())
     }
 
@@ -103,7 +129,7 @@ impl Dispatcher {
         delivery: Delivery,
         known: Known,
         begun: Begun<'_>,
-    ) -> anyhow::Result<()> {
+    ) -> Settled {
         self.deliver(served, delivery, &known, begun).await
     }
 
@@ -114,17 +140,20 @@ impl Dispatcher {
         delivery: Delivery,
         known: &Known,
         begun: Begun<'_>,
-    ) -> anyhow::Result<()> {
+    ) -> Settled {
         match (known.standing(), known) {
             (Standing::Active(_), Known::Live(subscription)) => {
                 self.attempt(served, delivery, subscription, begun).await
             }
             (Standing::Cancelled, _) => {
                 self.metrics.ended(Final::Cancelled);
-                Ok(())
+                Ok(None)
             }
             // Paused, disabled, or lost: the scheduler keeps it.
-            _ => self.hand_on_noted(delivery, Destination::Retries, begun.ledger).await,
+            _ => {
+                self.hand_on_noted(delivery, Destination::Retries, begun.ledger).await?;
+                Ok(None)
+            }
         }
     }
 
@@ -138,7 +167,7 @@ impl Dispatcher {
         let id = delivery.state.subscription.clone();
         self.hand_on(Work::Delivery(delivery), to).await?;
         if let Some(page) = ledger {
-            page.note(&id).await;
+            page.note_surely(&id).await;
         }
         Ok(())
     }
@@ -149,7 +178,7 @@ impl Dispatcher {
         delivery: Delivery,
         subscription: &Subscription,
         Begun { permit, ledger }: Begun<'_>,
-    ) -> anyhow::Result<()> {
+    ) -> Settled {
         let came_back = delivery.state.holds > 0;
         if let Some(limit) = subscription.rate_limit
             && let Err(wait) = self
@@ -172,12 +201,13 @@ impl Dispatcher {
         // While it waited, perhaps.
         if self.removals.has(&served.event.tenant, &served.event.id) {
             self.metrics.ended(Final::Cancelled);
-            return Ok(());
+            return Ok(None);
         }
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);
-            return self.hand_on_noted(delivery, Destination::Deliveries, ledger).await;
+            self.hand_on_noted(delivery, Destination::Deliveries, ledger).await?;
+            return Ok(None);
         }
         let attempt = delivery.state.attempts.saturating_add(1);
         let (body, content_type) = match served.body(subscription, &self.workshop).await {
@@ -224,17 +254,14 @@ impl Dispatcher {
             outcome = answer.outcome.as_str(), "attempted"
         );
         if answer.outcome == OutcomeClass::Delivered {
-            let record = record(&served.event, subscription, attempt, &answer);
-            let noting = async {
-                if let Some(page) = ledger {
-                    page.note(&subscription.id).await;
-                }
-                drop(permit);
-            };
+            let receipt =
+                self.recorder.record(&record(&served.event, subscription, attempt, &answer));
+            if let Some(page) = ledger {
+                page.note(&subscription.id, permit);
+            }
             self.working.note(&subscription.id, attempt);
-            tokio::join!(noting, self.recorder.record(&record));
             self.metrics.ended(Final::Delivered);
-            return Ok(());
+            return Ok(Some(receipt));
         }
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
@@ -248,15 +275,12 @@ impl Dispatcher {
         delivery: Delivery,
         (subscription, answer): (&Subscription, Answer),
         ledger: Option<&LedgerPage>,
-    ) -> anyhow::Result<()> {
+    ) -> Settled {
         let attempt = delivery.state.attempts.saturating_add(1);
-        let record = record(&served.event, subscription, attempt, &answer);
+        let receipt = self.recorder.record(&record(&served.event, subscription, attempt, &answer));
         let failed = delivery.after_failure(failure(answer, subscription));
-        let (handed_on, ()) = tokio::join!(
-            self.hand_on_noted(failed, Destination::Retries, ledger),
-            self.recorder.record(&record)
-        );
-        handed_on
+        self.hand_on_noted(failed, Destination::Retries, ledger).await?;
+        Ok(Some(receipt))
     }
 
     /// Hands a delivery on without an attempt, to come back later.
@@ -265,7 +289,7 @@ impl Dispatcher {
         delivery: Delivery,
         (reason, opens_at): (HoldReason, Timestamp),
         ledger: Option<&LedgerPage>,
-    ) -> anyhow::Result<()> {
+    ) -> Settled {
         let now = clock::now();
         let until =
             hold_until((reason, opens_at), delivery.state.holds, now, chance(&delivery.name()));
@@ -275,7 +299,7 @@ impl Dispatcher {
         let rung = Rung::for_wait(until.since(now));
         self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
-        Ok(())
+        Ok(None)
     }
 }
 

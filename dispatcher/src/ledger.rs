@@ -7,7 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use doorbell_common::ids::SubscriptionId;
+use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_platform::permits::Permit;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use tokio::sync::{mpsc, oneshot};
@@ -19,7 +20,8 @@ const BATCH: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     store: Store,
-    /// Without a bound of its own: whoever sends an entry waits for it, and they are bounded.
+    /// Without a bound of its own: with each entry comes a permit, or someone waits for it, and both are
+    /// bounded.
     entries: mpsc::UnboundedSender<Entry>,
 }
 
@@ -32,10 +34,19 @@ pub(crate) struct LedgerPage {
 
 #[derive(Debug)]
 enum Entry {
-    /// This subscription is done with; the sender is told once that is written.
-    Done(Arc<str>, SubscriptionId, oneshot::Sender<()>),
+    /// This subscription is done with.
+    Done(Arc<str>, SubscriptionId, Until),
     /// The message is acknowledged: nobody asks any more.
     Closed(Arc<str>),
+}
+
+/// What lasts until an entry is written, or cannot be: it is dropped then.
+#[derive(Debug)]
+enum Until {
+    /// The permit of a POST that was made.
+    Permit { _permit: Permit<Addressee> },
+    /// Someone waits for that.
+    Told { _sender: oneshot::Sender<()> },
 }
 
 impl Ledger {
@@ -57,16 +68,25 @@ impl LedgerPage {
         self.ledger.store.served(&self.name).await
     }
 
-    /// Notes that one is done with, and waits until that is written, or cannot be.
-    pub(crate) async fn note(&self, id: &SubscriptionId) {
-        if !self.ledger.store.is_up() {
-            return;
-        }
-        let (written, done) = oneshot::channel();
-        let entry = Entry::Done(Arc::clone(&self.name), id.clone(), written);
-        if self.ledger.entries.send(entry).is_ok() {
-            // The writer says nothing when it ends; then nothing can be written.
-            let _ended = done.await.is_err();
+    /// Notes that one is done with. The permit of its POST is given back once that is written, or cannot
+    /// be.
+    pub(crate) fn note(&self, id: &SubscriptionId, permit: Permit<Addressee>) {
+        self.send(id, Until::Permit { _permit: permit });
+    }
+
+    /// Notes that one is done with that needed no permit, and waits until that is written, or cannot be.
+    pub(crate) async fn note_surely(&self, id: &SubscriptionId) {
+        let (sender, done) = oneshot::channel();
+        self.send(id, Until::Told { _sender: sender });
+        // Nothing is ever sent.
+        let _dropped = done.await.is_err();
+    }
+
+    fn send(&self, id: &SubscriptionId, until: Until) {
+        if self.ledger.store.is_up() {
+            let entry = Entry::Done(Arc::clone(&self.name), id.clone(), until);
+            // The writer ends only with the service.
+            let _ended = self.ledger.entries.send(entry).is_err();
         }
     }
 
@@ -85,9 +105,9 @@ async fn write(mut entries: mpsc::UnboundedReceiver<Entry>, store: Store) {
         let (mut closed, mut written) = (Vec::new(), Vec::new());
         for entry in batch.drain(..) {
             match entry {
-                Entry::Done(name, id, sender) => {
+                Entry::Done(name, id, until) => {
                     served.entry(name).or_default().push(id);
-                    written.push(sender);
+                    written.push(until);
                 }
                 Entry::Closed(name) => closed.push(name),
             }
@@ -97,8 +117,6 @@ async fn write(mut entries: mpsc::UnboundedReceiver<Entry>, store: Store) {
             served.remove(name);
         }
         store.note_served(&served, &closed).await;
-        for sender in written {
-            let _gone = sender.send(()).is_err();
-        }
+        drop(written);
     }
 }

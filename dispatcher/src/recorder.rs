@@ -9,12 +9,13 @@ use doorbell_platform::broker::topology::ATTEMPTS;
 use doorbell_platform::broker::{Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
 /// A message is full at this size.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long a delivery waits for its record before it goes on without.
+/// How long a message waits for the records of its attempts before it goes on without.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait to be written, and their bytes: those of failures have the answers' bodies.
 const ROOM: usize = 8192;
@@ -27,6 +28,10 @@ pub(crate) struct Recorder {
     room: Arc<Semaphore>,
     metrics: Metrics,
 }
+
+/// A record that is being written, if there was room for it.
+#[derive(Debug)]
+pub(crate) struct Receipt(Option<oneshot::Receiver<()>>);
 
 #[derive(Debug)]
 struct Waiting {
@@ -43,16 +48,25 @@ impl Recorder {
         Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), metrics }
     }
 
-    /// Writes a record and waits a moment for its confirm. An attempt that was made is a fact,
-    /// written down or not: what is not confirmed in time is counted, and the delivery goes on.
-    pub(crate) async fn record(&self, record: &AttemptRecord) {
-        let Ok(line) = serde_json::to_vec(record) else { return };
-        let in_time = match self.send(line) {
-            Some(confirm) => matches!(tokio::time::timeout(PATIENCE, confirm).await, Ok(Ok(()))),
-            None => false,
-        };
-        if !in_time {
-            self.metrics.unconfirmed_records.inc();
+    /// Has a record written.
+    pub(crate) fn record(&self, record: &AttemptRecord) -> Receipt {
+        Receipt(serde_json::to_vec(record).ok().and_then(|line| self.send(line)))
+    }
+
+    /// Waits a moment until records are confirmed. An attempt that was made is a fact, written down or
+    /// not: what is not confirmed in time is counted, and the deliveries go on.
+    pub(crate) async fn confirm(&self, receipts: impl IntoIterator<Item = Receipt>) {
+        let deadline = Instant::now() + PATIENCE;
+        for Receipt(confirm) in receipts {
+            let in_time = match confirm {
+                Some(confirm) => {
+                    matches!(tokio::time::timeout_at(deadline, confirm).await, Ok(Ok(())))
+                }
+                None => false,
+            };
+            if !in_time {
+                self.metrics.unconfirmed_records.inc();
+            }
         }
     }
 

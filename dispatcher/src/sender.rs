@@ -18,7 +18,7 @@ use doorbell_common::verification::{PATIENCE, REQUEST_ORIGIN};
 use doorbell_platform::clock;
 use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Client, Method, Request, Response};
 use tokio::time::Instant;
 use url::Url;
 
@@ -37,6 +37,17 @@ const KEPT_BYTES: usize = 16 * 1024;
 const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Unused connections kept per host.
 const POOL_PER_HOST: usize = 1024;
+
+/// Room for the headers that most POSTs have, and the client's own.
+const USUAL_HEADERS: usize = 12;
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const DOORBELL_ATTEMPT: HeaderName = HeaderName::from_static("doorbell-attempt");
+const DOORBELL_SUBSCRIPTION: HeaderName = HeaderName::from_static("doorbell-subscription");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Makes POSTs. One client for all endpoints, so that connections are used again.
 #[derive(Clone, Debug)]
@@ -93,6 +104,40 @@ impl Answer {
             duration: Duration::ZERO,
         }
     }
+
+    /// Reads as much as bounds allow. What happens to a body after its status line came changes
+    /// nothing about the outcome.
+    async fn read_body(&mut self, mut response: Response) {
+        let mut read = 0;
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    read += chunk.len();
+                    let room = KEPT_BYTES.saturating_sub(self.body.len()).min(chunk.len());
+                    self.body.extend_from_slice(chunk.get(..room).unwrap_or_default());
+                    self.truncated = read > KEPT_BYTES;
+                    if read > READ_BYTES {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    self.truncated = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The time is up.
+    fn break_off(&mut self, timeout: DurationText) {
+        if self.status.is_some() {
+            self.truncated = true;
+        } else {
+            self.outcome = OutcomeClass::Timeout;
+            self.detail = format!("no answer within {timeout}");
+        }
+    }
 }
 
 impl Sender {
@@ -125,7 +170,10 @@ impl Sender {
     pub(crate) async fn post(&self, post: Post<'_>) -> Answer {
         let Post { subscription, body, .. } = post;
         let request = |url: Url, now: Timestamp| {
-            self.client.post(url).headers(request_headers(post, now)).body(body.clone())
+            let mut request = Request::new(Method::POST, url);
+            *request.headers_mut() = request_headers(post, now);
+            *request.body_mut() = Some(body.clone().into());
+            request
         };
         self.send(&subscription.url, subscription.timeout, request).await
     }
@@ -133,7 +181,9 @@ impl Sender {
     /// Asks an endpoint whether it takes POSTs from this origin.
     pub(crate) async fn options(&self, url: &str, origin: &str) -> Answer {
         let request = |url: Url, _: Timestamp| {
-            self.client.request(Method::OPTIONS, url).header(REQUEST_ORIGIN, origin)
+            let mut request = Request::new(Method::OPTIONS, url);
+            insert(request.headers_mut(), HeaderName::from_static(REQUEST_ORIGIN), origin);
+            request
         };
         self.send(url, PATIENCE.into(), request).await
     }
@@ -142,14 +192,19 @@ impl Sender {
         &self,
         url: &str,
         timeout: DurationText,
-        request: impl FnOnce(Url, Timestamp) -> RequestBuilder,
+        request: impl FnOnce(Url, Timestamp) -> Request,
     ) -> Answer {
         let start = Instant::now();
         let mut answer = Answer::unsent(OutcomeClass::Blocked, String::new());
         // Literal addresses never reach the resolver, so the URL is judged at every attempt.
         match self.policy.check_url(url) {
             Ok(url) => {
-                exchange(request(url, answer.started_at), (start, timeout), &mut answer).await
+                let request = request(url, answer.started_at);
+                let exchange = self.exchange(request, &mut answer);
+                let in_time = tokio::time::timeout_at(start + timeout.0, exchange).await;
+                if in_time.is_err() {
+                    answer.break_off(timeout);
+                }
             }
             Err(refused) => answer.detail = format!("the URL {refused}"),
         }
@@ -157,96 +212,66 @@ impl Sender {
         answer.duration = start.elapsed();
         answer
     }
-}
 
-async fn exchange(
-    request: RequestBuilder,
-    (start, timeout): (Instant, DurationText),
-    answer: &mut Answer,
-) {
-    let deadline = start + timeout.0;
-    let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            (answer.outcome, answer.detail) = explain(&error);
-            return;
-        }
-        Err(_) => {
-            answer.outcome = OutcomeClass::Timeout;
-            answer.detail = format!("no answer within {timeout}");
-            return;
-        }
-    };
-    let status = response.status().as_u16();
-    let retry_after =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    (answer.outcome, answer.retry_after) = classify(status, retry_after, clock::now());
-    answer.status = Some(status);
-    if answer.outcome != OutcomeClass::Delivered {
-        answer.detail = format!("the endpoint answered {status}");
-    }
-    answer.headers = std::mem::take(response.headers_mut());
-    (answer.body, answer.truncated) = read_body(response, deadline).await;
-}
-
-/// Reads as much as bounds allow. What happens to a body after its status line came changes
-/// nothing about the outcome.
-async fn read_body(mut response: Response, deadline: Instant) -> (Vec<u8>, bool) {
-    let (mut kept, mut read) = (Vec::new(), 0);
-    loop {
-        match tokio::time::timeout_at(deadline, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => {
-                read += chunk.len();
-                let room = KEPT_BYTES.saturating_sub(kept.len()).min(chunk.len());
-                kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
-                if read > READ_BYTES {
-                    return (kept, true);
-                }
+    async fn exchange(&self, request: Request, answer: &mut Answer) {
+        let mut response = match self.client.execute(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                (answer.outcome, answer.detail) = explain(&error);
+                return;
             }
-            Ok(Ok(None)) => return (kept, read > KEPT_BYTES),
-            Ok(Err(_)) | Err(_) => return (kept, true),
+        };
+        let status = response.status().as_u16();
+        let retry_after =
+            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        (answer.outcome, answer.retry_after) = classify(status, retry_after, clock::now());
+        answer.status = Some(status);
+        if answer.outcome != OutcomeClass::Delivered {
+            answer.detail = format!("the endpoint answered {status}");
         }
+        answer.headers = std::mem::take(response.headers_mut());
+        answer.read_body(response).await;
     }
 }
 
 fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
     let Post { subscription, event, body, content_type, attempt } = post;
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(USUAL_HEADERS);
     for (name, value) in &subscription.headers {
-        insert(&mut headers, name, value);
+        if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+            insert(&mut headers, name, value.as_str());
+        }
     }
     // After the subscription's own, so that none of those can take their place.
-    let timestamp = now.as_seconds();
-    insert(&mut headers, "content-type", content_type);
-    headers.insert("webhook-timestamp", HeaderValue::from(timestamp));
-    headers.insert("doorbell-attempt", HeaderValue::from(attempt));
-    insert(&mut headers, "webhook-id", event.id.as_str());
-    insert(&mut headers, "doorbell-subscription", &subscription.id.to_string());
-    insert(&mut headers, "webhook-signature", &subscription.signatures(&event.id, now, body));
+    insert(&mut headers, header::CONTENT_TYPE, content_type);
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.as_seconds()));
+    headers.insert(DOORBELL_ATTEMPT, HeaderValue::from(attempt));
+    insert(&mut headers, WEBHOOK_ID, event.id.as_str());
+    insert(&mut headers, DOORBELL_SUBSCRIPTION, subscription.id.to_string());
+    insert(&mut headers, WEBHOOK_SIGNATURE, subscription.signatures(&event.id, now, body));
     if let Some(older) = &subscription.signature
         && let Some(newest) = subscription.live_secrets(now).next()
+        && let Ok(name) = HeaderName::from_bytes(older.header.as_bytes())
     {
         let value = match older.format {
             SignatureFormat::Sha256Hex => newest.secret.sign_sha256_hex(body),
         };
-        insert(&mut headers, &older.header, &value);
+        insert(&mut headers, name, value);
     }
     for (name, value) in
-        [("traceparent", &event.trace.traceparent), ("tracestate", &event.trace.tracestate)]
+        [(TRACEPARENT, &event.trace.traceparent), (TRACESTATE, &event.trace.tracestate)]
     {
         if let Some(value) = value {
-            insert(&mut headers, name, value);
+            insert(&mut headers, name, value.as_str());
         }
     }
     headers
 }
 
-/// Adds a header. Names and values were checked when they came in; one that is wrong all the
-/// same is left out rather than sent mangled.
-fn insert(headers: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) =
-        (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
-    {
+/// Adds a header. Values were checked when they came in; one that is wrong all the same is left out
+/// rather than sent mangled.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValue>) {
+    if let Ok(value) = value.try_into() {
         headers.insert(name, value);
     }
 }
