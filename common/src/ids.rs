@@ -173,8 +173,16 @@ impl SubscriptionId {
 
 impl fmt::Display for SubscriptionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let random = self.random.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
-        write!(f, "sub_{:06x}{random:018x}", self.slot.0)
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let [_, slot @ ..] = self.slot.0.to_be_bytes();
+        let mut text = *b"sub_000000000000000000000000";
+        let digits = text.iter_mut().skip(4);
+        // Not by the formatter of numbers: each delivery writes its subscription's id three times.
+        let nibbles = slot.iter().chain(&self.random).flat_map(|byte| [byte >> 4, byte & 0xf]);
+        for (digit, nibble) in digits.zip(nibbles) {
+            *digit = DIGITS[usize::from(nibble)];
+        }
+        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

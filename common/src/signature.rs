@@ -39,6 +39,9 @@ pub enum InvalidSecret {
 
 const PREFIX: &str = "whsec_";
 
+/// How long a `v1` signature is.
+const SIGNATURE: usize = "v1,".len() + 44;
+
 impl Secret {
     /// The secret with this key.
     ///
@@ -66,7 +69,10 @@ impl Secret {
         mac.update(id.as_str().as_bytes());
         mac.update(format!(".{timestamp}.").as_bytes());
         mac.update(body);
-        format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
+        let mut text = String::with_capacity(SIGNATURE);
+        text.push_str("v1,");
+        STANDARD.encode_string(mac.finalize().into_bytes(), &mut text);
+        text
     }
 
     /// The older style: `sha256=` and the hexadecimal HMAC-SHA256 of the body, keyed with the

@@ -176,7 +176,7 @@ impl Subscription {
         let symmetric = self.live_secrets(now).map(|live| live.secret.sign(id, at, body));
         let keys = self.live_secrets(now).filter_map(|live| live.asymmetric.as_ref());
         let asymmetric = keys.map(|key| key.sign(id, at, body));
-        symmetric.chain(asymmetric).collect::<Vec<String>>().join(" ")
+        symmetric.chain(asymmetric).reduce(|all, one| all + " " + &one).unwrap_or_default()
     }
 
     /// The public key that receivers check with, if they are to.
