@@ -103,6 +103,12 @@ impl Receiver {
         })
     }
 
+    /// What arrived under all names.
+    pub(super) fn count_of_all(&self) -> u64 {
+        let tallies = self.tallies.read().unwrap_or_else(PoisonError::into_inner);
+        tallies.values().map(|tally| tally.count()).sum()
+    }
+
     /// Data of an event that is published now, so long.
     pub(super) fn data(&self, bytes: usize) -> Vec<u8> {
         let micros = self.start.elapsed().as_micros();

@@ -152,16 +152,21 @@ impl Bench<'_> {
         }
         let created = creating.elapsed();
         tokio::time::sleep(IN_FORCE).await;
-        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let (costs, before) = (Costs::begin(self.stack), self.receiver.count_of_all());
+        let start = Instant::now();
         self.publish_one("*").await?;
         self.arrived(tally, each * tenants).await?;
-        let mut row = self.row("broadcast", tally, start, &costs);
+        // Those of earlier scenarios, too, which come first.
+        let (count, time) = (self.receiver.count_of_all() - before, start.elapsed());
+        let mut row = Row::new("broadcast", count, time);
+        row.times_ms = Percentiles::of(self.receiver.tally(tally).take_times());
         row.of_reqwest = Some(0.0);
         row.notes.push(format!(
-            "one event for {} subscriptions, which were created at {:.0} a second",
+            "one event for {count} subscriptions, of which {} were created at {:.0} a second",
             each * tenants,
             per_second(each * tenants, created)
         ));
+        let row = row.costing(&costs.since(self.stack), peaks(self.stack));
         Ok(vec![row])
     }
 }
