@@ -199,6 +199,19 @@ mod tests {
         work(&workshop, "new", 1).await;
     }
 
+    #[test]
+    fn what_is_known_is_bounded_and_the_quick_are_forgotten_first() {
+        let (quick, slow) = (Duration::from_millis(1), Duration::from_millis(600));
+        let workshop = Workshop::new(2, 1);
+        workshop.note(&0, slow);
+        (1..MANY).for_each(|owner| workshop.note(&owner, quick));
+        workshop.note(&MANY, quick);
+        assert_eq!(workshop.known().len(), 2);
+        assert_eq!(workshop.pace(&0), Some(Pace::Slow));
+        (0..2 * MANY).for_each(|owner| workshop.note(&owner, slow));
+        assert!(workshop.known().len() <= MANY);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn many_of_one_who_is_new_go_on_as_what_the_first_one_was() {
         let workshop = workshop();
