@@ -386,13 +386,12 @@ impl Dispatcher {
             Err(done) => return done,
         };
         let served = Served::new(Arc::clone(&delivery.event));
-        match self.deliver(&served, delivery, &known, Begun::default()).await {
-            Ok(receipt) => {
-                self.recorder.confirm(receipt).await;
-                Done::Finished(None)
-            }
-            Err(error) => to_done(Err(error)),
-        }
+        let delivering = async {
+            let receipt = self.deliver(&served, delivery, &known, Begun::default()).await?;
+            self.recorder.confirm(receipt).await;
+            Ok(())
+        };
+        to_done(delivering.await)
     }
 
     async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>

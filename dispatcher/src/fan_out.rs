@@ -254,11 +254,12 @@ impl Dispatcher {
             outcome = answer.outcome.as_str(), "attempted"
         );
         if answer.outcome == OutcomeClass::Delivered {
-            let receipt =
-                self.recorder.record(&record(&served.event, subscription, attempt, &answer));
-            if let Some(page) = ledger {
-                page.note(&subscription.id, permit);
+            match ledger {
+                Some(page) => page.note(&subscription.id, permit),
+                None => drop(permit),
             }
+            let record = record(&served.event, subscription, attempt, &answer);
+            let receipt = self.recorder.record(&record).await;
             self.working.note(&subscription.id, attempt);
             self.metrics.ended(Final::Delivered);
             return Ok(Some(receipt));
@@ -277,9 +278,13 @@ impl Dispatcher {
         ledger: Option<&LedgerPage>,
     ) -> Settled {
         let attempt = delivery.state.attempts.saturating_add(1);
-        let receipt = self.recorder.record(&record(&served.event, subscription, attempt, &answer));
+        let record = record(&served.event, subscription, attempt, &answer);
         let failed = delivery.after_failure(failure(answer, subscription));
-        self.hand_on_noted(failed, Destination::Retries, ledger).await?;
+        let (handed_on, receipt) = tokio::join!(
+            self.hand_on_noted(failed, Destination::Retries, ledger),
+            self.recorder.record(&record)
+        );
+        handed_on?;
         Ok(Some(receipt))
     }
 

@@ -15,7 +15,8 @@ use crate::metrics::Metrics;
 
 /// A message is full at this size.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long a message waits for the records of its attempts before it goes on without.
+/// How long a record waits for room, and a message for the records of its attempts, before they go on
+/// without.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Records that may wait to be written, and their bytes: those of failures have the answers' bodies.
 const ROOM: usize = 8192;
@@ -29,7 +30,7 @@ pub(crate) struct Recorder {
     metrics: Metrics,
 }
 
-/// A record that is being written, if there was room for it.
+/// A record that is being written, if there was room for it in time.
 #[derive(Debug)]
 pub(crate) struct Receipt(Option<oneshot::Receiver<()>>);
 
@@ -48,9 +49,11 @@ impl Recorder {
         Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), metrics }
     }
 
-    /// Has a record written.
-    pub(crate) fn record(&self, record: &AttemptRecord) -> Receipt {
-        Receipt(serde_json::to_vec(record).ok().and_then(|line| self.send(line)))
+    /// Has a record written, once there is room for it: deliveries that are faster than their records
+    /// wait here, for a moment.
+    pub(crate) async fn record(&self, record: &AttemptRecord) -> Receipt {
+        let Ok(line) = serde_json::to_vec(record) else { return Receipt(None) };
+        Receipt(tokio::time::timeout(PATIENCE, self.send(line)).await.ok().flatten())
     }
 
     /// Waits a moment until records are confirmed. An attempt that was made is a fact, written down or
@@ -70,12 +73,11 @@ impl Recorder {
         }
     }
 
-    /// Has a record written, if there is room for it.
-    fn send(&self, line: Vec<u8>) -> Option<oneshot::Receiver<()>> {
+    async fn send(&self, line: Vec<u8>) -> Option<oneshot::Receiver<()>> {
         let bytes = u32::try_from(line.len()).ok()?;
-        let room = Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()?;
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()?;
         let (confirmed, confirm) = oneshot::channel();
-        self.records.try_send(Waiting { line, confirmed, _room: room }).ok()?;
+        self.records.send(Waiting { line, confirmed, _room: room }).await.ok()?;
         Some(confirm)
     }
 }
