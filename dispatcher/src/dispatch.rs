@@ -4,6 +4,7 @@
 //! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
 //! again, and after minutes its channel is closed so that another replica may have it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ impl Dispatcher {
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
         let suspect = received.delivery_count() >= SUSPECT_AFTER;
-        let working = self.serve(&queue, received);
+        let working = std::pin::pin!(self.serve(&queue, received));
         let done = if suspect { self.work_alone(working).await } else { working.await };
         match done {
             Done::Finished(None) => settle.ack(),
@@ -127,8 +128,7 @@ impl Dispatcher {
 
     /// Works on a suspect message while no other suspect is worked on: if it ends us, the count of
     /// the others does not rise with it. One that outlives its first moments is no danger.
-    async fn work_alone(&self, working: impl Future<Output = Done>) -> Done {
-        let mut working = std::pin::pin!(working);
+    async fn work_alone(&self, mut working: Pin<&mut impl Future<Output = Done>>) -> Done {
         let alone = self.alone.lock().await;
         match tokio::time::timeout(DANGEROUS, &mut working).await {
             Ok(done) => done,

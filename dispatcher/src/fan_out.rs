@@ -15,7 +15,7 @@ use doorbell_common::subscription::{Standing, Subscription};
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{Delivery, Failure, Work, chance};
 use doorbell_platform::clock;
-use doorbell_platform::permits::Permit;
+use doorbell_platform::permits::{Claim, Permit};
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -78,11 +78,13 @@ impl Dispatcher {
         let event = &served.event;
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
         let mut ended = Ended::default();
+        // Each has its permit before it begins, and the first message its permits before the next one
+        // has any: what was just read and written is still at hand then.
+        let active = targets.iter().filter(|(_, known)| is_active(known)).count();
+        let mut claim = self.posts.claim(&event.tenant, active);
         for (id, known) in targets {
-            // Each has its permit before it begins, one after the other: what waits here is one
-            // delivery of each message.
-            let is_active = matches!(known.standing(), Standing::Active(_));
-            let mut permit = std::pin::pin!(self.permit(&event.tenant, is_active));
+            let claim = is_active(&known).then_some(&mut claim);
+            let mut permit = std::pin::pin!(self.permit(claim));
             let permit = loop {
                 tokio::select! {
                     permit = &mut permit, if going.len() < AT_ONCE => break permit?,
@@ -114,13 +116,10 @@ impl Dispatcher {
     /// Waits for the permit that a delivery needs, if it needs one.
     async fn permit(
         &self,
-        tenant: &Addressee,
-        is_active: bool,
+        claim: Option<&mut Claim<Addressee>>,
     ) -> anyhow::Result<Option<Permit<Addressee>>> {
-        if !is_active || self.shutdown.is_stopping() {
-            return Ok(None);
-        }
-        self.metrics.waiting(Wait::Permit, self.posts.acquire(tenant)).await.map(Some)
+        let Some(claim) = claim.filter(|_| !self.shutdown.is_stopping()) else { return Ok(None) };
+        self.metrics.waiting(Wait::Permit, claim.next()).await.map(Some)
     }
 
     async fn deliver_known(
@@ -165,7 +164,8 @@ impl Dispatcher {
         ledger: Option<&LedgerPage>,
     ) -> anyhow::Result<()> {
         let id = delivery.state.subscription.clone();
-        self.hand_on(Work::Delivery(delivery), to).await?;
+        // On the heap, because few deliveries come to this, and each would have room for it.
+        Box::pin(self.hand_on(Work::Delivery(delivery), to)).await?;
         if let Some(page) = ledger {
             page.note_surely(&id).await;
         }
@@ -306,6 +306,10 @@ impl Dispatcher {
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(None)
     }
+}
+
+fn is_active(known: &Known) -> bool {
+    matches!(known.standing(), Standing::Active(_))
 }
 
 fn failure(answer: Answer, subscription: &Subscription) -> Failure {

@@ -1,14 +1,18 @@
 //! Permits: so many at once, and among owners (tenants, mostly) that wait for one, each gets the next in
-//! turn, however much one of them has to do. No owner has more than three in four: one whose every
-//! endpoint hangs leaves the others some that turn over quickly.
+//! turn, however much one of them has to do. Who wants several has them all before the next of the same
+//! owner has any, so that what was begun is finished first. No owner has more than three in four: one
+//! whose every endpoint hangs leaves the others some that turn over quickly.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context as _;
 use doorbell_common::fair::FairLine;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
 
 /// The permits. Cheap to clone.
 pub struct Permits<K: Owner> {
@@ -26,8 +30,19 @@ struct State<K: Owner> {
     most: usize,
     /// How many each has, of those who have any.
     taken: HashMap<K, usize>,
-    /// Whoever is in it waits for a free permit, or for one of the same owner's.
-    line: FairLine<K, oneshot::Sender<Permit<K>>>,
+    /// Whoever is in it waits for free permits, or for some of the same owner's.
+    line: FairLine<K, mpsc::UnboundedSender<Permit<K>>>,
+}
+
+/// A wish for some permits, which come one by one.
+#[derive(Debug)]
+pub struct Claim<K: Owner> {
+    owner: K,
+    permits: Permits<K>,
+    /// So many are taken for it already.
+    ready: usize,
+    /// The others come here. No more than were asked for, so that it needs no bound of its own.
+    coming: Option<mpsc::UnboundedReceiver<Permit<K>>>,
 }
 
 /// A permit; given back when dropped.
@@ -80,7 +95,7 @@ impl<K: Owner> State<K> {
     }
 
     /// Takes a permit for whoever is next.
-    fn next(&mut self) -> Option<(K, oneshot::Sender<Permit<K>>)> {
+    fn next(&mut self) -> Option<(K, mpsc::UnboundedSender<Permit<K>>)> {
         if self.free == 0 {
             return None;
         }
@@ -101,25 +116,34 @@ impl<K: Owner> Permits<K> {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Waits for this owner's turn.
+    /// Asks for so many, of which one after the other comes as it is this owner's turn.
+    #[must_use]
+    pub fn claim(&self, owner: &K, count: usize) -> Claim<K> {
+        let mut claim =
+            Claim { owner: owner.clone(), permits: self.clone(), ready: 0, coming: None };
+        let mut state = self.lock();
+        // Nobody of the same owner waits while there are some for him.
+        while claim.ready < count && state.free > 0 && state.may(owner) {
+            state.take(owner);
+            claim.ready += 1;
+        }
+        if let Some(left) = NonZeroUsize::new(count - claim.ready) {
+            let (sender, coming) = mpsc::unbounded_channel();
+            state.line.push(owner, sender, left);
+            claim.coming = Some(coming);
+        }
+        claim
+    }
+
+    /// Waits for one.
     ///
     /// # Errors
     /// Never, while there are permits at all.
     pub async fn acquire(&self, owner: &K) -> anyhow::Result<Permit<K>> {
-        let turn = {
-            let mut state = self.lock();
-            if state.free > 0 && state.may(owner) {
-                state.take(owner);
-                return Ok(self.permit(owner.clone()));
-            }
-            let (sender, turn) = oneshot::channel();
-            state.line.push(owner, sender);
-            turn
-        };
-        Ok(turn.await?)
+        self.claim(owner, 1).next().await
     }
 
-    /// How many of an owner's wait for one.
+    /// How many of an owner's claims wait for a permit.
     #[must_use]
     pub fn waiting(&self, owner: &K) -> usize {
         self.lock().line.len_of(owner)
@@ -131,6 +155,36 @@ impl<K: Owner> Permits<K> {
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Owner> Claim<K> {
+    /// Waits for the next one. Nothing is lost if this is dropped meanwhile.
+    ///
+    /// # Errors
+    /// There were as many as were asked for.
+    pub async fn next(&mut self) -> anyhow::Result<Permit<K>> {
+        if let Some(permit) = self.take_ready() {
+            return Ok(permit);
+        }
+        let coming = match &mut self.coming {
+            Some(coming) => coming.recv().await,
+            None => None,
+        };
+        coming.context("all permits of a claim were taken")
+    }
+
+    fn take_ready(&mut self) -> Option<Permit<K>> {
+        self.ready = self.ready.checked_sub(1)?;
+        Some(self.permits.permit(self.owner.clone()))
+    }
+}
+
+impl<K: Owner> Drop for Claim<K> {
+    fn drop(&mut self) {
+        while let Some(permit) = self.take_ready() {
+            drop(permit);
+        }
     }
 }
 
@@ -146,7 +200,7 @@ impl<K: Owner> Drop for Permit<K> {
             match sender.send(permits.permit(owner)) {
                 Ok(()) => return,
                 // Who waited has gone away: it is for the next one.
-                Err(mut refused) => {
+                Err(SendError(mut refused)) => {
                     refused.permits = None;
                     let mut state = permits.lock();
                     state.give_back(&refused.owner);
@@ -206,5 +260,55 @@ mod tests {
         let seventh = seventh.await.unwrap();
         drop((seventh, second, third, held));
         assert_eq!(permits.lock().free, 8);
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_served_whole_before_the_next_of_the_same_owner() {
+        let permits = Permits::new(4);
+        let [fan_out, other]: [&str; 2] = ["a", "b"];
+        let mut first = permits.claim(&fan_out, 5);
+        let mut second = permits.claim(&fan_out, 1);
+        assert_eq!(permits.waiting(&fan_out), 2);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(first.next().now_or_never().unwrap().unwrap());
+        }
+        assert!(first.next().now_or_never().is_none());
+        let of_other = permits.acquire(&other).await.unwrap();
+        // Both come back before anyone looks, and both are for the first one.
+        held.truncate(1);
+        assert!(second.next().now_or_never().is_none());
+        held.push(first.next().now_or_never().unwrap().unwrap());
+        held.push(first.next().now_or_never().unwrap().unwrap());
+        assert!(first.next().await.is_err());
+        assert_eq!(permits.waiting(&fan_out), 1);
+        held.pop();
+        let last = second.next().await.unwrap();
+        drop((held, last, of_other));
+        assert_eq!(permits.lock().free, 4);
+        assert!(permits.lock().taken.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_claim_goes_to_others() {
+        let permits = Permits::new(4);
+        let [fan_out, other]: [&str; 2] = ["a", "b"];
+        let mut claim = permits.claim(&fan_out, 10);
+        let held = claim.next().await.unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(permits.claim(&other, 1));
+        }
+        let mut next = permits.claim(&fan_out, 1);
+        drop(claim);
+        for claim in &mut waiting[..3] {
+            drop(claim.next().now_or_never().unwrap().unwrap());
+        }
+        drop(held);
+        assert!(next.next().now_or_never().unwrap().is_ok());
+        drop((waiting, next));
+        assert_eq!(permits.lock().free, 4);
+        assert!(permits.lock().taken.is_empty());
+        assert_eq!([permits.waiting(&fan_out), permits.waiting(&other)], [0, 0]);
     }
 }
