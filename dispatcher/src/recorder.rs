@@ -9,15 +9,16 @@ use doorbell_platform::broker::topology::ATTEMPTS;
 use doorbell_platform::broker::{Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
 /// A message is full at this size.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How long a record waits for room, and a message for the records of its attempts, before they go on
-/// without.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Messages that wait for their confirm at once: one after the other, records would be written more
+/// slowly than deliveries are made.
+const AT_ONCE: usize = 8;
+/// How often we ask whether RabbitMQ takes messages at all, when a record takes long.
+const LOOK: Duration = Duration::from_millis(100);
 /// Records that may wait to be written, and their bytes: those of failures have the answers' bodies.
 const ROOM: usize = 8192;
 const ROOM_BYTES: usize = 16 * 1024 * 1024;
@@ -27,10 +28,11 @@ const ROOM_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) struct Recorder {
     records: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
+    publisher: Publisher,
     metrics: Metrics,
 }
 
-/// A record that is being written, if there was room for it in time.
+/// A record that is being written, unless there was no room for it.
 #[derive(Debug)]
 pub(crate) struct Receipt(Option<oneshot::Receiver<()>>);
 
@@ -45,30 +47,46 @@ struct Waiting {
 impl Recorder {
     pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
         let (records, waiting) = mpsc::channel(ROOM);
-        shutdown.spawn_vital("recorder", write(waiting, publisher));
-        Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), metrics }
+        shutdown.spawn_vital("recorder", write(waiting, publisher.clone(), shutdown.clone()));
+        Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), publisher, metrics }
     }
 
     /// Has a record written, once there is room for it: deliveries that are faster than their records
-    /// wait here, for a moment.
+    /// wait here.
     pub(crate) async fn record(&self, record: &AttemptRecord) -> Receipt {
         let Ok(line) = serde_json::to_vec(record) else { return Receipt(None) };
-        Receipt(tokio::time::timeout(PATIENCE, self.send(line)).await.ok().flatten())
+        Receipt(self.unless_refused(self.send(line)).await.flatten())
     }
 
-    /// Waits a moment until records are confirmed. An attempt that was made is a fact, written down or
-    /// not: what is not confirmed in time is counted, and the deliveries go on.
+    /// Waits until records are confirmed. An attempt that was made is a fact, written down or not: while
+    /// RabbitMQ takes no messages, deliveries go on without, and what is not confirmed is counted.
     pub(crate) async fn confirm(&self, receipts: impl IntoIterator<Item = Receipt>) {
-        let deadline = Instant::now() + PATIENCE;
+        let mut is_refused = false;
         for Receipt(confirm) in receipts {
-            let in_time = match confirm {
+            let is_confirmed = match confirm {
+                Some(mut confirm) if is_refused => confirm.try_recv().is_ok(),
                 Some(confirm) => {
-                    matches!(tokio::time::timeout_at(deadline, confirm).await, Ok(Ok(())))
+                    let answer = self.unless_refused(confirm).await;
+                    is_refused = answer.is_none();
+                    answer.is_some_and(|answer| answer.is_ok())
                 }
                 None => false,
             };
-            if !in_time {
+            if !is_confirmed {
                 self.metrics.unconfirmed_records.inc();
+            }
+        }
+    }
+
+    /// What the future gives, or `None` if it is not ready for a while in which RabbitMQ takes no
+    /// messages.
+    async fn unless_refused<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            match tokio::time::timeout(LOOK, &mut future).await {
+                Ok(value) => return Some(value),
+                Err(_) if self.publisher.check().is_err() => return None,
+                Err(_) => {}
             }
         }
     }
@@ -85,13 +103,15 @@ impl Recorder {
 /// How long the first record of a message waits for others: RabbitMQ works on one message with ten
 /// for little more than on one with one.
 const LINGER: Duration = Duration::from_millis(5);
-/// With so many others there already it does not wait.
-const ENOUGH: usize = 64;
+/// With so many others there already, about as many as fill a message, it does not wait.
+const ENOUGH: usize = 200;
 
-/// Writes one message after the other: what comes while one waits for its confirm fills the next,
+/// Fills one message after the other. What comes while too many wait for their confirms fills the next,
 /// so that batches are as large as the load makes them.
-async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher) {
+async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher, shutdown: Shutdown) {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
     while let Some(first) = waiting.recv().await {
+        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
         if waiting.len() < ENOUGH {
             tokio::time::sleep(LINGER).await;
         }
@@ -104,16 +124,22 @@ async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher) {
             body.extend_from_slice(&next.line);
             confirmed.push(next.confirmed);
         }
-        match publisher.publish(Message::internal(ATTEMPTS, body)).await {
-            Ok(()) => {
-                for sender in confirmed {
-                    // Who has lost patience has counted it.
-                    let _gone = sender.send(()).is_err();
+        let (publisher, finished) = (publisher.clone(), shutdown.clone());
+        shutdown.spawn(async move {
+            let message = Message::internal(ATTEMPTS, body);
+            match finished.until_finished(publisher.publish_surely(&message)).await {
+                Some(Ok(())) => {
+                    for sender in confirmed {
+                        // Who went on without has counted it.
+                        let _gone = sender.send(()).is_err();
+                    }
                 }
+                Some(Err(error)) => {
+                    tracing::error!(%error, records = confirmed.len(), "attempts not recorded");
+                }
+                None => {}
             }
-            Err(error) => {
-                tracing::debug!(%error, records = confirmed.len(), "attempts not recorded")
-            }
-        }
+            drop(turn);
+        });
     }
 }

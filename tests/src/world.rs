@@ -3,6 +3,7 @@
 
 mod customers;
 mod finish;
+mod history;
 mod services;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use doorbell_tests::api::subscription;
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::json;
 
@@ -33,6 +34,7 @@ pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_
     eprintln!(
         "connections closed three times amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
+    world.check_history().await?;
     // Every queue that is ours, deleted while idle; what comes right afterwards must arrive.
     let outsider = world.outsider().await?;
     let mut queues = topology::ingress_queues();
@@ -91,6 +93,39 @@ pub(crate) async fn a_memory_alarm_refuses_and_then_resumes() -> anyhow::Result<
     world.finish().await
 }
 
+/// A success is acknowledged only once it stands in the history, however long RabbitMQ takes for that.
+pub(crate) async fn attempts_wait_for_their_records_while_rabbitmq_hangs() -> anyhow::Result<()> {
+    const EVENTS: usize = 100;
+    let unconfirmed = "doorbell_attempt_records_unconfirmed_total";
+    let world = World::with("hanging", Setup::private()).await?;
+    world.receiver.behave("slow", Behaviour::Slow(seconds(1)));
+    world.subscribe("acme", "slow", &["#"]).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    for n in 0..EVENTS {
+        let id = format!("h-{n}");
+        world.ledger.accepted("acme", "a", &id, "1");
+        outsider.publish("a", amqp::event("acme", Some(&id), &[]), b"1").await?;
+    }
+    eventually("some are on their way", seconds(60), || async {
+        world.receiver.count("slow") > 0
+    })
+    .await?;
+    world.engines.rabbitmq.lock().await.process().signal(Signal::SIGSTOP)?;
+    let answered = || async {
+        world.metric("doorbell_attempts_total{outcome=\"delivered\"}").await.unwrap_or(0.0) > 0.5
+    };
+    eventually("some are answered", seconds(60), answered).await?;
+    let gone_on = || async { world.metric(unconfirmed).await.is_ok_and(|count| count > 0.5) };
+    let gone_on = eventually("a delivery goes on without its record", seconds(2), gone_on).await;
+    world.engines.rabbitmq.lock().await.process().signal(Signal::SIGCONT)?;
+    assert!(gone_on.is_err());
+    world.settle(seconds(60)).await?;
+    assert!(world.metric(unconfirmed).await? < 0.5);
+    world.check_history().await?;
+    world.finish().await
+}
+
 pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow::Result<()> {
     const EVENTS: usize = 500;
     let world = Arc::new(World::with("broker", Setup::private().without_breaker()).await?);
@@ -123,5 +158,6 @@ pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow:
     world.settle(seconds(120)).await?;
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!("kill -9 of RabbitMQ with {EVENTS} waiting: 0 lost, {duplicates} duplicates");
+    world.check_history().await?;
     Arc::into_inner(world).unwrap().finish().await
 }

@@ -67,6 +67,7 @@ pub(crate) async fn a_broadcast_reaches_everyone_once() -> anyhow::Result<()> {
     world.settle(seconds(60)).await?;
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
     assert_eq!(world.receiver.count("tenant-0-other-0"), 0);
+    world.check_history().await?;
     // Each attempt stands in the history of the tenant whose endpoint it was.
     let records = outsider.stream("doorbell.attempts", 1).await?;
     let first = records.first().map(|record| String::from_utf8_lossy(&record.data).into_owned());

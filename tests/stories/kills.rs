@@ -120,6 +120,7 @@ pub(crate) async fn a_clean_stop_makes_no_duplicates() -> anyhow::Result<()> {
     let accepted = load.end().await?;
     world.settle(seconds(120)).await?;
     eprintln!("four clean stops amid {accepted} events for 20 slow endpoints");
+    world.check_history().await?;
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
     Arc::into_inner(world).unwrap().finish().await
 }
@@ -153,6 +154,7 @@ pub(crate) async fn a_fan_out_cut_by_a_stop_goes_on_elsewhere() -> anyhow::Resul
     world.settle(seconds(60)).await?;
     eprintln!("a fan-out of 300 was cut after {before}, and finished by another dispatcher");
     assert_eq!(world.receiver.posts().len(), 300, "no endpoint was served twice");
+    world.check_history().await?;
     world.finish().await
 }
 

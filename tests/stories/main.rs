@@ -160,6 +160,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         kills::a_fan_out_cut_by_a_stop_goes_on_elsewhere,
         broker::connections_closed_and_queues_deleted_lose_nothing_accepted_afterwards,
         broker::a_memory_alarm_refuses_and_then_resumes,
+        broker::attempts_wait_for_their_records_while_rabbitmq_hangs,
         broker::a_broker_killed_with_retries_waiting_loses_none,
         rotation::every_post_verifies_with_either_secret,
         rotation::a_public_key_verifies_and_rotates_with_the_secret,
