@@ -7,6 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
+mod endpoint_url;
+
+pub use endpoint_url::EndpointUrl;
+
 /// What the operator allows beyond the public Internet over HTTPS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
@@ -107,16 +111,15 @@ const PRIVATE_V6: [(Ipv6Addr, u8); 5] = [
 ];
 
 impl AddressPolicy {
-    /// Judges a URL's text, before and after parsing. Names are not resolved here.
+    /// Judges a URL, as it was written and as it is called. Names are not resolved here.
     ///
     /// # Errors
     /// Names the first rule that the URL breaks.
-    pub fn check_url(&self, text: &str) -> Result<Url, Refused> {
-        check_text(text)?;
-        if !self.allow_http && text.starts_with("http:") {
+    pub fn check_url<'a>(&self, url: &'a EndpointUrl) -> Result<&'a Url, Refused> {
+        let url = url.parsed()?;
+        if !self.allow_http && url.scheme() == "http" {
             return Err(Refused::PlainHttp);
         }
-        let url = Url::parse(text).map_err(|error| Refused::Syntax(error.to_string()))?;
         let port = url.port_or_known_default().unwrap_or(0);
         match url.host() {
             None => Err(Refused::Scheme),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::EndpointUrl;
 use crate::asymmetric::AsymmetricKey;
 use crate::duration::DurationText;
 use crate::event::EventType;
@@ -30,7 +31,7 @@ pub struct Subscription {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Where to POST.
-    pub url: String,
+    pub url: EndpointUrl,
     /// Which events are wanted: those whose type matches any of these.
     pub events: Vec<Pattern>,
     /// Which of these events are wanted, by what is in them; all, if there is none.
@@ -190,7 +191,7 @@ impl Subscription {
     #[must_use]
     pub fn endpoint(&self) -> String {
         use sha2::Digest as _;
-        let digest = sha2::Sha256::digest(self.url.as_bytes());
+        let digest = sha2::Sha256::digest(self.url.as_str());
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -256,7 +257,7 @@ mod tests {
             id: "sub_00000a0123456789abcdef01".parse().unwrap(),
             tenant: "acme".parse().unwrap(),
             name: None,
-            url: "https://example.com/hook".to_owned(),
+            url: "https://example.com/hook".to_owned().into(),
             events: vec!["payment.*".parse().unwrap()],
             status: Status::Active,
             disabled_reason: None,
@@ -340,7 +341,7 @@ mod tests {
         assert!(matches!(subscription.standing(), Standing::Suspended(_)));
         subscription.verified_endpoint = Some(subscription.endpoint());
         assert!(matches!(subscription.standing(), Standing::Active(_)));
-        subscription.url = "https://example.com/other".to_owned();
+        subscription.url = "https://example.com/other".to_owned().into();
         assert!(matches!(subscription.standing(), Standing::Suspended(_)));
         subscription.verification = Verification::None;
         assert!(matches!(subscription.standing(), Standing::Active(_)));

@@ -5,7 +5,7 @@ mod fields;
 
 use std::collections::BTreeMap;
 
-use doorbell_common::address::AddressPolicy;
+use doorbell_common::address::{AddressPolicy, EndpointUrl};
 use doorbell_common::asymmetric::AsymmetricKey;
 use doorbell_common::duration::DurationText;
 use doorbell_common::filter::Filter;
@@ -42,7 +42,7 @@ pub(crate) struct Rules {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Form {
     pub(crate) name: Option<String>,
-    pub(crate) url: String,
+    pub(crate) url: EndpointUrl,
     pub(crate) events: Vec<Pattern>,
     pub(crate) filter: Option<Filter>,
     pub(crate) template: Option<Template>,
@@ -65,7 +65,7 @@ impl Default for Form {
     fn default() -> Self {
         Self {
             name: None,
-            url: String::new(),
+            url: EndpointUrl::default(),
             events: Vec::new(),
             filter: None,
             template: None,
@@ -232,7 +232,7 @@ impl Reading<'_> {
         let null = value.get() == "null";
         match name {
             "url" => {
-                let url: String = read(value, "must be a string")?;
+                let url: EndpointUrl = read(value, "must be a string")?;
                 self.rules.addresses.check_url(&url).map_err(|refused| refused.to_string())?;
                 form.url = url;
             }
@@ -297,7 +297,7 @@ mod tests {
         let form =
             create(br#"{"url":"https://example.com/","events":["a.*","a.*"]}"#, &rules()).unwrap();
         assert_eq!(form.events.len(), 1);
-        assert_eq!(Form { url: String::new(), events: vec![], ..form }, Form::default());
+        assert_eq!(Form { url: EndpointUrl::default(), events: vec![], ..form }, Form::default());
     }
 
     #[test]

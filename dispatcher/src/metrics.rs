@@ -53,16 +53,18 @@ pub(crate) enum Wait {
     Permit,
     Endpoint,
     Turn,
+    Record,
 }
 
 impl Wait {
-    const ALL: [Self; 3] = [Self::Permit, Self::Endpoint, Self::Turn];
+    const ALL: [Self; 4] = [Self::Permit, Self::Endpoint, Self::Turn, Self::Record];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Permit => "permit",
             Self::Endpoint => "endpoint",
             Self::Turn => "turn",
+            Self::Record => "record",
         }
     }
 }
@@ -141,7 +143,7 @@ impl Metrics {
                 registry,
                 (
                     "doorbell_delivery_wait_seconds_total",
-                    "Time that deliveries in hand waited: for a permit for a POST, for another POST to the endpoint to end, for their turn within a rate limit.",
+                    "Time that deliveries in hand waited: for a permit for a POST, for another POST to the endpoint to end, for their turn within a rate limit, for room for the record of their attempt.",
                 ),
                 "for",
                 Wait::ALL.map(Wait::as_str),

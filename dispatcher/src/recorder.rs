@@ -10,7 +10,7 @@ use doorbell_platform::broker::{Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Wait};
 
 /// A message is full at this size.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -55,7 +55,8 @@ impl Recorder {
     /// wait here.
     pub(crate) async fn record(&self, record: &AttemptRecord) -> Receipt {
         let Ok(line) = serde_json::to_vec(record) else { return Receipt(None) };
-        Receipt(self.unless_refused(self.send(line)).await.flatten())
+        let sending = self.unless_refused(self.send(line));
+        Receipt(self.metrics.waiting(Wait::Record, sending).await.flatten())
     }
 
     /// Waits until records are confirmed. An attempt that was made is a fact, written down or not: while

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doorbell_common::address::AddressPolicy;
+use doorbell_common::address::{AddressPolicy, EndpointUrl};
 use doorbell_common::duration::DurationText;
 use doorbell_common::event::Event;
 use doorbell_common::outcome::{OutcomeClass, classify};
@@ -154,7 +154,8 @@ impl Sender {
             .user_agent(concat!("Doorbell/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
+            // None at all: it would make a copy of each request for one that is never made.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
             .referer(false)
             .http1_only()
             .tcp_nodelay(true)
@@ -179,7 +180,7 @@ impl Sender {
     }
 
     /// Asks an endpoint whether it takes POSTs from this origin.
-    pub(crate) async fn options(&self, url: &str, origin: &str) -> Answer {
+    pub(crate) async fn options(&self, url: &EndpointUrl, origin: &str) -> Answer {
         let request = |url: Url, _: Timestamp| {
             let mut request = Request::new(Method::OPTIONS, url);
             insert(request.headers_mut(), HeaderName::from_static(REQUEST_ORIGIN), origin);
@@ -190,7 +191,7 @@ impl Sender {
 
     async fn send(
         &self,
-        url: &str,
+        url: &EndpointUrl,
         timeout: DurationText,
         request: impl FnOnce(Url, Timestamp) -> Request,
     ) -> Answer {
@@ -199,7 +200,7 @@ impl Sender {
         // Literal addresses never reach the resolver, so the URL is judged at every attempt.
         match self.policy.check_url(url) {
             Ok(url) => {
-                let request = request(url, answer.started_at);
+                let request = request(url.clone(), answer.started_at);
                 let exchange = self.exchange(request, &mut answer);
                 let in_time = tokio::time::timeout_at(start + timeout.0, exchange).await;
                 if in_time.is_err() {

@@ -1,6 +1,7 @@
 //! An event that is being delivered, and the bodies that are made of it: each form of payload once, and
 //! a template for each subscription that has one.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -68,13 +69,13 @@ impl Served {
 
     /// The body of a subscription's POSTs, and what it is.
     pub(crate) async fn body<'a>(
-        &self,
+        &'a self,
         subscription: &'a Subscription,
         workshop: &Workshop<TenantId>,
-    ) -> Result<(Bytes, &'a str), NoBody> {
+    ) -> Result<(Cow<'a, Bytes>, &'a str), NoBody> {
         if let Some(template) = &subscription.template {
             let body = self.render(template, &subscription.tenant, workshop).await?;
-            return Ok((body, template.content_type.as_str()));
+            return Ok((Cow::Owned(body), template.content_type.as_str()));
         }
         let payload = subscription.payload;
         let slot = match payload {
@@ -83,7 +84,7 @@ impl Served {
             Payload::CloudEvents => &self.cloud_event,
         };
         let body = slot.get_or_init(|| payload.body(&self.event).into());
-        Ok((body.clone(), payload.content_type()))
+        Ok((Cow::Borrowed(body), payload.content_type()))
     }
 
     async fn render(

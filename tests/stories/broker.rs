@@ -107,10 +107,8 @@ pub(crate) async fn attempts_wait_for_their_records_while_rabbitmq_hangs() -> an
         world.ledger.accepted("acme", "a", &id, "1");
         outsider.publish("a", amqp::event("acme", Some(&id), &[]), b"1").await?;
     }
-    eventually("some are on their way", seconds(60), || async {
-        world.receiver.count("slow") > 0
-    })
-    .await?;
+    eventually("some are on their way", seconds(60), || async { world.receiver.count("slow") > 0 })
+        .await?;
     world.engines.rabbitmq.lock().await.process().signal(Signal::SIGSTOP)?;
     let answered = || async {
         world.metric("doorbell_attempts_total{outcome=\"delivered\"}").await.unwrap_or(0.0) > 0.5

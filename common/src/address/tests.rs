@@ -6,6 +6,10 @@ fn strict() -> AddressPolicy {
     AddressPolicy { allow_targets: vec![], allow_http: true }
 }
 
+fn check(policy: &AddressPolicy, url: &str) -> Result<(), Refused> {
+    policy.check_url(&url.to_owned().into()).map(drop)
+}
+
 #[test]
 fn public_urls_are_allowed() {
     for url in [
@@ -20,7 +24,7 @@ fn public_urls_are_allowed() {
         "https://mylocal.com/",
         "https://tests.com/",
     ] {
-        assert!(strict().check_url(url).is_ok(), "{url}: {:?}", strict().check_url(url));
+        assert!(check(&strict(), url).is_ok(), "{url}: {:?}", check(&strict(), url));
     }
 }
 
@@ -59,10 +63,10 @@ fn text_that_parsers_would_repair_is_refused() {
         "javascript:alert(1)",
         "https:// example.com",
     ] {
-        assert!(strict().check_url(url).is_err(), "{url:?}");
+        assert!(check(&strict(), url).is_err(), "{url:?}");
     }
     let long = format!("https://example.com/{}", "x".repeat(MAX_URL));
-    assert_eq!(strict().check_url(&long), Err(Refused::TooLong));
+    assert_eq!(check(&strict(), &long), Err(Refused::TooLong));
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn literals_in_any_spelling_are_judged() {
         "[5f00::1]",
     ] {
         let url = format!("https://{host}/");
-        assert!(strict().check_url(&url).is_err(), "{url}: {:?}", strict().check_url(&url));
+        assert!(check(&strict(), &url).is_err(), "{url}: {:?}", check(&strict(), &url));
     }
 }
 
@@ -157,9 +161,9 @@ fn names_that_lead_home_are_refused() {
     ] {
         let url = format!("https://{host}/");
         assert!(
-            matches!(strict().check_url(&url), Err(Refused::Host(_))),
+            matches!(check(&strict(), &url), Err(Refused::Host(_))),
             "{url}: {:?}",
-            strict().check_url(&url)
+            check(&strict(), &url)
         );
     }
 }
@@ -181,13 +185,13 @@ fn ports_of_other_services_are_refused() {
         (0, false),
     ] {
         let url = format!("https://example.com:{port}/");
-        assert_eq!(strict().check_url(&url).is_ok(), allowed, "{url}");
+        assert_eq!(check(&strict(), &url).is_ok(), allowed, "{url}");
     }
 }
 
 #[test]
 fn plain_http_needs_leave() {
-    assert_eq!(AddressPolicy::default().check_url("http://example.com/"), Err(Refused::PlainHttp));
+    assert_eq!(check(&AddressPolicy::default(), "http://example.com/"), Err(Refused::PlainHttp));
 }
 
 #[test]
@@ -202,10 +206,10 @@ fn the_operator_may_allow_ranges_and_their_ports_but_no_names() {
         "http://[::1]:22/",
         "http://[::ffff:127.0.0.1]/",
     ] {
-        assert!(policy.check_url(url).is_ok(), "{url}: {:?}", policy.check_url(url));
+        assert!(check(&policy, url).is_ok(), "{url}: {:?}", check(&policy, url));
     }
     for url in ["http://localhost/", "http://10.0.0.1/", "http://user@127.0.0.1/"] {
-        assert!(policy.check_url(url).is_err(), "{url}");
+        assert!(check(&policy, url).is_err(), "{url}");
     }
 }
 
