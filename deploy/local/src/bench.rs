@@ -55,6 +55,8 @@ pub enum Scenario {
     HangingNeighbour,
     /// 900 healthy tenants, alone and beside 100 whose endpoints hang.
     HangingTenth,
+    /// A tenant's 80 healthy endpoints, alone and beside 20 of the same tenant that hang.
+    HangingFifth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
     FloodingNeighbour,
     /// The same flood, published over HTTP.

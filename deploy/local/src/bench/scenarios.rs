@@ -28,6 +28,15 @@ struct Steady {
     tenants: Vec<String>,
     /// Between two events of one tenant.
     pause: Duration,
+    /// How many healthy endpoints each has.
+    endpoints: u64,
+}
+
+impl Steady {
+    /// One tenant that publishes so many events a second for so many endpoints.
+    fn of(tenant: &str, rate: u64, endpoints: u64) -> Self {
+        Self { tenants: vec![tenant.to_owned()], pause: millis(1000 / rate.max(1)), endpoints }
+    }
 }
 
 impl Bench<'_> {
@@ -43,6 +52,7 @@ impl Bench<'_> {
             Scenario::Failing => self.failing().await,
             Scenario::HangingNeighbour => self.hanging("hanging neighbour", (32, 2), (1, 50)).await,
             Scenario::HangingTenth => self.hanging("hanging tenth", (900, 1), (100, 1)).await,
+            Scenario::HangingFifth => self.hanging_among("hanging fifth", 80, 20).await,
             Scenario::FloodingNeighbour => self.flooding(Way::Amqp).await,
             Scenario::FloodingNeighbourHttp => self.flooding(Way::Http).await,
             Scenario::Outage => self.outage().await,
@@ -83,7 +93,7 @@ impl Bench<'_> {
     }
 
     async fn latency(&self) -> anyhow::Result<Vec<Row>> {
-        let steady = Steady { tenants: vec!["bench-light".to_owned()], pause: millis(50) };
+        let steady = Steady::of("bench-light", 20, 1);
         self.subscribe_all("bench-light", "ok", 1, json!({})).await?;
         let (costs, start) = (Costs::begin(self.stack), Instant::now());
         let events = self.publish_steadily(&steady, LIGHT).await?;
@@ -173,7 +183,7 @@ impl Bench<'_> {
             self.subscribe(tenant, &self.subscription(behaviour, tenant), 1).await?;
         }
         tokio::time::sleep(IN_FORCE).await;
-        Ok(Steady { tenants, pause: millis(1000 / rate.max(1)) })
+        Ok(Steady { tenants, pause: millis(1000 / rate.max(1)), endpoints: 1 })
     }
 
     /// Subscribes so many endpoints to one tenant, all in its tally, and waits until that is in
@@ -197,7 +207,7 @@ impl Bench<'_> {
     async fn all_arrived(&self, steady: &Steady, published: u64) -> anyhow::Result<()> {
         let each = published / u64::try_from(steady.tenants.len())?.max(1);
         for tenant in &steady.tenants {
-            self.arrived(tenant, each).await?;
+            self.arrived(tenant, each * steady.endpoints).await?;
         }
         Ok(())
     }

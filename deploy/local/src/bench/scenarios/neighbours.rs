@@ -6,9 +6,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Bench, Steady};
-use crate::bench::Way;
 use crate::bench::costs::{Costs, peaks};
 use crate::bench::report::{Percentiles, Row};
+use crate::bench::{IN_FORCE, Way};
 
 /// How long healthy tenants are watched alone.
 const ALONE: Duration = Duration::from_secs(20);
@@ -33,14 +33,27 @@ impl Bench<'_> {
         let label = name.replace(' ', "-");
         let healthy = self.tenants(&label, "ok", healthy, their_rate).await?;
         let hanging = self.tenants(&format!("{label}-hangs"), "hang", hanging, rate).await?;
-        let mut alone = self.watch(&healthy, &[], ALONE).await?;
-        alone.name = format!("{name}: alone");
-        let mut beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
-        beside.name = format!("{name}: beside");
-        let p99 = |row: &Row| row.times_ms.map_or(0.0, |times| times.p99);
-        let worse = p99(&beside) / p99(&alone).max(0.001);
-        beside.notes.push(format!("p99 is {worse:.2} of what it is alone"));
-        Ok(vec![alone, beside])
+        let alone = self.watch(&healthy, &[], ALONE).await?;
+        let beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
+        Ok(compared(name, alone, beside))
+    }
+
+    /// So many healthy endpoints of one tenant, alone and then beside so many of its own that hang.
+    pub(super) async fn hanging_among(
+        &self,
+        name: &str,
+        healthy: u64,
+        hanging: u64,
+    ) -> anyhow::Result<Vec<Row>> {
+        let tenant = name.replace(' ', "-");
+        let steady = Steady::of(&tenant, 50, healthy);
+        self.subscribe_all(&tenant, "ok", healthy, json!({})).await?;
+        let alone = self.watch(&steady, &[], ALONE).await?;
+        let hangs = self.subscription("hang", &format!("{tenant}-hangs"));
+        self.subscribe(&tenant, &hangs, hanging).await?;
+        tokio::time::sleep(IN_FORCE).await;
+        let beside = self.watch(&steady, &[], BESIDE).await?;
+        Ok(compared(name, alone, beside))
     }
 
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.
@@ -135,11 +148,21 @@ impl Bench<'_> {
         let each = published? / u64::try_from(steady.tenants.len())?.max(1);
         let mut times = Vec::new();
         for (tenant, before) in steady.tenants.iter().zip(before) {
-            self.arrived(tenant, before + each).await?;
+            self.arrived(tenant, before + each * steady.endpoints).await?;
             times.extend(self.receiver.tally(tenant).take_times());
         }
         let mut row = Row::new("", u64::try_from(times.len())?, start.elapsed());
         row.times_ms = Percentiles::of(times);
         Ok(row.costing(&costs.since(self.stack), peaks(self.stack)))
     }
+}
+
+/// Names the rows of healthy deliveries alone and beside others, and says how much worse these are.
+fn compared(name: &str, mut alone: Row, mut beside: Row) -> Vec<Row> {
+    alone.name = format!("{name}: alone");
+    beside.name = format!("{name}: beside");
+    let p99 = |row: &Row| row.times_ms.map_or(0.0, |times| times.p99);
+    let worse = p99(&beside) / p99(&alone).max(0.001);
+    beside.notes.push(format!("p99 is {worse:.2} of what it is alone"));
+    vec![alone, beside]
 }
