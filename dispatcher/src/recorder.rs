@@ -2,6 +2,7 @@
 //! more than the POST.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use doorbell_common::attempt::AttemptRecord;
@@ -19,6 +20,9 @@ const BATCH_BYTES: usize = 64 * 1024;
 const AT_ONCE: usize = 8;
 /// How often we ask whether RabbitMQ takes messages at all, when a record takes long.
 const LOOK: Duration = Duration::from_millis(100);
+/// After so long without a confirm nobody waits for records any more, until one comes: the stream may be
+/// out of order where the queues are not.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Records that may wait to be written, and their bytes: those of failures have the answers' bodies.
 const ROOM: usize = 8192;
 const ROOM_BYTES: usize = 16 * 1024 * 1024;
@@ -29,6 +33,7 @@ pub(crate) struct Recorder {
     records: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
     publisher: Publisher,
+    is_stuck: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
@@ -47,8 +52,11 @@ struct Waiting {
 impl Recorder {
     pub(crate) fn start(publisher: Publisher, metrics: Metrics, shutdown: &Shutdown) -> Self {
         let (records, waiting) = mpsc::channel(ROOM);
-        shutdown.spawn_vital("recorder", write(waiting, publisher.clone(), shutdown.clone()));
-        Self { records, room: Arc::new(Semaphore::new(ROOM_BYTES)), publisher, metrics }
+        let is_stuck = Arc::<AtomicBool>::default();
+        let writing = write(waiting, publisher.clone(), Arc::clone(&is_stuck), shutdown.clone());
+        shutdown.spawn_vital("recorder", writing);
+        let room = Arc::new(Semaphore::new(ROOM_BYTES));
+        Self { records, room, publisher, is_stuck, metrics }
     }
 
     /// Has a record written, once there is room for it: deliveries that are faster than their records
@@ -86,10 +94,14 @@ impl Recorder {
         loop {
             match tokio::time::timeout(LOOK, &mut future).await {
                 Ok(value) => return Some(value),
-                Err(_) if self.publisher.check().is_err() => return None,
+                Err(_) if self.is_refused() => return None,
                 Err(_) => {}
             }
         }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_stuck.load(Ordering::Relaxed) || self.publisher.check().is_err()
     }
 
     async fn send(&self, line: Vec<u8>) -> Option<oneshot::Receiver<()>> {
@@ -109,7 +121,12 @@ const ENOUGH: usize = 200;
 
 /// Fills one message after the other. What comes while too many wait for their confirms fills the next,
 /// so that batches are as large as the load makes them.
-async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher, shutdown: Shutdown) {
+async fn write(
+    mut waiting: mpsc::Receiver<Waiting>,
+    publisher: Publisher,
+    is_stuck: Arc<AtomicBool>,
+    shutdown: Shutdown,
+) {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     while let Some(first) = waiting.recv().await {
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
@@ -126,10 +143,21 @@ async fn write(mut waiting: mpsc::Receiver<Waiting>, publisher: Publisher, shutd
             confirmed.push(next.confirmed);
         }
         let (publisher, finished) = (publisher.clone(), shutdown.clone());
+        let is_stuck = Arc::clone(&is_stuck);
         shutdown.spawn(async move {
             let message = Message::internal(ATTEMPTS, body);
-            match finished.until_finished(publisher.publish_surely(&message)).await {
+            let publishing = finished.until_finished(publisher.publish_surely(&message));
+            let mut publishing = std::pin::pin!(publishing);
+            let published = match tokio::time::timeout(PATIENCE, &mut publishing).await {
+                Ok(published) => published,
+                Err(_) => {
+                    is_stuck.store(true, Ordering::Relaxed);
+                    publishing.await
+                }
+            };
+            match published {
                 Some(Ok(())) => {
+                    is_stuck.store(false, Ordering::Relaxed);
                     for sender in confirmed {
                         // Who went on without has counted it.
                         let _gone = sender.send(()).is_err();
