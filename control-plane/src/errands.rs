@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use axum::http::StatusCode;
 use doorbell_common::ids::TenantId;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::PATIENCE;
 use doorbell_platform::backoff::Backoff;
+use doorbell_platform::broker::connection::{in_time, until_lost};
 use doorbell_platform::broker::topology::TESTS;
 use doorbell_platform::broker::{Broker, Errand, Message, Publisher};
 use doorbell_platform::ids;
@@ -163,21 +165,24 @@ async fn receive_once(
     replies: &watch::Sender<Option<ShortString>>,
 ) -> anyhow::Result<()> {
     let connection = broker.connect("replies").await?;
-    let channel = connection.create_channel().await?;
+    let channel = in_time(connection.create_channel()).await?;
     let queue = format!("doorbell.replies.{}", ids::token());
     let options = QueueDeclareOptions {
         exclusive: true,
         auto_delete: true,
         ..QueueDeclareOptions::default()
     };
-    channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
+    let name = || ShortString::from(queue.as_str());
+    in_time(channel.queue_declare(name(), options, FieldTable::default())).await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let mut consumer = channel
-        .basic_consume(queue.as_str().into(), "replies".into(), options, FieldTable::default())
-        .await?;
-    replies.send_replace(Some(queue.as_str().into()));
-    while let Some(delivery) = consumer.next().await {
-        let delivery = delivery?;
+    let consuming = channel.basic_consume(name(), "replies".into(), options, FieldTable::default());
+    let mut consumer = in_time(consuming).await?;
+    replies.send_replace(Some(name()));
+    loop {
+        let delivery = tokio::select! {
+            delivery = consumer.next() => delivery.context("the consumer of answers was cancelled")??,
+            () = until_lost(&connection) => anyhow::bail!("the connection was lost"),
+        };
         let id = delivery
             .properties
             .correlation_id()
@@ -190,5 +195,4 @@ async fn receive_once(
             let _gone = waiter.answer.send(delivery.data).is_err();
         }
     }
-    anyhow::bail!("the consumer of answers was cancelled")
 }

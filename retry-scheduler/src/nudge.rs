@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use doorbell_common::rung::Rung;
 use doorbell_platform::backoff::Backoff;
+use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::{Broker, Message, Publisher};
 use doorbell_platform::shutdown::Shutdown;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
@@ -31,7 +32,9 @@ pub(crate) async fn nudge(broker: Broker, publisher: Publisher, shutdown: Shutdo
         let nudged = match connected {
             Ok(connection) => {
                 backoff.reset();
-                nudge_over(&connection, &publisher, &shutdown).await
+                let nudged = nudge_over(&connection, &publisher, &shutdown).await;
+                close(connection).await;
+                nudged
             }
             Err(error) => Err(error),
         };
@@ -53,14 +56,12 @@ async fn nudge_over(
         if shutdown.until(tokio::time::sleep(pause)).await.is_none() {
             break;
         }
-        let channel = connection.create_channel().await?;
+        let channel = in_time(connection.create_channel()).await?;
         for rung in Rung::all() {
-            nudge_one(&channel, publisher, rung).await?;
+            in_time(nudge_one(&channel, publisher, rung)).await?;
         }
-        channel.close(200, "nudged".into()).await?;
+        in_time(channel.close(200, "nudged".into())).await?;
     }
-    // It may be closed already; then there is nothing to close.
-    drop(connection.close(200, "done".into()).await);
     Ok(())
 }
 

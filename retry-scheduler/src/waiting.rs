@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
+use doorbell_platform::broker::connection::in_time;
 use doorbell_platform::broker::topology::{RETRIES, SIDELINE_PAGES, sideline_queues};
 use doorbell_platform::shutdown::Shutdown;
 use lapin::options::QueueDeclareOptions;
@@ -20,7 +21,7 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
     let mut connection = None;
     let mut tick = tokio::time::interval(EVERY);
     while shutdown.until(tick.tick()).await.is_some() {
-        match waiting(&broker, &mut connection).await {
+        match in_time(waiting(&broker, &mut connection)).await {
             Ok((waiting, sideline)) => {
                 metrics.waiting.set(waiting);
                 metrics.sideline.set(sideline);

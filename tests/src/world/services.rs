@@ -14,6 +14,8 @@ use crate::wait::{eventually, seconds};
 
 /// How long a service may take to be ready, on a slow machine with everything on it.
 const READY: Duration = seconds(90);
+/// Lines of its log that are shown of one that is not.
+const LAST_LINES: usize = 30;
 
 impl World {
     pub(super) async fn start_service(
@@ -55,9 +57,14 @@ impl World {
             self.is_ready(name).await == ready
         })
         .await;
-        waited.with_context(|| {
-            self.environment.logs.join(format!("{name}.log")).display().to_string()
-        })
+        let Err(error) = waited else { return Ok(()) };
+        // Where the tests ran, the log may be gone by now.
+        let log = self.environment.logs.join(format!("{name}.log"));
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(LAST_LINES).collect();
+        let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+        let readiness = self.readiness(name).await;
+        Err(error.context(format!("{readiness:?}\nthe end of {}:\n{last}", log.display())))
     }
 
     /// Whether a service says that it is ready.

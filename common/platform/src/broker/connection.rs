@@ -1,4 +1,9 @@
-//! Connecting to one of RabbitMQ's nodes.
+//! Connecting to one of RabbitMQ's nodes, and what may be believed of a connection.
+//!
+//! The client (lapin 4.12) has no time limits of its own, and a call that is made just while its
+//! connection breaks may never be answered: a dispatcher that had lost RabbitMQ then waited for ever to
+//! have closed what was gone already. So nothing waits for it without [`in_time`], [`close`] or
+//! [`until_lost`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +23,13 @@ use crate::tls::Trust;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that has been silent for twice this long is dead.
 const HEARTBEAT_SECONDS: u16 = 10;
+/// How long RabbitMQ may take for what it is asked. Long, because the first declaration of all queues in a
+/// busy cluster is; a connection that is lost mostly says so at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The nodes of one RabbitMQ. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -101,7 +113,7 @@ impl Broker {
     /// RabbitMQ is not reachable, or something exists with other arguments; it is named.
     pub async fn declare_topology(&self, connection: &Connection) -> anyhow::Result<()> {
         let sharding = *self.inner.sharding.get_or_try_init(|| self.find_sharding()).await?;
-        topology::declare(connection, sharding).await
+        in_time(topology::declare(connection, sharding)).await
     }
 
     /// Declares everything anew, after something was deleted. On a connection of its own: a
@@ -112,8 +124,7 @@ impl Broker {
     pub async fn redeclare(&self) -> anyhow::Result<()> {
         let connection = self.connect("declare").await?;
         let declared = self.declare_topology(&connection).await;
-        // It may be closed already; then there is nothing to close.
-        drop(connection.close(200, "declared".into()).await);
+        close(connection).await;
         declared
     }
 
@@ -121,15 +132,40 @@ impl Broker {
     /// because the answer "no" closes it.
     async fn find_sharding(&self) -> anyhow::Result<Sharding> {
         let connection = self.connect("probe").await?;
-        let sharding = topology::probe_sharding(&connection).await?;
-        // The probe is over either way; a connection that is closed already says so here.
-        drop(connection.close(200, "probe is over".into()).await);
+        let sharding = in_time(topology::probe_sharding(&connection)).await?;
+        close(connection).await;
         if sharding == Sharding::Single {
             tracing::warn!(
                 "RabbitMQ has no plugin rabbitmq_consistent_hash_exchange: all tenants share one queue"
             );
         }
         Ok(sharding)
+    }
+}
+
+/// What RabbitMQ answers, in time.
+///
+/// # Errors
+/// It is an error, or there was no answer within a minute.
+pub async fn in_time<T, E: Into<anyhow::Error>>(
+    asking: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    answered.context("RabbitMQ does not answer")?.map_err(Into::into)
+}
+
+/// Closes a connection that is no use any more; one that RabbitMQ does not let go within 5 s is left to
+/// itself.
+pub async fn close(connection: Connection) {
+    let closing = connection.close(200, "done".into());
+    // It may be closed already; then there is nothing to close.
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
+}
+
+/// Waits until a connection is no use any more.
+pub async fn until_lost(connection: &Connection) {
+    while connection.status().connected() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -16,7 +16,7 @@ use session::{Ended, Session, Settled, Settlement};
 
 pub use session::Afterwards;
 
-use super::connection::Broker;
+use super::connection::{Broker, close, in_time, until_lost};
 use super::message::Received;
 use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
@@ -182,8 +182,7 @@ impl Supervisor {
                     if let Err(reason) = self.serve(&connection, session).await {
                         self.health.down(Dependency::RabbitmqConsume, reason);
                     }
-                    // The connection may be closed already; then there is nothing to close.
-                    drop(connection.close(200, "done".into()).await);
+                    close(connection).await;
                 }
                 Err(error) => self.health.down(Dependency::RabbitmqConsume, format!("{error:#}")),
             }
@@ -195,7 +194,7 @@ impl Supervisor {
         let connection = self.broker.connect("consume").await?;
         self.broker.declare_topology(&connection).await?;
         let window = Window::new(self.most);
-        let session = Session::open(Arc::clone(self), &connection, window).await?;
+        let session = in_time(Session::open(Arc::clone(self), &connection, window)).await?;
         Ok((connection, session))
     }
 
@@ -210,7 +209,12 @@ impl Supervisor {
     ) -> Result<(), String> {
         let (mut session, replaced) = (first, TaskTracker::new());
         loop {
-            match session.run().await {
+            let ended = tokio::select! {
+                biased;
+                ended = session.run() => ended,
+                () = until_lost(connection) => Ended::Lost("the connection was lost".to_owned()),
+            };
+            match ended {
                 Ended::Lost(reason) if self.shutdown.is_stopping() => {
                     tracing::warn!(reason, "what was in hand goes back to its queues");
                     break;
@@ -219,9 +223,9 @@ impl Supervisor {
                 Ended::Stopped => break,
                 Ended::Replace(old, window) => {
                     tracing::debug!(window = window.messages(), "the channel is replaced");
-                    session = Session::open(Arc::clone(self), connection, window)
+                    session = in_time(Session::open(Arc::clone(self), connection, window))
                         .await
-                        .map_err(|error| format!("the connection was lost: {error}"))?;
+                        .map_err(|error| format!("the connection was lost: {error:#}"))?;
                     replaced.spawn(old.drain());
                 }
             }

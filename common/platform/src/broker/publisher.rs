@@ -10,14 +10,14 @@ use prometheus::{Histogram, Registry};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
-use super::connection::Broker;
+use super::connection::{Broker, close, in_time};
 use super::message::Message;
 use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
 use crate::metrics::{LATENCY_BUCKETS, histogram};
 use crate::shutdown::Shutdown;
 
-/// Confirms that may be outstanding; RabbitMQ is no faster with more.
+/// Confirms that may be outstanding on one connection; RabbitMQ is no faster with more.
 const WINDOW: usize = 1000;
 /// How long a confirm may take before the publisher says that it does not know.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,14 +51,22 @@ pub enum PublishError {
 enum Link {
     Down,
     Blocked(String),
-    Up(Channel),
+    Up(Line),
+}
+
+/// A channel of the connection that is up.
+#[derive(Clone, Debug)]
+struct Line {
+    channel: Channel,
+    /// The connection's own: a confirm that the client forgets, which it may while its connection
+    /// breaks, takes no room away from the next one.
+    window: Arc<Semaphore>,
 }
 
 /// Publishes with confirms, over a connection of its own that it keeps up. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     link: watch::Receiver<Link>,
-    window: Arc<Semaphore>,
     suspect: Arc<Notify>,
     shutdown: Shutdown,
     confirm_seconds: Histogram,
@@ -86,8 +94,7 @@ impl Publisher {
         )?;
         let supervisor = Supervisor { broker, health, link: sender, suspect: Arc::clone(&suspect) };
         shutdown.spawn_vital("publisher", supervisor.run(shutdown.clone()));
-        let window = Arc::new(Semaphore::new(WINDOW));
-        Ok(Self { link, window, suspect, shutdown: shutdown.clone(), confirm_seconds })
+        Ok(Self { link, suspect, shutdown: shutdown.clone(), confirm_seconds })
     }
 
     /// Publishes one message and waits for its confirm.
@@ -103,11 +110,10 @@ impl Publisher {
         at_most: Duration,
         message: Message,
     ) -> Result<(), PublishError> {
-        let channel = self.channel()?;
+        let Line { channel, window } = self.line()?;
         let deadline = Instant::now() + at_most;
-        let window = tokio::time::timeout_at(deadline, Arc::clone(&self.window).acquire_owned());
-        let Ok(Ok(permit)) = window.await else {
-            return Err(self.channel().err().unwrap_or(PublishError::Unreachable));
+        let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, window.acquire_owned()).await else {
+            return Err(self.line().err().unwrap_or(PublishError::Unreachable));
         };
         let (sender, answer) = oneshot::channel();
         let suspect = Arc::clone(&self.suspect);
@@ -159,12 +165,12 @@ impl Publisher {
     /// # Errors
     /// Says why not.
     pub fn check(&self) -> Result<(), PublishError> {
-        self.channel().map(drop)
+        self.line().map(drop)
     }
 
-    fn channel(&self) -> Result<Channel, PublishError> {
+    fn line(&self) -> Result<Line, PublishError> {
         match &*self.link.borrow() {
-            Link::Up(channel) => Ok(channel.clone()),
+            Link::Up(line) => Ok(line.clone()),
             Link::Blocked(reason) => Err(PublishError::Blocked(reason.clone())),
             Link::Down => Err(PublishError::Unreachable),
         }
@@ -203,8 +209,7 @@ impl Supervisor {
                 Ok((connection, channel)) => {
                     backoff.reset();
                     shutdown.until_finished(self.watch_over(&connection, channel)).await;
-                    // The connection may be closed already; then there is nothing to close.
-                    drop(connection.close(200, "done".into()).await);
+                    close(connection).await;
                 }
                 Err(error) => {
                     self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
@@ -220,8 +225,8 @@ impl Supervisor {
     async fn open(&self) -> anyhow::Result<(Connection, Channel)> {
         let connection = self.broker.connect("publish").await?;
         self.broker.declare_topology(&connection).await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = in_time(connection.create_channel()).await?;
+        in_time(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok((connection, channel))
     }
 
@@ -230,7 +235,8 @@ impl Supervisor {
         let mut events = std::pin::pin!(connection.events_listener());
         let mut look = tokio::time::interval(LOOK);
         self.health.up(Dependency::RabbitmqPublish);
-        self.link.send_replace(Link::Up(channel.clone()));
+        let line = Line { channel, window: Arc::new(Semaphore::new(WINDOW)) };
+        self.link.send_replace(Link::Up(line.clone()));
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -247,11 +253,11 @@ impl Supervisor {
                 }
                 Some(Event::ConnectionUnblocked) => {
                     self.health.up(Dependency::RabbitmqPublish);
-                    self.link.send_replace(Link::Up(channel.clone()));
+                    self.link.send_replace(Link::Up(line.clone()));
                 }
                 _ => {}
             }
-            if !(connection.status().connected() && channel.status().connected()) {
+            if !(connection.status().connected() && line.channel.status().connected()) {
                 self.health.down(Dependency::RabbitmqPublish, "the connection was lost");
                 return;
             }

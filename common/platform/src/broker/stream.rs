@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
-use super::connection::Broker;
+use super::connection::{Broker, close, in_time};
 use super::consumer::received;
 use super::message::Received;
 
@@ -43,8 +43,8 @@ impl StreamReader {
         let connection = broker.connect("read-stream").await?;
         // Someone may have deleted it.
         broker.declare_topology(&connection).await?;
-        let channel = connection.create_channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+        let channel = in_time(connection.create_channel()).await?;
+        in_time(channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut arguments = FieldTable::default();
         let offset = match from {
             From::First => AMQPValue::LongString("first".into()),
@@ -54,9 +54,9 @@ impl StreamReader {
         };
         arguments.insert("x-stream-offset".into(), offset);
         let tag = format!("doorbell-{}", crate::ids::token());
-        let consumer = channel
-            .basic_consume(stream.into(), tag.into(), BasicConsumeOptions::default(), arguments)
-            .await?;
+        let options = BasicConsumeOptions::default();
+        let consuming = channel.basic_consume(stream.into(), tag.into(), options, arguments);
+        let consumer = in_time(consuming).await?;
         Ok(Self { connection, channel, consumer })
     }
 
@@ -84,14 +84,13 @@ impl StreamReader {
         }
         if let Some(tag) = last_tag {
             // A stream keeps its messages; this only lets the broker send more.
-            self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+            in_time(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })).await?;
         }
         Ok(batch)
     }
 
     /// Ends the reading.
     pub async fn close(self) {
-        // It may be closed already; then there is nothing to close.
-        drop(self.connection.close(200, "read".into()).await);
+        close(self.connection).await;
     }
 }
