@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorbell_platform::broker::topology;
+use doorbell_platform::broker::topology::{self, ATTEMPTS};
+use doorbell_platform::broker::{Broker, connection};
+use doorbell_platform::tls::Trust;
 use doorbell_tests::api::subscription;
+use doorbell_tests::engines::{Engines, PLUGINS};
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
@@ -122,6 +125,65 @@ pub(crate) async fn attempts_wait_for_their_records_while_rabbitmq_hangs() -> an
     assert!(world.metric(unconfirmed).await? < 0.5);
     world.check_history().await?;
     world.finish().await
+}
+
+/// The stream of attempts alone may be out of order, as in a cluster where it has lost its majority:
+/// deliveries go on, and what has no record yet gets it later.
+pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> anyhow::Result<()> {
+    const EVENTS: usize = 100;
+    let unconfirmed = "doorbell_attempt_records_unconfirmed_total";
+    let world = World::with("stuck", Setup::private()).await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let rabbitmq = Arc::clone(&world.engines);
+    let rabbitmq = rabbitmq.rabbitmq.lock().await;
+    // A process is suspended for as long as the one that asked for it lives.
+    let suspend = format!(
+        "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{ATTEMPTS}\">>)), \
+         Writer = amqqueue:get_pid(Queue), Asked = self(), \
+         spawn(fun() -> register(holder, self()), true = erlang:suspend_process(Writer), \
+         Asked ! suspended, receive go_on -> ok end end), \
+         receive suspended -> ok end.",
+        world.vhost
+    );
+    rabbitmq.ctl(&["eval", &suspend]).await?;
+    for n in 0..EVENTS {
+        world.publish("acme", "during", json!(n)).await?;
+    }
+    world.settle(seconds(60)).await?;
+    eventually("every message is done with", seconds(60), || async {
+        world.metric("doorbell_messages_in_hand").await.is_ok_and(|count| count < 0.5)
+    })
+    .await?;
+    let without = world.metric(unconfirmed).await?;
+    eprintln!("{without} of {EVENTS} went on without their records");
+    assert!(without > 0.5);
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    rabbitmq.ctl(&["eval", "holder ! go_on."]).await?;
+    let written = || async { world.check_history().await.is_ok() };
+    eventually("those that were not waited for are written", seconds(60), written).await?;
+    world.publish("acme", "after", json!(1)).await?;
+    world.settle(seconds(60)).await?;
+    world.check_history().await?;
+    assert!((world.metric(unconfirmed).await? - without).abs() < 0.5, "waited for once again");
+    drop(rabbitmq);
+    world.finish().await
+}
+
+/// Once it is told that a connection is to be closed, the client no longer minds that nothing comes: it
+/// would wait for ever.
+pub(crate) async fn a_connection_that_rabbitmq_does_not_let_go_is_left() -> anyhow::Result<()> {
+    let engines = Engines::start("goodbye", &PLUGINS).await?;
+    let broker = Broker::new(&[engines.amqp_url("%2f")], Trust::default(), "stories")?;
+    let connection = broker.connect("to be closed").await?;
+    let mut rabbitmq = engines.rabbitmq.lock().await;
+    rabbitmq.process().signal(Signal::SIGSTOP)?;
+    let closed = tokio::time::timeout(seconds(60), connection::close(connection)).await;
+    rabbitmq.process().signal(Signal::SIGCONT)?;
+    assert!(closed.is_ok());
+    rabbitmq.end().await;
+    engines.redis.lock().await.kill().await;
+    Ok(())
 }
 
 pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow::Result<()> {
