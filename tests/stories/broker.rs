@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_platform::broker::topology::{self, ATTEMPTS};
-use doorbell_platform::broker::{Broker, connection};
+use doorbell_platform::broker::{Broker, Message, PublishError, Publisher, connection};
+use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::tls::Trust;
 use doorbell_tests::api::subscription;
-use doorbell_tests::engines::{Engines, PLUGINS};
+use doorbell_tests::engines::{self, Engines, PLUGINS};
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use futures_util::StreamExt as _;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
+use prometheus::Registry;
 use reqwest::Method;
 use serde_json::json;
 
@@ -168,6 +174,50 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     assert!((world.metric(unconfirmed).await? - without).abs() < 0.5, "waited for once again");
     drop(rabbitmq);
     world.finish().await
+}
+
+/// Two threads that publish at once must not get each other's confirms: should RabbitMQ be killed just
+/// then, a message would count as published that never was.
+pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Result<()> {
+    const MESSAGES: usize = 100_000;
+    const AT_ONCE: usize = 500;
+    const VHOST: &str = "confirms";
+    let engines = engines::shared().await?;
+    engines.make_vhost(VHOST).await?;
+    let broker = Broker::new(&[engines.amqp_url(VHOST)], Trust::default(), "stories")?;
+    let connection = broker.connect("declare").await?;
+    let channel = connection.create_channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    // One takes nothing; what goes to the other is dropped, for want of a queue, and confirmed.
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare("full".into(), options, arguments).await?;
+    let (registry, shutdown) = (Registry::new(), Shutdown::default());
+    let health = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])?;
+    let publisher = Publisher::start(broker, health.clone(), &registry, &shutdown)?;
+    eventually("the publisher is connected", seconds(30), || async { health.is_ready() }).await?;
+    let wrong = futures_util::stream::iter(0..MESSAGES)
+        .map(|n| {
+            let is_refused = n % 2 == 0;
+            let routing_key = if is_refused { "full" } else { "nowhere" }.to_owned();
+            let message =
+                Message { exchange: String::new(), routing_key, ..Message::internal("", vec![]) };
+            let publishing = publisher.publish(message);
+            async move {
+                publishing.await != if is_refused { Err(PublishError::Refused) } else { Ok(()) }
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .filter(|is_wrong| std::future::ready(*is_wrong))
+        .count()
+        .await;
+    shutdown.stop();
+    shutdown.finish();
+    assert!(shutdown.wait(seconds(30)).await);
+    engines.manage(Method::DELETE, &format!("vhosts/{VHOST}")).await?;
+    assert_eq!(wrong, 0, "of {MESSAGES}");
+    Ok(())
 }
 
 /// Once it is told that a connection is to be closed, the client no longer minds that nothing comes: it

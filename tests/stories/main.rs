@@ -162,6 +162,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         broker::a_memory_alarm_refuses_and_then_resumes,
         broker::attempts_wait_for_their_records_while_rabbitmq_hangs,
         broker::deliveries_go_on_while_the_stream_of_attempts_is_stuck,
+        broker::nobody_gets_the_confirm_of_another_message,
         broker::a_connection_that_rabbitmq_does_not_let_go_is_left,
         broker::a_broker_killed_with_retries_waiting_loses_none,
         rotation::every_post_verifies_with_either_secret,

@@ -1,6 +1,7 @@
 //! Publishing: a message counts as published once RabbitMQ has confirmed it, never before.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -61,6 +62,8 @@ struct Line {
     /// The connection's own: a confirm that the client forgets, which it may while its connection
     /// breaks, takes no room away from the next one.
     window: Arc<Semaphore>,
+    /// Held while a message is given to the client.
+    turn: Arc<Mutex<()>>,
 }
 
 /// Publishes with confirms, over a connection of its own that it keeps up. Cheap to clone.
@@ -110,8 +113,9 @@ impl Publisher {
         at_most: Duration,
         message: Message,
     ) -> Result<(), PublishError> {
-        let Line { channel, window } = self.line()?;
+        let line = self.line()?;
         let deadline = Instant::now() + at_most;
+        let window = Arc::clone(&line.window);
         let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, window.acquire_owned()).await else {
             return Err(self.line().err().unwrap_or(PublishError::Unreachable));
         };
@@ -122,7 +126,7 @@ impl Publisher {
         // a caller that gives up must not leave half a publish behind.
         self.shutdown.spawn(async move {
             let timer = seconds.start_timer();
-            let result = publish_on(&channel, message).await;
+            let result = publish_on(&line, message).await;
             match result {
                 Ok(()) => timer.observe_duration(),
                 Err(_) => {
@@ -177,16 +181,26 @@ impl Publisher {
     }
 }
 
-async fn publish_on(channel: &Channel, message: Message) -> Result<(), PublishError> {
+async fn publish_on(line: &Line, message: Message) -> Result<(), PublishError> {
     let name = |text: String| {
         lapin::types::ShortString::try_new(text).map_err(|e| PublishError::Invalid(e.to_string()))
     };
     let (exchange, key) = (name(message.exchange)?, name(message.routing_key)?);
     let options = BasicPublishOptions::default();
-    let confirm = channel
-        .basic_publish(exchange, key, options, &message.body, message.properties)
-        .await
-        .map_err(|_| PublishError::Unknown)?;
+    let publishing =
+        line.channel.basic_publish(exchange, key, options, &message.body, message.properties);
+    let mut publishing = std::pin::pin!(publishing);
+    // The client numbers a message, and then has it sent, all at the first poll: what another thread
+    // has sent in between would get its confirm, and it that one's.
+    let begun = {
+        let _turn = line.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        publishing.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    };
+    let sent = match begun {
+        Poll::Ready(sent) => sent,
+        Poll::Pending => publishing.await,
+    };
+    let confirm = sent.map_err(|_| PublishError::Unknown)?;
     match confirm.await {
         Ok(Confirmation::Ack(_)) => Ok(()),
         Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
@@ -235,7 +249,8 @@ impl Supervisor {
         let mut events = std::pin::pin!(connection.events_listener());
         let mut look = tokio::time::interval(LOOK);
         self.health.up(Dependency::RabbitmqPublish);
-        let line = Line { channel, window: Arc::new(Semaphore::new(WINDOW)) };
+        let window = Arc::new(Semaphore::new(WINDOW));
+        let line = Line { channel, window, turn: Arc::default() };
         self.link.send_replace(Link::Up(line.clone()));
         loop {
             let event = tokio::select! {
