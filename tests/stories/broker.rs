@@ -179,7 +179,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
 /// Two threads that publish at once must not get each other's confirms: should RabbitMQ be killed just
 /// then, a message would count as published that never was.
 pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Result<()> {
-    const MESSAGES: usize = 100_000;
+    const MESSAGES: usize = 20_000;
     const AT_ONCE: usize = 500;
     const VHOST: &str = "confirms";
     let engines = engines::shared().await?;
