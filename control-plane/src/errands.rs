@@ -165,7 +165,7 @@ async fn receive_once(
     replies: &watch::Sender<Option<ShortString>>,
 ) -> anyhow::Result<()> {
     let connection = broker.connect("replies").await?;
-    let channel = in_time(connection.create_channel()).await?;
+    let channel = in_time(&connection, connection.create_channel()).await?;
     let queue = format!("doorbell.replies.{}", ids::token());
     let options = QueueDeclareOptions {
         exclusive: true,
@@ -173,10 +173,10 @@ async fn receive_once(
         ..QueueDeclareOptions::default()
     };
     let name = || ShortString::from(queue.as_str());
-    in_time(channel.queue_declare(name(), options, FieldTable::default())).await?;
+    in_time(&connection, channel.queue_declare(name(), options, FieldTable::default())).await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let consuming = channel.basic_consume(name(), "replies".into(), options, FieldTable::default());
-    let mut consumer = in_time(consuming).await?;
+    let mut consumer = in_time(&connection, consuming).await?;
     replies.send_replace(Some(name()));
     loop {
         let delivery = tokio::select! {

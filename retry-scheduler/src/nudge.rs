@@ -56,11 +56,11 @@ async fn nudge_over(
         if shutdown.until(tokio::time::sleep(pause)).await.is_none() {
             break;
         }
-        let channel = in_time(connection.create_channel()).await?;
+        let channel = in_time(connection, connection.create_channel()).await?;
         for rung in Rung::all() {
-            in_time(nudge_one(&channel, publisher, rung)).await?;
+            in_time(connection, nudge_one(&channel, publisher, rung)).await?;
         }
-        in_time(channel.close(200, "nudged".into())).await?;
+        in_time(connection, channel.close(200, "nudged".into())).await?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
     let mut connection = None;
     let mut tick = tokio::time::interval(EVERY);
     while shutdown.until(tick.tick()).await.is_some() {
-        match in_time(waiting(&broker, &mut connection)).await {
+        match waiting(&broker, &mut connection).await {
             Ok((waiting, sideline)) => {
                 metrics.waiting.set(waiting);
                 metrics.sideline.set(sideline);
@@ -42,6 +42,11 @@ async fn waiting(
         Some(connection) => connection,
         None => connection.insert(broker.connect("count").await?),
     };
+    in_time(connection, count_over(connection)).await
+}
+
+/// What waits in the delay queues and to be decided, and what in the sideline.
+async fn count_over(connection: &Connection) -> anyhow::Result<(i64, i64)> {
     let channel = connection.create_channel().await?;
     let later = Rung::all().map(Rung::queue).chain([RETRIES.to_owned()]);
     let aside = sideline_queues().into_iter().chain([SIDELINE_PAGES.to_owned()]);

@@ -2,8 +2,8 @@
 //!
 //! The client (lapin 4.12) has no time limits of its own, and a call that is made just while its
 //! connection breaks may never be answered: a dispatcher that had lost RabbitMQ then waited for ever to
-//! have closed what was gone already. So nothing waits for it without [`in_time`], [`close`] or
-//! [`until_lost`].
+//! have closed what was gone already. So nothing waits for it without [`in_time`], [`close`],
+//! [`until_lost`] or a limit of its own.
 
 use std::fmt;
 use std::sync::Arc;
@@ -113,7 +113,7 @@ impl Broker {
     /// RabbitMQ is not reachable, or something exists with other arguments; it is named.
     pub async fn declare_topology(&self, connection: &Connection) -> anyhow::Result<()> {
         let sharding = *self.inner.sharding.get_or_try_init(|| self.find_sharding()).await?;
-        in_time(topology::declare(connection, sharding)).await
+        in_time(connection, topology::declare(connection, sharding)).await
     }
 
     /// Declares everything anew, after something was deleted. On a connection of its own: a
@@ -132,7 +132,7 @@ impl Broker {
     /// because the answer "no" closes it.
     async fn find_sharding(&self) -> anyhow::Result<Sharding> {
         let connection = self.connect("probe").await?;
-        let sharding = in_time(topology::probe_sharding(&connection)).await?;
+        let sharding = in_time(&connection, topology::probe_sharding(&connection)).await?;
         close(connection).await;
         if sharding == Sharding::Single {
             tracing::warn!(
@@ -143,15 +143,31 @@ impl Broker {
     }
 }
 
-/// What RabbitMQ answers, in time.
+/// What RabbitMQ answers, in time, and while this connection lives.
+///
+/// # Errors
+/// It is an error, there was no answer within a minute, or the connection was lost.
+pub async fn in_time<T, E: Into<anyhow::Error>>(
+    connection: &Connection,
+    asking: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        // What the client says of a connection that is lost is better than that it is.
+        biased;
+        answer = answered(asking) => answer,
+        () = until_lost(connection) => anyhow::bail!("the connection to RabbitMQ was lost"),
+    }
+}
+
+/// What RabbitMQ answers, in time, where someone else looks after the connection.
 ///
 /// # Errors
 /// It is an error, or there was no answer within a minute.
-pub async fn in_time<T, E: Into<anyhow::Error>>(
+pub(super) async fn answered<T, E: Into<anyhow::Error>>(
     asking: impl Future<Output = Result<T, E>>,
 ) -> anyhow::Result<T> {
-    let answered = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
-    answered.context("RabbitMQ does not answer")?.map_err(Into::into)
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    answer.context("RabbitMQ does not answer")?.map_err(Into::into)
 }
 
 /// Closes a connection that is no use any more; one that RabbitMQ does not let go within 5 s is left to

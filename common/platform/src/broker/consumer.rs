@@ -194,7 +194,8 @@ impl Supervisor {
         let connection = self.broker.connect("consume").await?;
         self.broker.declare_topology(&connection).await?;
         let window = Window::new(self.most);
-        let session = in_time(Session::open(Arc::clone(self), &connection, window)).await?;
+        let opening = Session::open(Arc::clone(self), &connection, window);
+        let session = in_time(&connection, opening).await?;
         Ok((connection, session))
     }
 
@@ -223,7 +224,8 @@ impl Supervisor {
                 Ended::Stopped => break,
                 Ended::Replace(old, window) => {
                     tracing::debug!(window = window.messages(), "the channel is replaced");
-                    session = in_time(Session::open(Arc::clone(self), connection, window))
+                    let opening = Session::open(Arc::clone(self), connection, window);
+                    session = in_time(connection, opening)
                         .await
                         .map_err(|error| format!("the connection was lost: {error:#}"))?;
                     replaced.spawn(old.drain());

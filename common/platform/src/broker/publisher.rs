@@ -223,13 +223,13 @@ impl Supervisor {
                 Ok((connection, channel)) => {
                     backoff.reset();
                     shutdown.until_finished(self.watch_over(&connection, channel)).await;
+                    self.link.send_replace(Link::Down);
                     close(connection).await;
                 }
                 Err(error) => {
                     self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
                 }
             }
-            self.link.send_replace(Link::Down);
             if shutdown.until_finished(backoff.wait()).await.is_none() {
                 return;
             }
@@ -239,8 +239,8 @@ impl Supervisor {
     async fn open(&self) -> anyhow::Result<(Connection, Channel)> {
         let connection = self.broker.connect("publish").await?;
         self.broker.declare_topology(&connection).await?;
-        let channel = in_time(connection.create_channel()).await?;
-        in_time(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let channel = in_time(&connection, connection.create_channel()).await?;
+        in_time(&connection, channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok((connection, channel))
     }
 

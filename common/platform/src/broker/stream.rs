@@ -43,8 +43,8 @@ impl StreamReader {
         let connection = broker.connect("read-stream").await?;
         // Someone may have deleted it.
         broker.declare_topology(&connection).await?;
-        let channel = in_time(connection.create_channel()).await?;
-        in_time(channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+        let channel = in_time(&connection, connection.create_channel()).await?;
+        in_time(&connection, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut arguments = FieldTable::default();
         let offset = match from {
             From::First => AMQPValue::LongString("first".into()),
@@ -56,7 +56,7 @@ impl StreamReader {
         let tag = format!("doorbell-{}", crate::ids::token());
         let options = BasicConsumeOptions::default();
         let consuming = channel.basic_consume(stream.into(), tag.into(), options, arguments);
-        let consumer = in_time(consuming).await?;
+        let consumer = in_time(&connection, consuming).await?;
         Ok(Self { connection, channel, consumer })
     }
 
@@ -84,7 +84,8 @@ impl StreamReader {
         }
         if let Some(tag) = last_tag {
             // A stream keeps its messages; this only lets the broker send more.
-            in_time(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })).await?;
+            let acknowledging = self.channel.basic_ack(tag, BasicAckOptions { multiple: true });
+            in_time(&self.connection, acknowledging).await?;
         }
         Ok(batch)
     }

@@ -24,8 +24,8 @@ use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::connection::in_time;
 use super::{ConsumerSpec, Incoming, Settle, Supervisor, received};
+use crate::broker::connection::answered;
 
 /// How often a channel that says nothing is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -173,7 +173,7 @@ impl Session {
             tracing::debug!(reason, "the channel was lost that another one had replaced");
         }
         // It may be closed already; then there is nothing to close.
-        drop(in_time(self.channel.close(200, "replaced".into())).await);
+        drop(answered(self.channel.close(200, "replaced".into())).await);
     }
 
     /// Returns once everything is settled after the end of intake, or another session would do
@@ -272,7 +272,7 @@ impl Session {
     /// Brings back the consumer of a queue that was deleted: the queue is declared anew.
     async fn reopen(&mut self, queue: usize) -> anyhow::Result<()> {
         self.supervisor.broker.redeclare().await?;
-        in_time(self.consume(queue)).await
+        answered(self.consume(queue)).await
     }
 
     fn outstanding(&self) -> usize {
