@@ -141,8 +141,6 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     let world = World::with("stuck", Setup::private()).await?;
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
-    let rabbitmq = Arc::clone(&world.engines);
-    let rabbitmq = rabbitmq.rabbitmq.lock().await;
     // A process is suspended for as long as the one that asked for it lives.
     let suspend = format!(
         "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{ATTEMPTS}\">>)), \
@@ -152,7 +150,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
          receive suspended -> ok end.",
         world.vhost
     );
-    rabbitmq.ctl(&["eval", &suspend]).await?;
+    world.engines.rabbitmq.lock().await.ctl(&["eval", &suspend]).await?;
     for n in 0..EVENTS {
         world.publish("acme", "during", json!(n)).await?;
     }
@@ -165,14 +163,13 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     eprintln!("{without} of {EVENTS} went on without their records");
     assert!(without > 0.5);
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
-    rabbitmq.ctl(&["eval", "holder ! go_on."]).await?;
+    world.engines.rabbitmq.lock().await.ctl(&["eval", "holder ! go_on."]).await?;
     let written = || async { world.check_history().await.is_ok() };
     eventually("those that were not waited for are written", seconds(60), written).await?;
     world.publish("acme", "after", json!(1)).await?;
     world.settle(seconds(60)).await?;
     world.check_history().await?;
     assert!((world.metric(unconfirmed).await? - without).abs() < 0.5, "waited for once again");
-    drop(rabbitmq);
     world.finish().await
 }
 
