@@ -1,5 +1,11 @@
 //! Publishing: a message counts as published once RabbitMQ has confirmed it, never before.
+//!
+//! A channel of RabbitMQ's remembers which node leads a queue. If it first publishes to a queue whose leader's
+//! node has just died, it asks that node, and refuses every message for this queue until the node is back,
+//! however long another one has led it (3.10, `rabbit_fifo_client:enqueue`; seen in a cluster of three). A
+//! new channel knows better, so a refusal is answered with one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -25,6 +31,9 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for a message that is published again until it is confirmed. Long, because each copy
 /// only adds to what keeps RabbitMQ busy; a connection that is lost says so at once.
 const PATIENT_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a channel is used at least, whatever it refuses: an operator may have given a queue a length,
+/// too, and then no channel takes more.
+const CHANNEL_LIFE: Duration = Duration::from_secs(1);
 /// How often a connection that says nothing is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -64,6 +73,21 @@ struct Line {
     window: Arc<Semaphore>,
     /// Held while a message is given to the client.
     turn: Arc<Mutex<()>>,
+    /// Whether RabbitMQ refused one of its messages.
+    has_refused: Arc<AtomicBool>,
+}
+
+impl Line {
+    async fn open(connection: &Connection) -> anyhow::Result<Self> {
+        let channel = in_time(connection, connection.create_channel()).await?;
+        in_time(connection, channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Self {
+            channel,
+            window: Arc::new(Semaphore::new(WINDOW)),
+            turn: Arc::default(),
+            has_refused: Arc::default(),
+        })
+    }
 }
 
 /// Publishes with confirms, over a connection of its own that it keeps up. Cheap to clone.
@@ -203,7 +227,10 @@ async fn publish_on(line: &Line, message: Message) -> Result<(), PublishError> {
     let confirm = sent.map_err(|_| PublishError::Unknown)?;
     match confirm.await {
         Ok(Confirmation::Ack(_)) => Ok(()),
-        Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
+        Ok(Confirmation::Nack(_)) => {
+            line.has_refused.store(true, Ordering::Relaxed);
+            Err(PublishError::Refused)
+        }
         Ok(Confirmation::NotRequested) | Err(_) => Err(PublishError::Unknown),
     }
 }
@@ -220,9 +247,9 @@ impl Supervisor {
         let mut backoff = Backoff::default();
         while let Some(opened) = shutdown.until_finished(self.open()).await {
             match opened {
-                Ok((connection, channel)) => {
+                Ok((connection, line)) => {
                     backoff.reset();
-                    shutdown.until_finished(self.watch_over(&connection, channel)).await;
+                    shutdown.until_finished(self.watch_over(&connection, line)).await;
                     self.link.send_replace(Link::Down);
                     close(connection).await;
                 }
@@ -236,21 +263,19 @@ impl Supervisor {
         }
     }
 
-    async fn open(&self) -> anyhow::Result<(Connection, Channel)> {
+    async fn open(&self) -> anyhow::Result<(Connection, Line)> {
         let connection = self.broker.connect("publish").await?;
         self.broker.declare_topology(&connection).await?;
-        let channel = in_time(&connection, connection.create_channel()).await?;
-        in_time(&connection, channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok((connection, channel))
+        let line = Line::open(&connection).await?;
+        Ok((connection, line))
     }
 
-    /// Returns once the channel can't be used any more.
-    async fn watch_over(&self, connection: &Connection, channel: Channel) {
+    /// Returns once the connection or its channel can't be used any more.
+    async fn watch_over(&self, connection: &Connection, mut line: Line) {
         let mut events = std::pin::pin!(connection.events_listener());
         let mut look = tokio::time::interval(LOOK);
+        let mut opened_at = Instant::now();
         self.health.up(Dependency::RabbitmqPublish);
-        let window = Arc::new(Semaphore::new(WINDOW));
-        let line = Line { channel, window, turn: Arc::default() };
         self.link.send_replace(Link::Up(line.clone()));
         loop {
             let event = tokio::select! {
@@ -275,6 +300,23 @@ impl Supervisor {
             if !(connection.status().connected() && line.channel.status().connected()) {
                 self.health.down(Dependency::RabbitmqPublish, "the connection was lost");
                 return;
+            }
+            let is_up = matches!(&*self.link.borrow(), Link::Up(_));
+            if line.has_refused.load(Ordering::Relaxed)
+                && is_up
+                && opened_at.elapsed() >= CHANNEL_LIFE
+            {
+                match Line::open(connection).await {
+                    // What the old one has yet to confirm keeps it open.
+                    Ok(new) => line = new,
+                    Err(error) => {
+                        self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
+                        return;
+                    }
+                }
+                opened_at = Instant::now();
+                self.link.send_replace(Link::Up(line.clone()));
+                tracing::info!("RabbitMQ refused messages: publishing goes on over a new channel");
             }
         }
     }
