@@ -28,6 +28,21 @@ impl Rung {
         format!("doorbell.delay.{}s", self.length().as_secs())
     }
 
+    /// The rung of this queue, if it is one's.
+    #[must_use]
+    pub fn of_queue(name: &str) -> Option<Self> {
+        let seconds = name.strip_prefix("doorbell.delay.")?.strip_suffix('s')?;
+        let seconds: u64 = seconds.parse().ok()?;
+        let rung = Self(seconds.checked_ilog2()?);
+        (seconds.is_power_of_two() && rung.0 < Self::COUNT).then_some(rung)
+    }
+
+    /// Its number, 0 for the shortest.
+    #[must_use]
+    pub fn number(self) -> usize {
+        usize::try_from(self.0).unwrap_or_default()
+    }
+
     /// The rung to wait in while `remaining` is left: the longest that does not overshoot. Under
     /// a second it is the shortest, which overshoots by less than a second.
     #[must_use]
@@ -71,6 +86,8 @@ mod tests {
             assert_eq!(Rung::for_wait(Duration::from_millis(millis)).queue(), queue, "{millis} ms");
         }
         assert_eq!(Rung::all().count(), 18);
+        assert!(Rung::all().all(|rung| Rung::of_queue(&rung.queue()) == Some(rung)));
+        assert_eq!(Rung::of_queue("doorbell.delay.3s"), None);
     }
 
     proptest! {

@@ -4,17 +4,17 @@
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
 //! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
-//! [`waiting`] counts what waits, [`nudge`] keeps it moving, [`roll`] lets streams forget.
+//! [`waiting`] counts what waits, [`way_back`] keeps it moving, [`roll`] lets streams forget.
 
 mod act;
 mod held;
 mod metrics;
-mod nudge;
 mod resume;
 mod roll;
 mod schedule;
 mod unrouted;
 mod waiting;
+mod way_back;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use metrics::Metrics;
 use resume::Resumer;
 use schedule::Scheduler;
 use unrouted::Redeclaration;
+use way_back::{CameBack, WayBack};
 
 /// Decides what happens to deliveries that could not be finished: when they are tried again,
 /// and when they are given up.
@@ -94,12 +95,21 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             FAILURES_REMEMBERED,
         ),
         unrouted: Redeclaration::default(),
+        came_back: CameBack::default(),
     });
     if store.until_up(&shutdown).await.is_some()
         && scheduler.removals.until_known(&shutdown).await.is_some()
     {
-        let nudging = nudge::nudge(broker.clone(), publisher.clone(), shutdown.clone());
-        shutdown.spawn_vital("nudging of delay queues", nudging);
+        let telling = scheduler.came_back.clone().tell(store.clone(), shutdown.clone());
+        shutdown.spawn_vital("telling what came back", telling);
+        let way_back = WayBack {
+            broker: broker.clone(),
+            publisher: publisher.clone(),
+            store: store.clone(),
+            came_back: scheduler.came_back.clone(),
+            detour: metrics.detour.clone(),
+        };
+        shutdown.spawn_vital("watch over delay queues", way_back.watch(shutdown.clone()));
         let rolling = roll::roll(store.clone(), publisher.clone(), shutdown.clone());
         shutdown.spawn_vital("rolling of streams", rolling);
         let resumer = Resumer::new(broker.clone(), publisher, (store, snapshots), metrics.clone());

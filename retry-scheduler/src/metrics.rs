@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     pub(crate) disabled: IntCounterVec,
     pub(crate) waiting: IntGauge,
     pub(crate) sideline: IntGauge,
+    pub(crate) detour: IntGauge,
     deliveries: IntCounterVec,
     dead_letters: IntCounterVec,
 }
@@ -75,6 +76,11 @@ impl Metrics {
                 registry,
                 "doorbell_sideline_waiting",
                 "Messages in the sideline, as RabbitMQ counts them: events of tenants that flood, pages of very large fan-outs.",
+            )?,
+            detour: gauge(
+                registry,
+                "doorbell_retries_detour",
+                "1 while what comes back from the delay queues goes round doorbell.retries, because nothing came back that way.",
             )?,
             deliveries: counters(
                 registry,

@@ -9,7 +9,7 @@ use doorbell_common::next_move::{Keep, next_move};
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
 use doorbell_common::work::{Delivery, Stage, Work};
-use doorbell_platform::broker::topology::UNROUTED;
+use doorbell_platform::broker::topology::{INTERNAL, RETRIES};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
@@ -23,6 +23,7 @@ use doorbell_platform::store::snapshots::{Known, Snapshots};
 
 use crate::metrics::Metrics;
 use crate::unrouted::Redeclaration;
+use crate::way_back::CameBack;
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub(crate) struct Scheduler {
     /// Subscriptions whose failure was noted lately.
     pub(crate) failing: Recent,
     pub(crate) unrouted: Redeclaration,
+    pub(crate) came_back: CameBack,
 }
 
 impl Scheduler {
@@ -56,10 +58,14 @@ impl Scheduler {
 
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
-        let worked = if *queue == *UNROUTED {
-            self.bring_back(received).await
-        } else {
+        // What was for us is for us, whichever way it came.
+        let is_ours = *queue == *RETRIES
+            || (received.exchange == INTERNAL && received.routing_key == RETRIES);
+        let worked = if is_ours {
+            self.came_back.note(&received);
             self.work(received).await
+        } else {
+            self.bring_back(received).await
         };
         match worked {
             Ok(()) => settle.ack(),

@@ -6,10 +6,8 @@ use std::time::Duration;
 use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
 use doorbell_platform::broker::connection::in_time;
-use doorbell_platform::broker::topology::{RETRIES, SIDELINE_PAGES, sideline_queues};
+use doorbell_platform::broker::topology::{self, RETRIES, SIDELINE_PAGES, sideline_queues};
 use doorbell_platform::shutdown::Shutdown;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 
 use crate::metrics::Metrics;
@@ -56,12 +54,9 @@ async fn count_over(connection: &Connection) -> anyhow::Result<(i64, i64)> {
 }
 
 async fn sum(channel: &Channel, queues: impl Iterator<Item = String>) -> anyhow::Result<i64> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let mut sum = 0;
     for queue in queues {
-        let queue =
-            channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
-        sum += i64::from(queue.message_count());
+        sum += i64::from(topology::waiting(channel, &queue).await?);
     }
     Ok(sum)
 }

@@ -32,6 +32,7 @@ pub mod snapshots;
 pub mod tenant_limits;
 pub mod tenants;
 pub mod unverified;
+pub mod way_back;
 
 use doorbell_common::sealing::NotOpened;
 use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};

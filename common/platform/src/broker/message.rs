@@ -5,6 +5,7 @@ use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
     DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
 };
+use doorbell_common::rung::Rung;
 use doorbell_common::wire;
 use doorbell_common::work::Work;
 use lapin::BasicProperties;
@@ -240,6 +241,17 @@ impl Received {
         self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == NUDGE_TYPE)
     }
 
+    /// The delay queue that it has just left, if it has.
+    #[must_use]
+    pub fn left_delay_queue(&self) -> Option<Rung> {
+        let deaths = self.properties.headers().as_ref()?.inner().get("x-death")?;
+        // The latest comes first.
+        let AMQPValue::FieldArray(deaths) = deaths else { return None };
+        let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(queue) = latest.inner().get("queue")? else { return None };
+        Rung::of_queue(std::str::from_utf8(queue.as_bytes()).ok()?)
+    }
+
     /// Whether it is work that one of our services handed on ([`Message::work`]).
     #[must_use]
     pub fn is_work(&self) -> bool {
@@ -345,6 +357,34 @@ mod tests {
         let message = Message::again(received);
         let headers = message.properties.headers().clone().unwrap();
         assert!(headers.contains_key("doorbell-headers-dropped") && !headers.contains_key("own"));
+    }
+
+    #[test]
+    fn a_message_tells_which_delay_queue_it_has_just_left() {
+        let death = |queue: &str| {
+            let mut table = FieldTable::default();
+            table.insert("queue".into(), AMQPValue::LongString(queue.into()));
+            AMQPValue::FieldTable(table)
+        };
+        for (deaths, left) in [
+            (
+                vec![death("doorbell.delay.4s"), death("doorbell.delay.8s")],
+                Some("doorbell.delay.4s"),
+            ),
+            (vec![death("doorbell.deliveries")], None),
+            (vec![], None),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
+            let received = Received {
+                exchange: topology::INTERNAL.to_owned(),
+                routing_key: topology::RETRIES.to_owned(),
+                redelivered: false,
+                properties: BasicProperties::default().with_headers(headers),
+                body: vec![],
+            };
+            assert_eq!(received.left_delay_queue().map(Rung::queue).as_deref(), left);
+        }
     }
 
     #[test]

@@ -137,6 +137,35 @@ pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyh
     Ok(())
 }
 
+/// Has what is for [`RETRIES`] go to that queue.
+///
+/// # Errors
+/// RabbitMQ refused.
+pub async fn bind_retries(channel: &Channel) -> anyhow::Result<()> {
+    bind(channel, RETRIES, INTERNAL, RETRIES).await
+}
+
+/// Has it go to [`UNROUTED`], until anyone declares the topology.
+///
+/// # Errors
+/// RabbitMQ refused.
+pub async fn unbind_retries(channel: &Channel) -> anyhow::Result<()> {
+    channel
+        .queue_unbind(RETRIES.into(), INTERNAL.into(), RETRIES.into(), FieldTable::default())
+        .await
+        .with_context(|| format!("cannot unbind queue {RETRIES}"))
+}
+
+/// How many messages are ready in a queue.
+///
+/// # Errors
+/// There is no such queue.
+pub async fn waiting(channel: &Channel, queue: &str) -> lapin::Result<u32> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+    Ok(declared.message_count())
+}
+
 async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     for (name, kind, arguments) in [

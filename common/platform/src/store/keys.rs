@@ -110,6 +110,16 @@ impl Keys {
         format!("{}:{{main}}:removals-version", self.prefix)
     }
 
+    /// Hash with a TTL, delay queue to when something last came back from it (in milliseconds).
+    pub(super) fn came_back(&self) -> String {
+        format!("{}:{{main}}:came-back", self.prefix)
+    }
+
+    /// String with a TTL: what comes out of the delay queues goes round `doorbell.retries`.
+    pub(super) fn detour(&self) -> String {
+        format!("{}:{{main}}:detour", self.prefix)
+    }
+
     /// String with a TTL: when streams began new segments last.
     pub(super) fn rolled(&self) -> String {
         format!("{}:{{main}}:rolled", self.prefix)
