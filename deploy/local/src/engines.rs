@@ -35,12 +35,14 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// A private RabbitMQ.
+/// A node of a private RabbitMQ, mostly its only one.
 #[derive(Debug)]
 pub struct RabbitMq {
     process: Process,
-    /// Erlang's name service, private too; its port is what keeps our node apart from others.
-    names: Process,
+    /// Erlang's name service, private too; its port is what keeps our nodes apart from others. All nodes of a
+    /// cluster share that of the first.
+    names: Option<Process>,
+    cluster: Cluster,
     environment: Vec<(String, OsString)>,
     /// The port for AMQP.
     pub port: u16,
@@ -48,6 +50,17 @@ pub struct RabbitMq {
     pub tls_port: Option<u16>,
     /// The port of the management API.
     pub management_port: u16,
+}
+
+/// What the nodes of a cluster have in common.
+#[derive(Clone, Debug)]
+struct Cluster {
+    /// The first node's name.
+    first: String,
+    /// The port of the name service.
+    names_port: u16,
+    /// Where the nodes' common secret is.
+    home: PathBuf,
 }
 
 impl RabbitMq {
@@ -60,8 +73,29 @@ impl RabbitMq {
         plugins: &[&str],
         tls: Option<&TlsFiles>,
     ) -> anyhow::Result<Self> {
+        Self::start_node(folder, plugins, tls, None).await
+    }
+
+    /// Starts a further node of this one's cluster, with its data in `folder`, which is created.
+    ///
+    /// # Errors
+    /// It could not be started; says the end of its log.
+    pub async fn start_beside(&self, folder: &Path, plugins: &[&str]) -> anyhow::Result<Self> {
+        let node = Self::start_node(folder, plugins, None, Some(self.cluster.clone())).await?;
+        // It speaks AMQP before it knows of virtual hosts that are made on other nodes.
+        node.ctl(&["await_startup"]).await?;
+        Ok(node)
+    }
+
+    async fn start_node(
+        folder: &Path,
+        plugins: &[&str],
+        tls: Option<&TlsFiles>,
+        joins: Option<Cluster>,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder.join("home"))?;
         let [port, tls_port, management_port, distribution_port, names_port] = ports::free()?;
+        let name = format!("doorbell-{distribution_port}@localhost");
         let mut config = format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\n\
              management.tcp.ip = 127.0.0.1\n\
@@ -80,21 +114,28 @@ impl RabbitMq {
                 tls.ca.display(), tls.certificate.display(), tls.key.display()
             ));
         }
+        if let Some(Cluster { first, .. }) = &joins {
+            config.push_str(&format!(
+                "cluster_formation.peer_discovery_backend = classic_config\n\
+                 cluster_formation.classic_config.nodes.1 = {first}\n\
+                 cluster_formation.classic_config.nodes.2 = {name}\n\
+                 cluster_partition_handling = pause_minority\n"
+            ));
+        }
         fs::write(folder.join("rabbitmq.conf"), config)?;
         fs::write(folder.join("advanced.config"), ADVANCED_CONFIG)?;
         fs::write(folder.join("enabled_plugins"), format!("[{}].\n", plugins.join(",")))?;
         fs::write(folder.join("rabbitmq-env.conf"), "")?;
-        let environment = environment(folder, distribution_port, names_port);
-        let names = Spec {
-            name: "epmd".to_owned(),
-            program: "/usr/bin/epmd".into(),
-            arguments: ["-address", "127.0.0.1", "-port", &names_port.to_string()]
-                .map(Into::into)
-                .to_vec(),
-            environment: vec![],
-            log: folder.join("epmd.log"),
-            pid_file: None,
+        let names = match &joins {
+            Some(_) => None,
+            None => Some(name_service(folder, names_port).start()?),
         };
+        let cluster = joins.unwrap_or_else(|| Cluster {
+            first: name.clone(),
+            names_port,
+            home: folder.join("home"),
+        });
+        let environment = environment(folder, (&name, distribution_port), &cluster);
         let server = Spec {
             name: "rabbitmq".to_owned(),
             program: RABBITMQ.proof.into(),
@@ -102,11 +143,12 @@ impl RabbitMq {
             environment: environment.clone(),
             log: folder.join("rabbitmq.log"),
             pid_file: Some(folder.join("rabbitmq.pid")),
+            folder: Some(folder.to_owned()),
         };
-        let names = names.start()?;
         let process = server.start()?;
         let tls_port = tls.map(|_| tls_port);
-        let mut rabbitmq = Self { process, names, environment, port, tls_port, management_port };
+        let mut rabbitmq =
+            Self { process, names, cluster, environment, port, tls_port, management_port };
         rabbitmq.until_ready().await?;
         Ok(rabbitmq)
     }
@@ -137,8 +179,10 @@ impl RabbitMq {
     /// It could not be started.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         let spec = self.process.spec().clone();
-        if self.names.has_ended() {
-            self.names = self.names.spec().clone().start()?;
+        if let Some(names) = &mut self.names
+            && names.has_ended()
+        {
+            *names = names.spec().clone().start()?;
         }
         self.process = spec.start()?;
         self.until_ready().await
@@ -149,22 +193,28 @@ impl RabbitMq {
         &mut self.process
     }
 
-    /// The process of Erlang's name service.
+    /// The process of Erlang's name service, if it is this node's.
     #[must_use]
-    pub fn names(&self) -> &Process {
-        &self.names
+    pub fn names(&self) -> Option<&Process> {
+        self.names.as_ref()
     }
 
     /// Ends it at once, with everything that belongs to it.
     pub async fn end(&mut self) {
         self.process.kill().await;
-        self.names.kill().await;
+        self.end_names().await;
     }
 
     /// Stops it in an orderly way.
     pub async fn stop(&mut self) {
         self.process.stop(Duration::from_secs(20)).await;
-        self.names.kill().await;
+        self.end_names().await;
+    }
+
+    async fn end_names(&mut self) {
+        if let Some(names) = &mut self.names {
+            names.kill().await;
+        }
     }
 
     /// Runs `rabbitmqctl` against it.
@@ -190,10 +240,26 @@ impl RabbitMq {
     }
 }
 
-fn environment(folder: &Path, distribution_port: u16, names_port: u16) -> Vec<(String, OsString)> {
+fn name_service(folder: &Path, port: u16) -> Spec {
+    Spec {
+        name: "epmd".to_owned(),
+        program: "/usr/bin/epmd".into(),
+        arguments: ["-address", "127.0.0.1", "-port", &port.to_string()].map(Into::into).to_vec(),
+        environment: vec![],
+        log: folder.join("epmd.log"),
+        pid_file: None,
+        folder: None,
+    }
+}
+
+fn environment(
+    folder: &Path,
+    (name, distribution_port): (&str, u16),
+    cluster: &Cluster,
+) -> Vec<(String, OsString)> {
     let inside = |name: &str| folder.join(name).into_os_string();
     [
-        ("HOME", inside("home")),
+        ("HOME", cluster.home.clone().into_os_string()),
         ("RABBITMQ_CONF_ENV_FILE", inside("rabbitmq-env.conf")),
         ("RABBITMQ_CONFIG_FILE", inside("rabbitmq.conf")),
         ("RABBITMQ_ADVANCED_CONFIG_FILE", inside("advanced.config")),
@@ -203,9 +269,9 @@ fn environment(folder: &Path, distribution_port: u16, names_port: u16) -> Vec<(S
         ("RABBITMQ_MNESIA_BASE", inside("mnesia")),
         ("RABBITMQ_LOG_BASE", inside("log")),
         ("RABBITMQ_PID_FILE", inside("rabbitmq.pid")),
-        ("RABBITMQ_NODENAME", format!("doorbell-{distribution_port}@localhost").into()),
+        ("RABBITMQ_NODENAME", name.into()),
         ("RABBITMQ_DIST_PORT", distribution_port.to_string().into()),
-        ("ERL_EPMD_PORT", names_port.to_string().into()),
+        ("ERL_EPMD_PORT", cluster.names_port.to_string().into()),
         ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
         // Erlang's schedulers spin while idle, which a small machine shared with everything else
         // cannot afford.
@@ -278,6 +344,7 @@ impl Redis {
             environment: vec![],
             log: folder.join("redis.log"),
             pid_file: None,
+            folder: None,
         };
         let process = spec.start()?;
         let mut redis = Self { process, port, tls_port: tls.map(|_| tls_port) };

@@ -29,6 +29,8 @@ pub struct Spec {
     /// A file in which the program writes the id of the process that matters, where that is not
     /// the one we start.
     pub pid_file: Option<PathBuf>,
+    /// The folder that it runs in, if not ours: some programs leave files behind when they are killed.
+    pub folder: Option<PathBuf>,
 }
 
 /// A process that we started. Killed, with its group, when dropped.
@@ -54,7 +56,11 @@ impl Spec {
             fs::remove_file(pid_file)?;
         }
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        let child = command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

@@ -115,6 +115,7 @@ impl Environment {
                 .collect(),
             log: self.log(name),
             pid_file: None,
+            folder: None,
         };
         ServiceSpec { spec, admin_url: format!("http://127.0.0.1:{admin_port}") }
     }
@@ -131,6 +132,7 @@ impl Environment {
             environment,
             log: self.log("init"),
             pid_file: None,
+            folder: None,
         }
     }
 

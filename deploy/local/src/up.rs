@@ -288,7 +288,7 @@ impl Stack {
         }
         let mut traces: Vec<Trace> =
             self.state.pids.values().filter_map(|pid| Trace::of(*pid)).collect();
-        traces.extend(Trace::of(self.rabbitmq.names().pid()));
+        traces.extend(self.rabbitmq.names().and_then(|names| Trace::of(names.pid())));
         write_whole(&self.folder.join("processes.json"), &traces)?;
         // Only once everything is ready does anyone else read of it.
         let all_started = self.services.iter().all(|(_, process)| process.is_some());
