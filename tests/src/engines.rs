@@ -9,17 +9,23 @@ use doorbell_local::packages::{self, RABBITMQ, REDIS};
 use doorbell_local::paths;
 use doorbell_local::process::Process;
 use doorbell_local::state::{Trace, read_traces, write_whole};
+use redis::AsyncConnectionConfig;
+use redis::aio::MultiplexedConnection;
 use tokio::sync::{Mutex, OnceCell};
+
+use crate::wait::seconds;
 
 /// A pair of engines.
 #[derive(Debug)]
 pub struct Engines {
-    /// RabbitMQ.
+    /// RabbitMQ, or the first node of its cluster.
     pub rabbitmq: Mutex<RabbitMq>,
+    /// The other nodes.
+    pub other_nodes: Vec<Mutex<RabbitMq>>,
     /// Redis.
     pub redis: Mutex<Redis>,
-    /// Its port for AMQP.
-    pub amqp_port: u16,
+    /// Its ports for AMQP, one of each node.
+    pub amqp_ports: Vec<u16>,
     /// The ports for TLS, of RabbitMQ and of Redis.
     pub tls_ports: Option<(u16, u16)>,
     /// Its port for the management API.
@@ -90,10 +96,10 @@ impl Engines {
     /// # Errors
     /// It could not be started.
     pub async fn start(name: &str, plugins: &[&str]) -> anyhow::Result<Self> {
-        Self::start_with(name, plugins, None).await
+        Self::start_with(name, plugins, None, 1).await
     }
 
-    /// Starts a pair of its own that speaks TLS, too.
+    /// Starts a pair of its own that speaks TLS, too, or whose RabbitMQ is a cluster of so many nodes.
     ///
     /// # Errors
     /// It could not be started.
@@ -101,6 +107,7 @@ impl Engines {
         name: &str,
         plugins: &[&str],
         tls: Option<&TlsFiles>,
+        nodes: usize,
     ) -> anyhow::Result<Self> {
         let folder = folder().join(name);
         let (rabbitmq_folder, redis_folder) = (folder.join("rabbitmq"), folder.join("redis"));
@@ -109,10 +116,20 @@ impl Engines {
             Redis::start(&redis_folder, tls, &[])
         )?;
         note(rabbitmq.process())?;
-        note(rabbitmq.names())?;
+        rabbitmq.names().map_or(Ok(()), note)?;
         note(redis.process())?;
+        let mut amqp_ports = vec![rabbitmq.port];
+        let mut other_nodes = Vec::new();
+        for number in 2..=nodes {
+            let folder = folder.join(format!("rabbitmq-{number}"));
+            let mut node = rabbitmq.start_beside(&folder, plugins).await?;
+            note(node.process())?;
+            amqp_ports.push(node.port);
+            other_nodes.push(Mutex::new(node));
+        }
         Ok(Self {
-            amqp_port: rabbitmq.port,
+            amqp_ports,
+            other_nodes,
             tls_ports: rabbitmq.tls_port.zip(redis.tls_port),
             management_port: rabbitmq.management_port,
             redis_url: redis.url(),
@@ -121,10 +138,27 @@ impl Engines {
         })
     }
 
-    /// The URL of a virtual host.
+    /// The URL of a virtual host; of a cluster, that of each node, separated by commas.
     #[must_use]
     pub fn amqp_url(&self, vhost: &str) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.amqp_port)
+        let url = |port: &u16| format!("amqp://guest:guest@127.0.0.1:{port}/{vhost}");
+        self.amqp_ports.iter().map(url).collect::<Vec<_>>().join(",")
+    }
+
+    /// Every node of RabbitMQ.
+    pub fn nodes(&self) -> impl Iterator<Item = &Mutex<RabbitMq>> {
+        std::iter::once(&self.rabbitmq).chain(&self.other_nodes)
+    }
+
+    /// A connection to Redis, more patient than the client's half a second: on a machine with a whole
+    /// Doorbell or more, an answer may take longer.
+    ///
+    /// # Errors
+    /// Redis is not there.
+    pub async fn redis_link(&self) -> anyhow::Result<MultiplexedConnection> {
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(seconds(30)));
+        let client = redis::Client::open(self.redis_url.as_str())?;
+        Ok(client.get_multiplexed_async_connection_with_config(&patient).await?)
     }
 
     /// Asks RabbitMQ's management API.

@@ -152,9 +152,11 @@ impl Ledger {
 
 impl Wanted {
     fn wants(&self, event: &Accepted) -> bool {
+        if event.tenant != self.tenant && event.tenant != "*" {
+            return false;
+        }
         let Ok(event_type) = event.event_type.parse() else { return false };
-        (event.tenant == self.tenant || event.tenant == "*")
-            && self.patterns.iter().any(|pattern| pattern.matches(&event_type))
+        self.patterns.iter().any(|pattern| pattern.matches(&event_type))
     }
 }
 

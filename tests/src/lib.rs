@@ -7,6 +7,7 @@
 
 pub mod amqp;
 pub mod api;
+pub mod chaos;
 pub mod dns;
 pub mod engines;
 pub mod ledger;

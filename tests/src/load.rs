@@ -13,6 +13,11 @@ use tokio::time::Instant;
 
 use crate::world::World;
 
+/// How long an event is sent again and again.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// After how long.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// A load that runs until it is told to stop.
 #[derive(Debug)]
 pub struct Load {
@@ -39,13 +44,41 @@ impl Load {
     /// sent again until it is accepted, as the contract asks.
     #[must_use]
     pub fn over_http(world: &Arc<World>, tenant: &'static str, pause: Duration) -> Self {
-        let (world, stop) = (Arc::clone(world), Stop::default());
+        let world = Arc::clone(world);
+        Self::start(pause, move |n| {
+            let world = Arc::clone(&world);
+            async move { publish_until_accepted(&world, tenant, n).await }
+        })
+    }
+
+    /// The same over AMQP, with the library.
+    ///
+    /// # Errors
+    /// It can't connect.
+    pub async fn over_amqp(
+        world: &Arc<World>,
+        tenant: &'static str,
+        pause: Duration,
+    ) -> anyhow::Result<Self> {
+        let publisher = Publisher::connect(&world.engines.amqp_url(&world.vhost)).await?;
+        let world = Arc::clone(world);
+        Ok(Self::start(pause, move |n| {
+            let (world, publisher) = (Arc::clone(&world), publisher.clone());
+            async move { publish_until_confirmed(&world, &publisher, tenant, n).await }
+        }))
+    }
+
+    fn start<F>(pause: Duration, publish: impl Fn(u64) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let stop = Stop::default();
         let until = stop.clone();
         #[expect(clippy::disallowed_methods, reason = "the story waits for it")]
         let task = tokio::spawn(async move {
             let mut count = 0;
             while !until.is_set() {
-                publish_until_accepted(&world, tenant, count).await;
+                publish(count).await;
                 count += 1;
                 tokio::time::sleep(pause).await;
             }
@@ -68,14 +101,29 @@ async fn publish_until_accepted(world: &World, tenant: &str, n: u64) {
     let id = format!("load-{}", ids::token());
     world.ledger.attempted(tenant, "load.test", &id, &n.to_string());
     let body = json!({"tenant": tenant, "type": "load.test", "id": id, "data": n});
-    let give_up = Instant::now() + Duration::from_secs(120);
+    let give_up = Instant::now() + PATIENCE;
     while Instant::now() < give_up {
         let answer = world.producer.call(Method::POST, "/v1/events", body.clone()).await;
         if answer.is_ok_and(|answer| answer.status == 202) {
             world.ledger.accepted(tenant, "load.test", &id, &n.to_string());
             return;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn publish_until_confirmed(world: &World, publisher: &Publisher, tenant: &str, n: u64) {
+    let id = format!("amqp-{}", ids::token());
+    world.ledger.attempted(tenant, "load.test", &id, &n.to_string());
+    let mut event = NewEvent::new(tenant, "load.test", n.to_string());
+    event.id = Some(id.clone());
+    let give_up = Instant::now() + PATIENCE;
+    while Instant::now() < give_up {
+        if publisher.publish(&event).await.is_ok() {
+            world.ledger.accepted(tenant, "load.test", &id, &n.to_string());
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

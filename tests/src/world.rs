@@ -33,6 +33,8 @@ pub struct Setup {
     pub schedulers: u32,
     /// Whether it breaks its engines, and so needs its own; and their plugins.
     pub private: Option<&'static [&'static str]>,
+    /// How many nodes its own RabbitMQ has.
+    pub nodes: usize,
     /// Another Redis than the engines' own: a cluster's nodes, separated by commas.
     pub redis_url: Option<String>,
     /// Whether the services speak TLS with their engines, and with which files.
@@ -49,6 +51,7 @@ impl Default for Setup {
             dispatchers: 2,
             schedulers: 1,
             private: None,
+            nodes: 1,
             redis_url: None,
             tls: None,
             extra: vec![],
@@ -135,7 +138,7 @@ impl World {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let engines = match setup.private {
             Some(plugins) => {
-                Arc::new(Engines::start_with(name, plugins, setup.tls.as_ref()).await?)
+                Arc::new(Engines::start_with(name, plugins, setup.tls.as_ref(), setup.nodes).await?)
             }
             None => engines::shared().await?,
         };
@@ -208,7 +211,8 @@ impl World {
     /// # Errors
     /// RabbitMQ is not there.
     pub async fn outsider(&self) -> anyhow::Result<Outsider> {
-        Outsider::connect(&self.engines.amqp_url(&self.vhost)).await
+        let urls = self.engines.amqp_url(&self.vhost);
+        Outsider::connect(urls.split(',').next().unwrap_or_default()).await
     }
 
     /// Waits until everything that the ledger expects has arrived, and checks that nothing else has.

@@ -178,29 +178,11 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
 pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Result<()> {
     const MESSAGES: usize = 20_000;
     const AT_ONCE: usize = 500;
-    const VHOST: &str = "confirms";
-    let engines = engines::shared().await?;
-    engines.make_vhost(VHOST).await?;
-    let broker = Broker::new(&[engines.amqp_url(VHOST)], Trust::default(), "stories")?;
-    let connection = broker.connect("declare").await?;
-    let channel = connection.create_channel().await?;
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    // One takes nothing; what goes to the other is dropped, for want of a queue, and confirmed.
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare("full".into(), options, arguments).await?;
-    let (registry, shutdown) = (Registry::new(), Shutdown::default());
-    let health = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])?;
-    let publisher = Publisher::start(broker, health.clone(), &registry, &shutdown)?;
-    eventually("the publisher is connected", seconds(30), || async { health.is_ready() }).await?;
+    let beside = BesideAFullQueue::start("confirms").await?;
     let wrong = futures_util::stream::iter(0..MESSAGES)
         .map(|n| {
             let is_refused = n % 2 == 0;
-            let routing_key = if is_refused { "full" } else { "nowhere" }.to_owned();
-            let message =
-                Message { exchange: String::new(), routing_key, ..Message::internal("", vec![]) };
-            let publishing = publisher.publish(message);
+            let publishing = beside.publish(if is_refused { "full" } else { "nowhere" });
             async move {
                 publishing.await != if is_refused { Err(PublishError::Refused) } else { Ok(()) }
             }
@@ -209,12 +191,80 @@ pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Resu
         .filter(|is_wrong| std::future::ready(*is_wrong))
         .count()
         .await;
-    shutdown.stop();
-    shutdown.finish();
-    assert!(shutdown.wait(seconds(30)).await);
-    engines.manage(Method::DELETE, &format!("vhosts/{VHOST}")).await?;
+    beside.end().await?;
     assert_eq!(wrong, 0, "of {MESSAGES}");
     Ok(())
+}
+
+/// A channel of RabbitMQ's may refuse what another one takes: it remembers a leader that is dead.
+pub(crate) async fn a_refusal_is_answered_with_another_channel() -> anyhow::Result<()> {
+    let beside = BesideAFullQueue::start("refusals").await?;
+    let before = beside.channels().await?;
+    assert_eq!(before.len(), 1);
+    let replaced = || async {
+        let refused = beside.publish("full").await == Err(PublishError::Refused);
+        let others = beside.publish("nowhere").await == Ok(());
+        let channels = beside.channels().await.unwrap_or_default();
+        // The old one is closed, too.
+        refused && others && channels.len() == 1 && channels != before
+    };
+    eventually("another channel took its place", seconds(30), replaced).await?;
+    beside.end().await
+}
+
+/// A publisher, and a queue that takes nothing. What goes to another queue is dropped, for there is none,
+/// and confirmed.
+struct BesideAFullQueue {
+    engines: Arc<Engines>,
+    vhost: &'static str,
+    publisher: Publisher,
+    shutdown: Shutdown,
+}
+
+impl BesideAFullQueue {
+    async fn start(vhost: &'static str) -> anyhow::Result<Self> {
+        let engines = engines::shared().await?;
+        engines.make_vhost(vhost).await?;
+        let broker = Broker::new(&[engines.amqp_url(vhost)], Trust::default(), "stories")?;
+        let connection = broker.connect("declare").await?;
+        let channel = connection.create_channel().await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare("full".into(), options, arguments).await?;
+        connection::close(connection).await;
+        let (registry, shutdown) = (Registry::new(), Shutdown::default());
+        let health = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])?;
+        let publisher = Publisher::start(broker, health.clone(), &registry, &shutdown)?;
+        eventually("the publisher is connected", seconds(30), || async { health.is_ready() })
+            .await?;
+        Ok(Self { engines, vhost, publisher, shutdown })
+    }
+
+    async fn publish(&self, queue: &str) -> Result<(), PublishError> {
+        let (exchange, routing_key) = (String::new(), queue.to_owned());
+        let message = Message { exchange, routing_key, ..Message::internal("", vec![]) };
+        self.publisher.publish(message).await
+    }
+
+    /// The channels that are open.
+    async fn channels(&self) -> anyhow::Result<Vec<String>> {
+        let rabbitmq = self.engines.rabbitmq.lock().await;
+        let listed = rabbitmq.ctl(&["list_channels", "--silent", "pid", "vhost"]).await?;
+        let ours = listed
+            .lines()
+            .filter_map(|line| line.split_once('\t').filter(|(_, vhost)| *vhost == self.vhost));
+        Ok(ours.map(|(pid, _)| pid.to_owned()).collect())
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.shutdown.stop();
+        self.shutdown.finish();
+        assert!(self.shutdown.wait(seconds(30)).await);
+        self.engines.manage(Method::DELETE, &format!("vhosts/{}", self.vhost)).await?;
+        Ok(())
+    }
 }
 
 /// Once it is told that a connection is to be closed, the client no longer minds that nothing comes: it

@@ -131,8 +131,7 @@ pub(crate) async fn what_is_sent_again_is_done_once() -> anyhow::Result<()> {
         (422, &"true".parse()?)
     );
     assert_eq!(again.headers["content-type"], "application/problem+json");
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut redis = world.engines.redis_link().await?;
     let pattern = format!("{}:request:*", world.vhost);
     let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await?;
     assert_eq!(keys.len(), 3);

@@ -131,8 +131,7 @@ pub(crate) async fn a_document_cut_off_by_a_kill_is_carried_on_with() -> anyhow:
 
 /// Whether there are more than before, or no longer as many more as there are to be.
 async fn has_more(world: &World, more: bool) -> anyhow::Result<bool> {
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    let mut link = client.get_multiplexed_async_connection().await?;
+    let mut link = world.engines.redis_link().await?;
     let key = format!("{}:{{tenant-acme}}:subscriptions", world.vhost);
     let count: u32 = redis::cmd("ZCARD").arg(key).query_async(&mut link).await?;
     Ok(if more { count > 1500 } else { count < 2000 })

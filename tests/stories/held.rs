@@ -52,7 +52,7 @@ pub(crate) async fn what_redis_forgets_is_read_again() -> anyhow::Result<()> {
         world.receiver.accepted("first") == 30
     })
     .await?;
-    let mut redis = redis(&world).await?;
+    let mut redis = world.engines.redis_link().await?;
     eventually("no one looks for them any more", seconds(30), || async {
         named(&world, &mut redis.clone()).await.is_ok_and(|named| named == [second.clone()])
     })
@@ -121,7 +121,7 @@ pub(crate) async fn a_stream_deleted_under_us_begins_anew() -> anyhow::Result<()
         world.publish("other", "a", json!(n)).await?;
     }
     held(&world, 20).await?;
-    let redis = redis(&world).await?;
+    let redis = world.engines.redis_link().await?;
     eventually("they are known", seconds(30), || async {
         named(&world, &mut redis.clone()).await.is_ok_and(|named| named == [lost.clone()])
     })
@@ -154,11 +154,6 @@ async fn held(world: &World, in_all: u32) -> anyhow::Result<()> {
         world.metric("doorbell_deliveries_held_total{reason=\"suspended\"}").await.unwrap_or(0.0)
     };
     eventually("all are held", seconds(60), || async { held().await >= f64::from(in_all) }).await
-}
-
-async fn redis(world: &World) -> anyhow::Result<MultiplexedConnection> {
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    Ok(client.get_multiplexed_async_connection().await?)
 }
 
 /// The subscriptions that Redis names as having held deliveries.

@@ -74,8 +74,7 @@ pub(crate) async fn a_removed_event_is_delivered_no_more_and_forgotten() -> anyh
     let pattern = "^doorbell\\.(held|dead-letters)$";
     let policy = ["set_policy", "--vhost", &world.vhost, "forget", pattern, "{\"max-age\":\"1s\"}"];
     world.engines.rabbitmq.lock().await.ctl(&policy).await?;
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    let redis = client.get_multiplexed_async_connection().await?;
+    let redis = world.engines.redis_link().await?;
     let rolled = format!("{}:{{main}}:rolled", world.vhost);
     eventually("nothing of it is left", seconds(120), || async {
         // As if a day had passed.
@@ -119,8 +118,7 @@ pub(crate) async fn what_was_removed_long_ago_can_be_removed_again() -> anyhow::
     let world = World::start("longago").await?;
     let (control, path) = (&world.control, "/v1/tenants/acme/events/old");
     let first = control.call(Method::DELETE, path, Value::Null).await?.body;
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut redis = world.engines.redis_link().await?;
     let long_ago = clock::now().minus(seconds(34 * 24 * 3600)).as_millis();
     let mut put = redis::cmd("ZADD");
     put.arg(format!("{}:{{main}}:removals", world.vhost)).arg(long_ago).arg("acme/old");

@@ -16,7 +16,7 @@ const DISPATCHERS: [&str; 2] = ["dispatcher-1", "dispatcher-2"];
 
 pub(crate) async fn no_secret_lies_in_clear_and_none_can_be_moved() -> anyhow::Result<()> {
     let world = World::start("secrets").await?;
-    let mut redis = redis(&world).await?;
+    let mut redis = world.engines.redis_link().await?;
     let mut ids = Vec::new();
     for endpoint in ["mine", "theirs"] {
         let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
@@ -62,7 +62,7 @@ pub(crate) async fn no_secret_lies_in_clear_and_none_can_be_moved() -> anyhow::R
 
 pub(crate) async fn another_key_takes_over_while_events_flow() -> anyhow::Result<()> {
     let world = World::start("newkey").await?;
-    let mut redis = redis(&world).await?;
+    let mut redis = world.engines.redis_link().await?;
     world.subscribe("acme", "hook", &["a.#"]).await?;
     world.subscribe_many("others", ("other", 600), &["never.#"]).await?;
     world.in_force().await;
@@ -135,11 +135,6 @@ pub(crate) async fn a_dispatcher_without_the_key_delivers_nothing_unsigned() -> 
 
 fn key_file(world: &World) -> PathBuf {
     world.environment.logs.join("encryption-keys")
-}
-
-async fn redis(world: &World) -> anyhow::Result<MultiplexedConnection> {
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    Ok(client.get_multiplexed_async_connection().await?)
 }
 
 fn slot(world: &World, id: &str) -> String {

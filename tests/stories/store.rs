@@ -67,8 +67,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
 
     change_is_in_force(&world, "after-silence").await?;
 
-    let client = redis::Client::open(world.engines.redis_url.as_str())?;
-    let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut redis = world.engines.redis_link().await?;
     let saved = save(&mut redis, &world.vhost).await?;
     redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await?;
     world.until_readiness("dispatcher-1", false).await?;
@@ -141,8 +140,7 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
         let before = store.work_note(&hand_off(&chain, sequence.saturating_sub(3)));
         assert_eq!(store.take(&before, true).await, if sequence > 3 { Copy } else { Go });
     }
-    let mut redis =
-        redis::Client::open(url[0].as_str())?.get_multiplexed_async_connection().await?;
+    let mut redis = engines.redis_link().await?;
     let key = format!("notes:note:{{{chain}}}");
     let (known, ttl): (u32, i64) =
         redis::pipe().cmd("HLEN").arg(&key).cmd("TTL").arg(&key).query_async(&mut redis).await?;

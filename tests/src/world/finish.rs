@@ -113,9 +113,7 @@ impl World {
 
     /// Redis has no key that would stay for ever but those of tenants and subscriptions.
     async fn check_keys(&self) -> anyhow::Result<()> {
-        let mut redis = redis::Client::open(self.engines.redis_url.as_str())?
-            .get_multiplexed_async_connection()
-            .await?;
+        let mut redis = self.engines.redis_link().await?;
         let (pattern, mut cursor) = (format!("{}:*", self.vhost), 0_u64);
         loop {
             let mut scan = redis::cmd("SCAN");

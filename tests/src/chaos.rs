@@ -1,0 +1,135 @@
+//! Chaos: a Doorbell under load, to which happens what a seed says, one thing after the other and
+//! two at once, without waiting until it has recovered. Afterwards everything that was accepted has
+//! arrived, nothing was given up, and nothing is left behind.
+
+mod fault;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_platform::broker::topology::DEAD_LETTERS;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::subscription;
+use crate::load::Load;
+use crate::receiver::Behaviour;
+use crate::wait::seconds;
+use crate::world::{Setup, World};
+use fault::{Fault, Shaky};
+
+/// How long it may take until everything has arrived, once nothing happens any more.
+const SETTLED: Duration = seconds(300);
+/// More endpoints than one page is for.
+const WIDE: usize = 150;
+
+/// What a round came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    faults: u32,
+    events: u64,
+    posts: usize,
+    duplicates: usize,
+    ready_after: Duration,
+    settled_after: Duration,
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { faults, events, posts, duplicates, ready_after, settled_after } = self;
+        write!(
+            formatter,
+            "{faults} faults amid {events} events: none of {posts} POSTs lost, {duplicates} duplicates; \
+             all ready {ready_after:.1?} after the last fault, all there after {settled_after:.1?}"
+        )
+    }
+}
+
+/// Plays one round: a fresh Doorbell with engines of its own, a RabbitMQ of so many nodes, and faults for
+/// so long. The seed says which ones; when each of them meets what, no seed can say.
+///
+/// # Errors
+/// Something was lost, foreign, changed, early, given up or left behind, or a service did not recover
+/// or did not stop cleanly.
+pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Round> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut setup = Setup { schedulers: 2, nodes, ..Setup::private() };
+    let has_breaker = random.random_bool(0.5);
+    if !has_breaker {
+        setup = setup.without_breaker();
+    }
+    let world = Arc::new(World::with(&format!("chaos-{seed}"), setup).await?);
+    let shaky = subscribe(&world).await?;
+    if !has_breaker {
+        // A breaker would hardly ever let through what fails the first time.
+        world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));
+    }
+    world.in_force().await;
+    let loads = vec![
+        Load::over_http(&world, "acme", Duration::from_millis(20)),
+        Load::over_http(&world, "acme", Duration::from_millis(20)),
+        Load::over_amqp(&world, "acme", Duration::from_millis(20)).await?,
+        Load::over_http(&world, "wide", Duration::from_millis(700)),
+        Load::over_http(&world, "*", Duration::from_millis(2_000)),
+        Load::over_http(&world, "paced", Duration::from_millis(200)),
+    ];
+    let begun = Instant::now();
+    let mut faults = 0;
+    while begun.elapsed() < time {
+        let (fault, other) = (Fault::choose(&mut random, nodes), Fault::choose(&mut random, nodes));
+        let is_pair = random.random_bool(0.4) && fault.goes_with(other);
+        let at = begun.elapsed();
+        if is_pair {
+            eprintln!("{seed} {at:.1?}: {fault}; {other}");
+            tokio::try_join!(fault.happen(&world, &shaky), other.happen(&world, &shaky))?;
+        } else {
+            eprintln!("{seed} {at:.1?}: {fault}");
+            fault.happen(&world, &shaky).await?;
+        }
+        faults += 1 + u32::from(is_pair);
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
+    }
+    let over = Instant::now();
+    world.until_all_ready().await?;
+    let ready_after = over.elapsed();
+    let mut events = 0;
+    for load in loads {
+        events += load.end().await?;
+    }
+    world.settle(SETTLED).await?;
+    let settled_after = over.elapsed();
+    world.until_nothing_waits().await?;
+    let given_up = world.outsider().await?.whole_stream(DEAD_LETTERS).await?;
+    anyhow::ensure!(given_up.is_empty(), "{} deliveries were given up", given_up.len());
+    let (posts, duplicates) =
+        (world.receiver.posts().len(), world.ledger.duplicates(&world.receiver));
+    if let Some(world) = Arc::into_inner(world) {
+        world.finish().await?;
+    }
+    Ok(Round { faults, events, posts, duplicates, ready_after, settled_after })
+}
+
+/// Endpoints of every kind; answers the one that things happen to.
+async fn subscribe(world: &World) -> anyhow::Result<Shaky> {
+    let (tenant, endpoint) = ("acme", "shaky");
+    world.receiver.behave("slow", Behaviour::Slow(Duration::from_millis(100)));
+    for endpoint in ["steady", "flaky", "slow"] {
+        world.subscribe_as(tenant, endpoint, patient(world, endpoint)).await?;
+    }
+    let mut paced = patient(world, "paced");
+    paced["rate_limit"] = json!({ "per_second": 10, "burst": 10 });
+    world.subscribe_as("paced", "paced", paced).await?;
+    world.subscribe_many("wide", ("wide", WIDE), &["#"]).await?;
+    let subscription = world.subscribe_as(tenant, endpoint, patient(world, endpoint)).await?;
+    Ok(Shaky { tenant, endpoint, subscription })
+}
+
+/// A subscription that gives nothing up for what happens here.
+fn patient(world: &World, endpoint: &str) -> Value {
+    let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
+    body["retry"] = json!({ "schedule": vec!["1s"; 15] });
+    body
+}
