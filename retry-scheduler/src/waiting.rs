@@ -6,7 +6,9 @@ use std::time::Duration;
 use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
 use doorbell_platform::broker::connection::in_time;
-use doorbell_platform::broker::topology::{self, RETRIES, SIDELINE_PAGES, sideline_queues};
+use doorbell_platform::broker::topology::{
+    self, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
+};
 use doorbell_platform::shutdown::Shutdown;
 use lapin::{Channel, Connection};
 
@@ -46,7 +48,7 @@ async fn waiting(
 /// What waits in the delay queues and to be decided, and what in the sideline.
 async fn count_over(connection: &Connection) -> anyhow::Result<(i64, i64)> {
     let channel = connection.create_channel().await?;
-    let later = Rung::all().map(Rung::queue).chain([RETRIES.to_owned()]);
+    let later = Rung::all().map(Rung::queue).chain([RETRIES, UNROUTED].map(str::to_owned));
     let aside = sideline_queues().into_iter().chain([SIDELINE_PAGES.to_owned()]);
     let sums = (sum(&channel, later).await?, sum(&channel, aside).await?);
     channel.close(200, "counted".into()).await?;

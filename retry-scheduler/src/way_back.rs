@@ -36,8 +36,8 @@ const PAUSES: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
 /// How long a nudge may take to come back.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// By how much the clocks of replicas may differ.
-const SKEW: Duration = Duration::from_secs(10);
+/// What came back so long before it was nudged is as good: clocks need not agree to the millisecond.
+const SLACK: Duration = Duration::from_secs(2);
 /// With more in line than this a nudge may well be late without anything being blocked.
 const LONG_LINE: u32 = 256;
 /// How long a detour lasts. Then the direct way is tried again: if it is blocked still, retries are late
@@ -73,12 +73,9 @@ impl CameBack {
         while shutdown.until(tell.tick()).await.is_some() {
             let now: Vec<(Rung, Timestamp)> =
                 Rung::all().map(|rung| (rung, self.last(rung))).collect();
-            let news: Vec<(Rung, Timestamp)> = now
-                .iter()
-                .zip(&told)
-                .filter(|(now, told)| now.1 != **told)
-                .map(|(now, _)| *now)
-                .collect();
+            let changed = now.iter().zip(&told).filter(|((_, at), told)| at != *told);
+            let news: Vec<(Rung, Duration)> =
+                changed.map(|((rung, at), _)| (*rung, clock::now().since(*at))).collect();
             if news.is_empty() || !store.is_up() {
                 continue;
             }
@@ -175,8 +172,13 @@ impl WayBack {
     /// The delay queues from which nothing came back, to any replica, since all were nudged.
     async fn blocked(&self, nudged_at: Timestamp) -> anyhow::Result<Vec<Rung>> {
         let others = self.store.came_back().await?;
-        let last = |rung: Rung| others.get(&rung).copied().max(Some(self.came_back.last(rung)));
-        Ok(Rung::all().filter(|rung| last(*rung) < Some(nudged_at.minus(SKEW))).collect())
+        let now = clock::now();
+        let nudged = now.since(nudged_at) + SLACK;
+        let last = |rung: Rung| {
+            let ours = now.since(self.came_back.last(rung));
+            others.get(&rung).map_or(ours, |theirs| ours.min(*theirs))
+        };
+        Ok(Rung::all().filter(|rung| last(*rung) > nudged).collect())
     }
 }
 

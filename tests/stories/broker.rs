@@ -141,16 +141,8 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     let world = World::with("stuck", Setup::private()).await?;
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
-    // A process is suspended for as long as the one that asked for it lives.
-    let suspend = format!(
-        "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{ATTEMPTS}\">>)), \
-         Writer = amqqueue:get_pid(Queue), Asked = self(), \
-         spawn(fun() -> register(holder, self()), true = erlang:suspend_process(Writer), \
-         Asked ! suspended, receive go_on -> ok end end), \
-         receive suspended -> ok end.",
-        world.vhost
-    );
-    world.engines.rabbitmq.lock().await.ctl(&["eval", &suspend]).await?;
+    let writer = "{ok, Queue} = rabbit_amqqueue:lookup(Name), Found = amqqueue:get_pid(Queue)";
+    suspend(&world, ATTEMPTS, writer).await?;
     for n in 0..EVENTS {
         world.publish("acme", "during", json!(n)).await?;
     }
@@ -163,7 +155,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     eprintln!("{without} of {EVENTS} went on without their records");
     assert!(without > 0.5);
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
-    world.engines.rabbitmq.lock().await.ctl(&["eval", "holder ! go_on."]).await?;
+    let_go_on(&world).await?;
     let written = || async { world.check_history().await.is_ok() };
     eventually("those that were not waited for are written", seconds(60), written).await?;
     world.publish("acme", "after", json!(1)).await?;
@@ -171,6 +163,53 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     world.check_history().await?;
     assert!((world.metric(unconfirmed).await? - without).abs() < 0.5, "waited for once again");
     world.finish().await
+}
+
+/// RabbitMQ's worker that empties a delay queue may be blocked for as long as a node is dead. It would take
+/// another way.
+pub(crate) async fn retries_go_round_where_the_way_back_is_blocked() -> anyhow::Result<()> {
+    let world = World::with("round", Setup::private().without_breaker()).await?;
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    world.in_force().await;
+    let worker = "Workers = [Pid || {_, Pid, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup)], \
+                  [Found] = [Pid || Pid <- Workers, element(2, sys:get_state(Pid)) =:= Name]";
+    suspend(&world, "doorbell.delay.8s", worker).await?;
+    let detour =
+        || async { world.metric("doorbell_retries_detour").await.is_ok_and(|detour| detour > 0.5) };
+    eventually("a detour begins", seconds(120), detour).await?;
+    let_go_on(&world).await?;
+    let listing =
+        ["list_bindings", "--silent", "--vhost", &world.vhost, "source_name", "routing_key"];
+    let bound = world.engines.rabbitmq.lock().await.ctl(&listing).await?;
+    assert!(bound.contains("doorbell.internal\tdoorbell.deliveries"), "{bound}");
+    assert!(!bound.contains("doorbell.internal\tdoorbell.retries"), "{bound}");
+    for n in 0..20 {
+        world.publish("acme", "a", json!(n)).await?;
+    }
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.receiver.count("flaky"), 40);
+    world.finish().await
+}
+
+/// Suspends a process inside RabbitMQ: `found` is Erlang that finds it for the queue `Name`. A process is
+/// suspended for as long as the one that asked for it lives.
+async fn suspend(world: &World, queue: &str, found: &str) -> anyhow::Result<()> {
+    let suspend = format!(
+        "Name = rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>), {found}, Asked = self(), \
+         spawn(fun() -> register(holder, self()), true = erlang:suspend_process(Found), \
+         Asked ! suspended, receive go_on -> ok end end), \
+         receive suspended -> ok end.",
+        world.vhost
+    );
+    world.engines.rabbitmq.lock().await.ctl(&["eval", &suspend]).await?;
+    Ok(())
+}
+
+async fn let_go_on(world: &World) -> anyhow::Result<()> {
+    world.engines.rabbitmq.lock().await.ctl(&["eval", "holder ! go_on."]).await?;
+    Ok(())
 }
 
 /// Two threads that publish at once must not get each other's confirms: should RabbitMQ be killed just

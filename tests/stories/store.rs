@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_common::rung::Rung;
 use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::ids::token;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Taken;
 use doorbell_platform::tls::Trust;
-use doorbell_tests::engines;
+use doorbell_tests::engines::{self, Engines};
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, amqp, eventually};
@@ -110,10 +111,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
 pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Result<()> {
     use Taken::{Copy, Go};
     let engines = engines::shared().await?;
-    let health = Health::new(&prometheus::Registry::new(), &[(Dependency::Redis, true)])?;
-    health.up(Dependency::Redis);
-    let url = [engines.redis_url.clone()];
-    let store = Store::new(&url, &Trust::default(), "notes", health)?;
+    let store = store(&engines, "notes")?;
     let hand_off = |chain: &str, sequence| HandOff { chain: chain.to_owned(), sequence };
     let note = store.work_note(&hand_off(&token(), 1));
     // A command whose answer was lost is sent again: who took it first has it still.
@@ -146,6 +144,29 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
         redis::pipe().cmd("HLEN").arg(&key).cmd("TTL").arg(&key).query_async(&mut redis).await?;
     assert!(known == 4 && (1..=3600).contains(&ttl), "{known} for {ttl} s");
     Ok(())
+}
+
+pub(crate) async fn what_came_back_is_told_by_one_clock() -> anyhow::Result<()> {
+    let store = store(&*engines::shared().await?, "clock")?;
+    assert!(store.came_back().await?.is_empty());
+    let (short, long) = (Rung::for_wait(seconds(1)), Rung::for_wait(seconds(300)));
+    store.note_came_back(&[(short, seconds(40)), (long, seconds(50))]).await?;
+    store.note_came_back(&[(short, seconds(2))]).await?;
+    let ago = store.came_back().await?;
+    assert_eq!(ago.len(), 2);
+    assert!((2..40).contains(&ago[&short].as_secs()), "{ago:?}");
+    assert!((50..90).contains(&ago[&long].as_secs()), "{ago:?}");
+    assert!(!store.is_on_detour().await?);
+    store.begin_detour(seconds(1)).await?;
+    assert!(store.is_on_detour().await?);
+    let is_over = || async { !store.is_on_detour().await.unwrap_or(true) };
+    eventually("the detour is over", seconds(20), is_over).await
+}
+
+fn store(engines: &Engines, prefix: &str) -> anyhow::Result<Store> {
+    let health = Health::new(&prometheus::Registry::new(), &[(Dependency::Redis, true)])?;
+    health.up(Dependency::Redis);
+    Store::new(std::slice::from_ref(&engines.redis_url), &Trust::default(), prefix, health)
 }
 
 /// A subscription created now gets, two seconds later, what it asks for from every dispatcher.

@@ -1,45 +1,50 @@
-//! The way back from the delay queues: when something last came back from each, as told by all
+//! The way back from the delay queues: how long ago something came back from each, as told by all
 //! retry-schedulers, and whether it goes round `doorbell.retries` for a while.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use doorbell_common::rung::Rung;
-use doorbell_common::time::Timestamp;
 
 use super::{Store, StoreError};
 
-/// How long it is remembered that something came back; far longer than anyone asks for.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Notes since when something has come back, by the clock of Redis. ARGV: the name of a delay queue, and how
+/// many milliseconds ago; any number of times. It is remembered for an hour, far longer than anyone asks for.
+const NOTE: &str = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000) \
+for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], string.format('%.0f', now - ARGV[i + 1])) end \
+redis.call('EXPIRE', KEYS[1], 3600) return 0";
+
+/// Answers, for each delay queue that is known, its name and how many milliseconds ago.
+const ASK: &str = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000) \
+local known = redis.call('HGETALL', KEYS[1]) \
+for i = 2, #known, 2 do known[i] = string.format('%.0f', math.max(now - known[i], 0)) end return known";
 
 impl Store {
-    /// Notes when something last came back from these delay queues.
+    /// Notes how long ago something came back from these delay queues.
     ///
     /// # Errors
     /// Redis did not answer.
-    pub async fn note_came_back(&self, when: &[(Rung, Timestamp)]) -> Result<(), StoreError> {
-        let key = self.keys.came_back();
-        let mut put = redis::cmd("HSET");
-        put.arg(&key);
-        for (rung, at) in when {
-            put.arg(rung.queue()).arg(at.as_millis());
+    pub async fn note_came_back(&self, ago: &[(Rung, Duration)]) -> Result<(), StoreError> {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(NOTE).arg(1).arg(self.keys.came_back());
+        for (rung, ago) in ago {
+            eval.arg(rung.queue()).arg(ago.as_millis().to_string());
         }
-        let mut pipe = redis::pipe();
-        pipe.add_command(put).ignore();
-        pipe.cmd("EXPIRE").arg(&key).arg(REMEMBERED.as_secs()).ignore();
-        Ok(pipe.query_async(&mut self.link.clone()).await?)
+        eval.query_async::<u8>(&mut self.link.clone()).await?;
+        Ok(())
     }
 
-    /// When something last came back from each delay queue, of those from which anything did.
+    /// How long ago something came back from each delay queue, of those from which anything did within the
+    /// last hour.
     ///
     /// # Errors
     /// Redis did not answer.
-    pub async fn came_back(&self) -> Result<HashMap<Rung, Timestamp>, StoreError> {
-        let mut get = redis::cmd("HGETALL");
-        get.arg(self.keys.came_back());
-        let all: HashMap<String, i64> = get.query_async(&mut self.link.clone()).await?;
-        let known = |(queue, at): (String, i64)| {
-            Some((Rung::of_queue(&queue)?, Timestamp::from_millis(at)))
+    pub async fn came_back(&self) -> Result<HashMap<Rung, Duration>, StoreError> {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(ASK).arg(1).arg(self.keys.came_back());
+        let all: HashMap<String, u64> = eval.query_async(&mut self.link.clone()).await?;
+        let known = |(queue, ago): (String, u64)| {
+            Some((Rung::of_queue(&queue)?, Duration::from_millis(ago)))
         };
         Ok(all.into_iter().filter_map(known).collect())
     }
