@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use doorbell_platform::broker::topology::DEAD_LETTERS;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -106,9 +107,7 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
     anyhow::ensure!(given_up.is_empty(), "{} deliveries were given up", given_up.len());
     let (posts, duplicates) =
         (world.receiver.posts().len(), world.ledger.duplicates(&world.receiver));
-    if let Some(world) = Arc::into_inner(world) {
-        world.finish().await?;
-    }
+    Arc::into_inner(world).context("a load goes on")?.finish().await?;
     Ok(Round { faults, events, posts, duplicates, ready_after, settled_after })
 }
 

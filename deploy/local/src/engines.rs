@@ -103,6 +103,7 @@ impl RabbitMq {
              loopback_users = none\n\
              disk_free_limit.absolute = 50MB\n\
              max_message_size = 1048576\n\
+             cluster_partition_handling = pause_minority\n\
              management_agent.disable_metrics_collector = false\n\
              log.console = true\n\
              log.console.level = warning\n\
@@ -118,8 +119,7 @@ impl RabbitMq {
             config.push_str(&format!(
                 "cluster_formation.peer_discovery_backend = classic_config\n\
                  cluster_formation.classic_config.nodes.1 = {first}\n\
-                 cluster_formation.classic_config.nodes.2 = {name}\n\
-                 cluster_partition_handling = pause_minority\n"
+                 cluster_formation.classic_config.nodes.2 = {name}\n"
             ));
         }
         fs::write(folder.join("rabbitmq.conf"), config)?;

@@ -97,6 +97,12 @@ impl Fault {
 
     /// Whether it can happen while the other one does.
     pub(super) fn goes_with(self, other: Self) -> bool {
+        // A service that is to stop has its grace, and an engine may be frozen for longer.
+        let stops = |fault| matches!(fault, Self::Stop(..));
+        let freezes = |fault| matches!(fault, Self::Freeze(Victim::RabbitMq(_) | Victim::Redis, _));
+        if stops(self) && freezes(other) || stops(other) && freezes(self) {
+            return false;
+        }
         match (self.victim(), other.victim()) {
             (Some(Victim::Services), Some(Victim::Service(_)))
             | (Some(Victim::Service(_)), Some(Victim::Services)) => false,
