@@ -80,7 +80,8 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
     let begun = Instant::now();
     let mut faults = 0;
     while begun.elapsed() < time {
-        let (fault, other) = (Fault::choose(&mut random, nodes), Fault::choose(&mut random, nodes));
+        let mut choose = || Fault::choose(&mut random, nodes, time / 2);
+        let (fault, other) = (choose(), choose());
         let is_pair = random.random_bool(0.4) && fault.goes_with(other);
         let at = begun.elapsed();
         if is_pair {

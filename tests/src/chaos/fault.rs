@@ -71,7 +71,8 @@ pub(super) struct Shaky {
 }
 
 impl Fault {
-    pub(super) fn choose(random: &mut StdRng, nodes: usize) -> Self {
+    /// Chooses one for a RabbitMQ of so many nodes, that does not last longer than this.
+    pub(super) fn choose(random: &mut StdRng, nodes: usize, longest: Duration) -> Self {
         let service = SERVICES[random.random_range(0..SERVICES.len())];
         let node = random.random_range(0..nodes);
         let victim = match random.random_range(0..10) {
@@ -85,7 +86,7 @@ impl Fault {
             0..=7 => Self::Kill(victim, down),
             8..=10 => Self::Freeze(victim, millis(random, 20_000)),
             // Longer than heartbeats and the terms of leases.
-            11 => Self::Freeze(victim, millis(random, 90_000)),
+            11 => Self::Freeze(victim, millis(random, 90_000).min(longest)),
             12..=13 => Self::Stop(service, down),
             14..=15 => Self::CloseConnections,
             16 => Self::Alarm(millis(random, 8_000)),
