@@ -161,12 +161,13 @@ impl WayBack {
             self.store.begin_detour(DETOUR).await?;
             is_on_detour = true;
         }
-        self.detour.set(i64::from(is_on_detour));
         if is_on_detour {
-            topology::unbind_retries(channel).await
+            topology::unbind_retries(channel).await?;
         } else {
-            topology::bind_retries(channel).await
+            topology::bind_retries(channel).await?;
         }
+        self.detour.set(i64::from(is_on_detour));
+        Ok(())
     }
 
     /// The delay queues from which nothing came back, to any replica, since all were nudged.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_common::fan_out::PAGE;
 use doorbell_platform::broker::topology::DEAD_LETTERS;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -25,7 +26,7 @@ use fault::{Fault, Shaky};
 /// How long it may take until everything has arrived, once nothing happens any more.
 const SETTLED: Duration = seconds(300);
 /// More endpoints than one page is for.
-const WIDE: usize = 150;
+const WIDE: usize = PAGE + 50;
 
 /// What a round came to.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +74,7 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
         Load::over_http(&world, "acme", Duration::from_millis(20)),
         Load::over_http(&world, "acme", Duration::from_millis(20)),
         Load::over_amqp(&world, "acme", Duration::from_millis(20)).await?,
-        Load::over_http(&world, "wide", Duration::from_millis(700)),
+        Load::over_http(&world, "wide", Duration::from_millis(1_500)),
         Load::over_http(&world, "*", Duration::from_millis(2_000)),
         Load::over_http(&world, "paced", Duration::from_millis(200)),
     ];
