@@ -11,13 +11,14 @@ use doorbell_common::ids::TenantId;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::PATIENCE;
 use doorbell_platform::backoff::Backoff;
-use doorbell_platform::broker::connection::{in_time, until_lost};
+use doorbell_platform::broker::connection::{close, in_time, until_lost};
 use doorbell_platform::broker::topology::TESTS;
 use doorbell_platform::broker::{Broker, Errand, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
 use futures_util::StreamExt as _;
+use lapin::Connection;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use serde_json::Value;
@@ -88,11 +89,8 @@ impl Errands {
     pub(crate) fn start(broker: Broker, publisher: Publisher, shutdown: &Shutdown) -> Self {
         let (sender, replies) = watch::channel(None);
         let waiting = Waiting::default();
-        let receiving = receive(broker, Arc::clone(&waiting), sender);
-        let until = shutdown.clone();
-        shutdown.spawn_vital("receiver of errands' answers", async move {
-            until.until_finished(receiving).await;
-        });
+        let receiving = receive(broker, Arc::clone(&waiting), sender, shutdown.clone());
+        shutdown.spawn_vital("receiver of errands' answers", receiving);
         Self { publisher, waiting, replies }
     }
 
@@ -147,25 +145,41 @@ fn understand(answer: &[u8]) -> Result<Value, Problem> {
     }
 }
 
-/// Keeps a queue of our own for answers, and gives each to whoever waits for it.
-async fn receive(broker: Broker, waiting: Waiting, replies: watch::Sender<Option<ShortString>>) {
+/// Keeps a queue of our own for answers, and gives each to whoever waits for it, until nobody needs that any
+/// more.
+async fn receive(
+    broker: Broker,
+    waiting: Waiting,
+    replies: watch::Sender<Option<ShortString>>,
+    shutdown: Shutdown,
+) {
     let mut backoff = Backoff::default();
-    loop {
-        if let Err(error) = receive_once(&broker, &waiting, &replies).await {
+    while let Some(connected) = shutdown.until_finished(broker.connect("replies")).await {
+        let received = match connected {
+            Ok(connection) => {
+                backoff.reset();
+                let receiving = receive_over(&connection, &waiting, &replies);
+                let received = shutdown.until_finished(receiving).await;
+                replies.send_replace(None);
+                close(connection).await;
+                received
+            }
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(Err(error)) = received {
             tracing::debug!(error = format!("{error:#}"), "no queue for the answers of errands");
         }
-        replies.send_replace(None);
-        backoff.wait().await;
+        shutdown.until_finished(backoff.wait()).await;
     }
 }
 
-async fn receive_once(
-    broker: &Broker,
+/// Returns once the connection is no use any more.
+async fn receive_over(
+    connection: &Connection,
     waiting: &Waiting,
     replies: &watch::Sender<Option<ShortString>>,
 ) -> anyhow::Result<()> {
-    let connection = broker.connect("replies").await?;
-    let channel = in_time(&connection, connection.create_channel()).await?;
+    let channel = in_time(connection, connection.create_channel()).await?;
     let queue = format!("doorbell.replies.{}", ids::token());
     let options = QueueDeclareOptions {
         exclusive: true,
@@ -173,15 +187,15 @@ async fn receive_once(
         ..QueueDeclareOptions::default()
     };
     let name = || ShortString::from(queue.as_str());
-    in_time(&connection, channel.queue_declare(name(), options, FieldTable::default())).await?;
+    in_time(connection, channel.queue_declare(name(), options, FieldTable::default())).await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let consuming = channel.basic_consume(name(), "replies".into(), options, FieldTable::default());
-    let mut consumer = in_time(&connection, consuming).await?;
+    let mut consumer = in_time(connection, consuming).await?;
     replies.send_replace(Some(name()));
     loop {
         let delivery = tokio::select! {
             delivery = consumer.next() => delivery.context("the consumer of answers was cancelled")??,
-            () = until_lost(&connection) => anyhow::bail!("the connection was lost"),
+            () = until_lost(connection) => anyhow::bail!("the connection was lost"),
         };
         let id = delivery
             .properties

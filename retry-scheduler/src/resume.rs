@@ -74,19 +74,25 @@ impl Resumer {
             if !self.store.is_up() {
                 continue;
             }
-            if let Some(Err(error)) = shutdown.until(self.take_turn()).await {
+            let mut held = None;
+            if let Some(Err(error)) = shutdown.until(self.take_turn(&mut held)).await {
                 let error = format!("{error:#}");
                 tracing::warn!(error, "held deliveries are not watched over; trying again");
+            }
+            if let Some(held) = held {
+                held.close().await;
             }
         }
     }
 
-    /// Watches over the held deliveries for as long as the lease is ours.
-    async fn take_turn(&self) -> anyhow::Result<()> {
+    /// Watches over the held deliveries for as long as the lease is ours. What is opened for that is left to
+    /// be closed, however this ends.
+    async fn take_turn(&self, held: &mut Option<Held>) -> anyhow::Result<()> {
         if !self.lease().await? {
             return Ok(());
         }
-        let mut held = Held::open(&self.broker, &self.publisher, self.store.clone()).await?;
+        let held =
+            held.insert(Held::open(&self.broker, &self.publisher, self.store.clone()).await?);
         let (mut look_at, mut last_came) = (Instant::now() + EVERY, Instant::now());
         while last_came.elapsed() < BELIEVED {
             if held.follow(look_at.saturating_duration_since(Instant::now())).await? {
@@ -98,10 +104,9 @@ impl Resumer {
             if !self.lease().await? {
                 break;
             }
-            self.look(&mut held).await?;
+            self.look(held).await?;
             look_at = Instant::now() + EVERY;
         }
-        held.close().await;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
-use doorbell_platform::broker::connection::in_time;
+use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::topology::{
     self, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
 };
@@ -31,6 +31,9 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
                 connection = None;
             }
         }
+    }
+    if let Some(connection) = connection {
+        close(connection).await;
     }
 }
 

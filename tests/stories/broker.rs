@@ -357,3 +357,29 @@ pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow:
     world.check_history().await?;
     Arc::into_inner(world).unwrap().finish().await
 }
+
+/// RabbitMQ warns of each connection that breaks off, and a rolling update breaks none.
+pub(crate) async fn services_that_stop_say_goodbye_to_rabbitmq() -> anyhow::Result<()> {
+    let world = World::with("goodbye", Setup::private()).await?;
+    world.subscribe("acme", "steady", &["#"]).await?;
+    let paused = world.subscribe("acme", "paused", &["#"]).await?;
+    world.set_status("acme", &paused, "paused").await?;
+    world.in_force().await;
+    world.publish("acme", "order.made", json!(1)).await?;
+    // By then the scheduler reads the stream of held deliveries, and counts what waits.
+    eventually("a delivery is held", seconds(30), || async {
+        world.metric("doorbell_deliveries_held_total{reason=\"suspended\"}").await.unwrap_or(0.0)
+            > 0.5
+    })
+    .await?;
+    world.set_status("acme", &paused, "active").await?;
+    world.settle(seconds(60)).await?;
+    world.finish().await?;
+    let log = std::fs::read_to_string(engines::folder().join("goodbye/rabbitmq/rabbitmq.log"))?;
+    let broken: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("closing AMQP connection") && line.contains("- doorbell-"))
+        .collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}

@@ -173,9 +173,17 @@ pub(super) async fn answered<T, E: Into<anyhow::Error>>(
 /// Closes a connection that is no use any more; one that RabbitMQ does not let go within 5 s is left to
 /// itself.
 pub async fn close(connection: Connection) {
-    let closing = connection.close(200, "done".into());
     // It may be closed already; then there is nothing to close.
-    drop(tokio::time::timeout(CLOSE_TIMEOUT, closing).await);
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, say_goodbye(&connection)).await);
+}
+
+/// A channel that is dropped is closed by the client in its own time. Should the connection's close catch up
+/// with that, the client takes it for an error and breaks the connection off instead, which RabbitMQ warns of
+/// in its log. So one more channel is opened and closed first: whatever was dropped before is closed by then.
+async fn say_goodbye(connection: &Connection) -> lapin::Result<()> {
+    let last = connection.create_channel().await?;
+    last.close(200, "done".into()).await?;
+    connection.close(200, "done".into()).await
 }
 
 /// Waits until a connection is no use any more.
