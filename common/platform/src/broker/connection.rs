@@ -129,7 +129,7 @@ impl Broker {
     }
 
     /// Whether the broker has the consistent-hash exchange. Asked on a connection of its own,
-    /// because the answer "no" closes it.
+    /// because the answer "no" may close it.
     async fn find_sharding(&self) -> anyhow::Result<Sharding> {
         let connection = self.connect("probe").await?;
         let sharding = in_time(&connection, topology::probe_sharding(&connection)).await?;

@@ -8,6 +8,7 @@ use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions,
     QueueDeclareOptions,
 };
+use lapin::protocol::AMQPError;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
@@ -109,17 +110,23 @@ pub fn sideline_queues() -> Vec<String> {
     ASIDE.queues().collect()
 }
 
-/// Asks whether the broker can hash. The answer "no" closes the connection.
+/// Asks whether the broker can hash. The answer "no" closes the connection, or the channel.
 pub(super) async fn probe_sharding(connection: &Connection) -> anyhow::Result<Sharding> {
     let channel = connection.create_channel().await?;
     match declare_sharded_exchange(&channel, INGRESS.sharded).await {
         Ok(()) => Ok(Sharding::ByTenant),
-        // 503 COMMAND_INVALID, "unknown exchange type".
-        Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == 503) => {
+        Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if is_unknown_type(amqp)) => {
             Ok(Sharding::Single)
         }
         Err(error) => Err(error).context("cannot ask RabbitMQ for the consistent-hash exchange"),
     }
+}
+
+/// Up to 3.13 RabbitMQ closes the connection over this (503 `COMMAND_INVALID`), from 4.0 on only the channel (406
+/// `PRECONDITION_FAILED`, which it also says of one that exists with other arguments).
+fn is_unknown_type(error: &AMQPError) -> bool {
+    let says_so = error.get_message().as_str().contains("unknown exchange type");
+    error.get_id() == 503 || (error.get_id() == 406 && says_so)
 }
 
 /// Declares everything on a channel of its own.
