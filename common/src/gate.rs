@@ -2,8 +2,8 @@
 //! attempted now, waits a moment, or is held for later without an attempt.
 //!
 //! It asks, in this order: is the breaker open, did the endpoint ask to be left alone, does it
-//! not answer, are enough POSTs in flight. The [rate limit](crate::rate) is asked beside it, because
-//! it counts the attempts of all dispatchers. Time and chance are arguments.
+//! not answer, are enough POSTs in flight. The first two can be [asked alone](Gate::closed), before the
+//! [rate limit](crate::rate), which counts the attempts of all dispatchers. Time and chance are arguments.
 
 use std::time::Duration;
 
@@ -206,21 +206,31 @@ impl Gate {
         self.breaker.is_open()
     }
 
-    fn admit(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
-        if let Breaker::Open { probe_at, .. } = self.breaker {
+    /// Why nobody at all is let through just now, and that nothing will be different before a certain time:
+    /// the breaker is open, or the endpoint asked to be left alone. `None` if that is not so, or if it is time
+    /// for a probe.
+    #[must_use]
+    pub fn closed(&self, now: Timestamp) -> Option<(HoldReason, Timestamp)> {
+        let asked_until = self.throttled_until.filter(|until| now < *until);
+        let Breaker::Open { probe_at, .. } = self.breaker else {
+            return asked_until.map(|until| (HoldReason::Throttled, until));
+        };
+        let until = if now < probe_at || asked_until.is_some() {
             // A probe may have been asked to leave the endpoint alone for longer.
-            let probe_at = self.throttled_until.map_or(probe_at, |until| until.max(probe_at));
+            Some(asked_until.map_or(probe_at, |until| until.max(probe_at)))
+        } else {
             // One probe at a time, and nothing of what is in flight from before beside it.
-            return if now < probe_at {
-                Admission::Hold(HoldReason::Breaker, probe_at)
-            } else if let Some(end) = self.likely_end(now) {
-                Admission::Hold(HoldReason::Breaker, end.max(now))
-            } else {
-                self.pass(true)
-            };
+            self.likely_end(now).map(|end| end.max(now))
+        };
+        until.map(|until| (HoldReason::Breaker, until))
+    }
+
+    fn admit(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
+        if let Some((reason, until)) = self.closed(now) {
+            return Admission::Hold(reason, until);
         }
-        if let Some(until) = self.throttled_until.filter(|until| now < *until) {
-            return Admission::Hold(HoldReason::Throttled, until);
+        if self.is_open() {
+            return self.pass(true);
         }
         if let Some(silence) = self.silence(now)
             && self.passes.len() >= SLOW_CONCURRENCY

@@ -179,6 +179,11 @@ impl Dispatcher {
         subscription: &Subscription,
         Begun { permit, ledger }: Begun<'_>,
     ) -> Settled {
+        // Before anything else: nobody waits for his turn, a permit or his template behind a closed gate.
+        if let Some(closed) = self.gates.closed(&subscription.id) {
+            drop(permit);
+            return self.hold(delivery, closed, ledger).await;
+        }
         let came_back = delivery.state.holds > 0;
         if let Some(limit) = subscription.rate_limit
             && let Err(wait) = self
@@ -190,7 +195,7 @@ impl Dispatcher {
             let opens_at = clock::now().plus(wait);
             return self.hold(delivery, (HoldReason::RateLimit, opens_at), ledger).await;
         }
-        // Before the gate: who waits for us does not wait for the endpoint, and is not held for it.
+        // Before the rest of the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
             Some(permit) => permit,
             None => {

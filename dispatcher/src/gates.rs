@@ -65,6 +65,14 @@ impl Gates {
         Self { shards, hasher: RandomState::new(), bounds, open }
     }
 
+    /// Why nobody at all is let through to this endpoint just now, and that nothing will be different before a
+    /// certain time. To be asked before anything is taken that others need, too.
+    pub(crate) fn closed(&self, id: &SubscriptionId) -> Option<(HoldReason, Timestamp)> {
+        let guarded = Arc::clone(self.shard(id).get(id)?);
+        let gate = guarded.lock();
+        gate.closed(clock::now())
+    }
+
     /// Waits for the right to make one POST, not for long; `came_back` is whether the delivery was
     /// held here before. The error says why the delivery is held instead, and that nothing will be
     /// different before a certain time.
@@ -238,6 +246,9 @@ mod tests {
         }
         assert_eq!(gates.open.get(), 1);
         assert_eq!(count(&gates), 1);
+        assert_eq!(gates.closed(&id(1)).map(|(reason, _)| reason), Some(HoldReason::Breaker));
+        assert_eq!(gates.closed(&id(2)), None);
+        assert_eq!(count(&gates), 1, "to ask is not to come");
         assert_eq!(
             gates.enter_within(&id(1), BOUNDS, false).await.map(drop).unwrap_err().0,
             HoldReason::Breaker

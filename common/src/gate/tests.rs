@@ -119,6 +119,29 @@ fn an_open_breaker_lets_one_probe_through() {
 }
 
 #[test]
+fn whether_it_is_closed_to_all_can_be_asked_without_coming() {
+    let mut gate = Gate::default();
+    assert_eq!(gate.closed(at(0)), None);
+    for _ in 0..4 {
+        go(&mut gate, at(0));
+    }
+    assert_eq!(gate.closed(at(0)), None, "busy is not closed");
+    let mut gate = Gate::default();
+    let pass = go(&mut gate, at(0));
+    gate.end(pass, (Sign::Throttles, Some(Duration::from_secs(2))), BOUNDS, (at(0), 0.0));
+    assert_eq!(gate.closed(at(1)), Some((HoldReason::Throttled, at(2000))));
+    assert_eq!(gate.closed(at(2000)), None);
+    for _ in 0..3 {
+        let pass = go(&mut gate, at(3000));
+        end(&mut gate, pass, Sign::Fails, at(3000));
+    }
+    assert_eq!(gate.closed(at(3001)), Some((HoldReason::Breaker, at(8000))));
+    assert_eq!(gate.closed(at(8000)), None, "time for a probe");
+    let _probe = go(&mut gate, at(8000));
+    assert_eq!(gate.closed(at(8000)), Some((HoldReason::Breaker, at(8000))));
+}
+
+#[test]
 fn while_a_probe_hangs_nobody_comes_back_for_it() {
     let mut gate = Gate::default();
     for _ in 0..30 {
