@@ -138,11 +138,13 @@ impl Dispatcher {
 }
 
 fn describe(answer: &Answer) -> Value {
-    let headers: serde_json::Map<String, Value> = answer
-        .headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
-        .collect();
+    let mut headers = serde_json::Map::new();
+    for name in answer.headers.keys() {
+        let values = answer.headers.get_all(name).iter();
+        let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        // Several of one name are one list (RFC 9110 §5.3).
+        headers.insert(name.to_string(), values.collect::<Vec<String>>().join(", ").into());
+    }
     json!({
         "outcome": answer.outcome.as_str(),
         "status": answer.status,
