@@ -1,6 +1,6 @@
 //! Reads what is not known from the store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
@@ -12,6 +12,11 @@ use crate::store::{Store, StoreError};
 
 /// Members of a set that are read in one go.
 const PIECE: usize = 2000;
+/// How often a set is read that is not read whole.
+const READS: usize = 3;
+
+/// Who has which pattern.
+type Members = Vec<(Pattern, Vec<SubscriptionId>)>;
 
 impl Store {
     /// One past the last slot in which a subscription was created.
@@ -96,17 +101,43 @@ impl Store {
         Ok(Arc::new(index))
     }
 
-    /// The subscriptions that have these patterns, in the order of their ids. Read in pieces: the
-    /// set of one pattern may have a million members, and Redis does one thing at a time.
+    /// The subscriptions that have these patterns, in the order of their ids.
     async fn load_patterns(
         &self,
         tenant: &TenantId,
         patterns: Vec<Pattern>,
-    ) -> Result<Vec<(Pattern, Vec<SubscriptionId>)>, StoreError> {
-        let mut found: Vec<(Pattern, Vec<SubscriptionId>)> =
+    ) -> Result<Members, StoreError> {
+        let (mut found, mut incomplete) = self.read_patterns(tenant, patterns).await?;
+        for _ in 1..READS {
+            if incomplete.is_empty() {
+                break;
+            }
+            let patterns = incomplete.into_iter().map(|(pattern, _)| pattern).collect();
+            let (whole, still) = self.read_patterns(tenant, patterns).await?;
+            found.extend(whole);
+            incomplete = still;
+        }
+        // These change all the time, and with each change an index is read again.
+        found.extend(incomplete);
+        Ok(found)
+    }
+
+    /// Reads the sets of these patterns in pieces: one may have a million members, and Redis does one thing at a
+    /// time. Answers those that were read whole, and the others.
+    ///
+    /// A replica that takes its master's place in between goes over a set in another order, and takes the place
+    /// where the reading was for one of its own: what lies before that never comes. So what came in several pieces
+    /// is counted.
+    async fn read_patterns(
+        &self,
+        tenant: &TenantId,
+        patterns: Vec<Pattern>,
+    ) -> Result<(Members, Members), StoreError> {
+        let mut found: Members =
             patterns.into_iter().map(|pattern| (pattern, Vec::new())).collect();
         // Which of these have more to read, and from where.
         let mut unread: Vec<(usize, u64)> = (0..found.len()).map(|place| (place, 0)).collect();
+        let mut in_pieces = HashSet::new();
         while !unread.is_empty() {
             let mut pipe = redis::pipe();
             for (place, cursor) in &unread {
@@ -119,6 +150,7 @@ impl Store {
                 *cursor = next;
             }
             unread.retain(|(_, cursor)| *cursor != 0);
+            in_pieces.extend(unread.iter().map(|(place, _)| found[*place].0.clone()));
         }
         for (_, ids) in &mut found {
             ids.sort_unstable();
@@ -126,6 +158,26 @@ impl Store {
             ids.dedup();
             ids.shrink_to_fit();
         }
-        Ok(found)
+        let counts = self.count_members(tenant, &in_pieces).await?;
+        let is_whole = |(pattern, ids): &(Pattern, Vec<SubscriptionId>)| {
+            counts.get(pattern).is_none_or(|count| ids.len() >= *count)
+        };
+        Ok(found.into_iter().partition(is_whole))
+    }
+
+    async fn count_members<'a>(
+        &self,
+        tenant: &TenantId,
+        patterns: &'a HashSet<Pattern>,
+    ) -> Result<HashMap<&'a Pattern, usize>, StoreError> {
+        if patterns.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut pipe = redis::pipe();
+        for pattern in patterns {
+            pipe.cmd("SCARD").arg(self.keys.pattern(tenant, pattern));
+        }
+        let counts: Vec<usize> = self.ask(pipe).await?;
+        Ok(patterns.iter().zip(counts).collect())
     }
 }
