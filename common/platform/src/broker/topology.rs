@@ -375,6 +375,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_broker_that_cannot_hash_says_so_in_its_versions_way() {
+        let unknown = "PRECONDITION_FAILED - unknown exchange type 'x-consistent-hash'";
+        let other = "PRECONDITION_FAILED - inequivalent arg 'hash-header' for exchange";
+        for (id, text, is_unknown) in [
+            (503, "COMMAND_INVALID - unknown exchange type 'x-consistent-hash'", true),
+            (406, unknown, true),
+            (406, other, false),
+            (403, "ACCESS_REFUSED", false),
+        ] {
+            let error = AMQPError::from_id(id, text.into()).unwrap();
+            assert_eq!(is_unknown_type(&error), is_unknown, "{id} {text}");
+        }
+    }
+
+    #[test]
     fn what_is_removed_is_not_said_to_be_gone_before_the_last_stream_has_forgotten_it() {
         // Until its segment is closed, and until the next one is, which is when RabbitMQ looks.
         for (name, days, _) in STREAMS {
