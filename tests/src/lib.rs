@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod load;
 pub mod proxy;
 pub mod receiver;
+pub mod redis_cluster;
 pub mod wait;
 pub mod world;
 

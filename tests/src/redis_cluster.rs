@@ -1,0 +1,115 @@
+//! A cluster of Redis: three masters, with replicas that take their places if a story wants to lose one.
+
+use anyhow::Context as _;
+use doorbell_local::engines::Redis;
+use tokio::process::Command;
+
+use crate::engines;
+use crate::wait::{eventually, seconds};
+
+const MASTERS: usize = 3;
+/// After so long without a sign a master is taken for dead.
+const NODE_TIMEOUT_MS: u32 = 2000;
+
+/// A cluster of Redis.
+#[derive(Debug)]
+pub struct RedisCluster {
+    /// The masters first, as it is formed.
+    nodes: Vec<Redis>,
+}
+
+impl RedisCluster {
+    /// Starts one in which each master has so many replicas.
+    ///
+    /// # Errors
+    /// A node could not be started, or they don't form a cluster.
+    pub async fn start(name: &str, replicas: usize) -> anyhow::Result<Self> {
+        let mut nodes = Vec::new();
+        for n in 0..MASTERS * (1 + replicas) {
+            let folder = engines::folder().join(name).join(n.to_string());
+            let mut node = Redis::start(&folder, None, &["cluster-enabled"]).await?;
+            engines::note(node.process())?;
+            nodes.push(node);
+        }
+        let cluster = Self { nodes };
+        for node in &cluster.nodes {
+            let mut timeout = redis::cmd("CONFIG");
+            timeout.arg("SET").arg("cluster-node-timeout").arg(NODE_TIMEOUT_MS);
+            ask::<String>(node, &timeout).await?;
+        }
+        let addresses = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
+        let mut create = Command::new("redis-cli");
+        create.args(["--cluster", "create"]).args(addresses);
+        create.args(["--cluster-replicas", &replicas.to_string(), "--cluster-yes"]);
+        let output = create.output().await?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        cluster.until_whole().await?;
+        Ok(cluster)
+    }
+
+    /// The URLs of all nodes, separated by commas.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let url = |node: &Redis| format!("redis://127.0.0.1:{}", node.port);
+        self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
+    }
+
+    /// Kills the node that is the master of this key just now; answers which one that was.
+    ///
+    /// # Errors
+    /// Nobody knows who is.
+    pub async fn kill_master_of(&mut self, key: &str) -> anyhow::Result<usize> {
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(key);
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            // The others say who does.
+            if ask::<u8>(node, &exists).await.is_ok() {
+                node.kill().await;
+                return Ok(number);
+            }
+        }
+        anyhow::bail!("no node answers for {key}")
+    }
+
+    /// Starts a node again that was killed, and waits until everyone has what it should.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub async fn start_again(&mut self, number: usize) -> anyhow::Result<()> {
+        self.nodes.get_mut(number).context("no such node")?.start_again().await?;
+        self.until_whole().await
+    }
+
+    /// Waits until every node knows that all is well, and every replica has what its master has.
+    async fn until_whole(&self) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            eventually("the cluster is whole", seconds(60), || is_well(node)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends it.
+    pub async fn end(&mut self) {
+        for node in &mut self.nodes {
+            node.kill().await;
+        }
+    }
+}
+
+async fn is_well(node: &Redis) -> bool {
+    let cluster = ask::<String>(node, redis::cmd("CLUSTER").arg("INFO")).await;
+    let replication = ask::<String>(node, redis::cmd("INFO").arg("replication")).await;
+    let has_all =
+        |info: &str| info.contains("role:master") || info.contains("master_link_status:up");
+    cluster.is_ok_and(|info| info.contains("cluster_state:ok"))
+        && replication.is_ok_and(|info| has_all(&info))
+}
+
+async fn ask<T: redis::FromRedisValue>(
+    node: &Redis,
+    command: &redis::Cmd,
+) -> redis::RedisResult<T> {
+    let client = redis::Client::open(node.url())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    command.query_async(&mut connection).await
+}
