@@ -25,8 +25,10 @@ pub(crate) async fn our_matcher_agrees_with_rabbitmq() -> anyhow::Result<()> {
             FieldTable::default(),
         )
         .await?;
-    let patterns: BTreeSet<String> =
+    let mut patterns: BTreeSet<String> =
         (0..60).map(|_| words(&["a", "b", "c", "*", "#"], 5)).collect();
+    // RabbitMQ 4.3 binds with no more than these.
+    patterns.retain(|pattern| pattern.matches('#').count() <= 2);
     let types: BTreeSet<String> = (0..60).map(|_| words(&["a", "b", "c"], 5)).collect();
     for pattern in &patterns {
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
