@@ -59,16 +59,30 @@ impl RedisCluster {
     /// # Errors
     /// Nobody knows who is.
     pub async fn kill_master_of(&mut self, key: &str) -> anyhow::Result<usize> {
+        let number = self.master_of(key).await.with_context(|| format!("who has {key}?"))?;
+        self.nodes[number].kill().await;
+        Ok(number)
+    }
+
+    /// Waits until there is a master of this key.
+    ///
+    /// # Errors
+    /// There is none, for too long.
+    pub async fn until_served(&self, key: &str) -> anyhow::Result<()> {
+        let is_served = || async { self.master_of(key).await.is_some() };
+        eventually("a replica takes its master's place", seconds(60), is_served).await
+    }
+
+    async fn master_of(&self, key: &str) -> Option<usize> {
         let mut exists = redis::cmd("EXISTS");
         exists.arg(key);
-        for (number, node) in self.nodes.iter_mut().enumerate() {
+        for (number, node) in self.nodes.iter().enumerate() {
             // The others say who does.
             if ask::<u8>(node, &exists).await.is_ok() {
-                node.kill().await;
-                return Ok(number);
+                return Some(number);
             }
         }
-        anyhow::bail!("no node answers for {key}")
+        None
     }
 
     /// Starts a node again that was killed, and waits until everyone has what it should.

@@ -152,6 +152,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         store::what_came_back_is_told_by_one_clock,
+        store::a_cluster_answers_again_after_each_failover,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,
         kills::any_service_killed_under_load_loses_none,
         kills::everything_killed_in_turn_loses_nothing,

@@ -4,19 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_common::ids::Addressee;
 use doorbell_common::rung::Rung;
 use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
-use doorbell_platform::ids::token;
+use doorbell_platform::ids::{self, token};
 use doorbell_platform::store::Store;
-use doorbell_platform::store::notes::Taken;
+use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::tls::Trust;
 use doorbell_tests::engines::{self, Engines};
 use doorbell_tests::load::Load;
+use doorbell_tests::redis_cluster::RedisCluster;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use redis::aio::MultiplexedConnection;
+use tokio::task::JoinSet;
 
 /// How long Redis says nothing.
 const SILENCE: Duration = seconds(60);
@@ -163,10 +166,59 @@ pub(crate) async fn what_came_back_is_told_by_one_clock() -> anyhow::Result<()> 
     eventually("the detour is over", seconds(20), is_over).await
 }
 
+/// The client of a cluster may lock itself up when a node dies, if it has much to do just then.
+pub(crate) async fn a_cluster_answers_again_after_each_failover() -> anyhow::Result<()> {
+    let mut cluster = RedisCluster::start("redis-busy", 1).await?;
+    let urls: Vec<String> = cluster.urls().split(',').map(str::to_owned).collect();
+    let stores = (0..4).map(|_| store_at(&urls, "busy")).collect::<anyhow::Result<Vec<Store>>>()?;
+    let mut busy = JoinSet::new();
+    for n in 0..200 {
+        let store = stores[n % stores.len()].clone();
+        busy.spawn(async move {
+            loop {
+                // What comes of it is not the question.
+                store.finish(&some_note(&store)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    for tag in ["main", "tenant-acme", "slot-000000"] {
+        let dead = cluster.kill_master_of(&format!("{{{tag}}}")).await?;
+        cluster.until_served(&format!("{{{tag}}}")).await?;
+        until_all_are_answered(&stores).await?;
+        cluster.start_again(dead).await?;
+        until_all_are_answered(&stores).await?;
+    }
+    busy.shutdown().await;
+    cluster.end().await;
+    Ok(())
+}
+
+async fn until_all_are_answered(stores: &[Store]) -> anyhow::Result<()> {
+    let answered = |store: &Store| {
+        let store = store.clone();
+        async move { store.is_known(&some_note(&store)).await.is_ok() }
+    };
+    for store in stores {
+        eventually("the cluster answers", seconds(30), || answered(store)).await?;
+    }
+    Ok(())
+}
+
+/// The note of some event.
+fn some_note(store: &Store) -> Note {
+    let tenant = Addressee::Everyone;
+    store.event_note(&tenant, &ids::event_id(), Duration::from_secs(10))
+}
+
 fn store(engines: &Engines, prefix: &str) -> anyhow::Result<Store> {
+    store_at(std::slice::from_ref(&engines.redis_url), prefix)
+}
+
+fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
     let health = Health::new(&prometheus::Registry::new(), &[(Dependency::Redis, true)])?;
     health.up(Dependency::Redis);
-    Store::new(std::slice::from_ref(&engines.redis_url), &Trust::default(), prefix, health)
+    Store::new(urls, &Trust::default(), prefix, health)
 }
 
 /// A subscription created now gets, two seconds later, what it asks for from every dispatcher.

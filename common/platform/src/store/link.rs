@@ -1,19 +1,17 @@
 //! One connection to Redis, whether it is one server or a cluster.
 
+mod cluster;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::cluster_async::ClusterConnection;
-use redis::{
-    Client, Cmd, IntoConnectionInfo as _, Pipeline, RedisFuture, RedisResult, TlsCertificates,
-    Value,
-};
-use std::sync::Arc;
-use tokio::sync::Mutex;
+use redis::cluster::ClusterClientBuilder;
+use redis::{Client, Cmd, IntoConnectionInfo as _, Pipeline, RedisFuture, TlsCertificates, Value};
 
 use crate::tls::Trust;
+use cluster::Cluster;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,8 +21,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) enum Link {
     /// One server.
     Single(ConnectionManager),
-    /// A cluster; connected when first used, because its nodes may not be up yet.
-    Cluster { client: Arc<ClusterClient>, connection: Arc<Mutex<Option<ClusterConnection>>> },
+    /// Several that share the keys.
+    Cluster(Arc<Cluster>),
 }
 
 impl Link {
@@ -76,24 +74,12 @@ impl Link {
             builder = builder.certs(certificates);
         }
         let client = builder.build().context("--redis-url")?;
-        Ok(Self::Cluster { client: Arc::new(client), connection: Arc::default() })
+        Ok(Self::Cluster(Arc::new(Cluster::new(client))))
     }
 
     /// Whether keys of one command must have one hash tag.
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster { .. })
-    }
-
-    async fn cluster_connection(
-        client: &ClusterClient,
-        connection: &Mutex<Option<ClusterConnection>>,
-    ) -> RedisResult<ClusterConnection> {
-        let mut slot = connection.lock().await;
-        if let Some(connection) = &*slot {
-            return Ok(connection.clone());
-        }
-        let fresh = client.get_async_connection().await?;
-        Ok(slot.insert(fresh).clone())
+        matches!(self, Self::Cluster(_))
     }
 }
 
@@ -102,11 +88,11 @@ impl ConnectionLike for Link {
         Box::pin(async move {
             match self {
                 Self::Single(manager) => manager.req_packed_command(cmd).await,
-                Self::Cluster { client, connection } => {
-                    Self::cluster_connection(client, connection)
-                        .await?
-                        .req_packed_command(cmd)
-                        .await
+                Self::Cluster(cluster) => {
+                    let mut line = cluster.line().await?;
+                    let answer = line.connection.req_packed_command(cmd).await;
+                    cluster.judge(&line, &answer).await;
+                    answer
                 }
             }
         })
@@ -121,11 +107,11 @@ impl ConnectionLike for Link {
         Box::pin(async move {
             match self {
                 Self::Single(manager) => manager.req_packed_commands(cmd, offset, count).await,
-                Self::Cluster { client, connection } => {
-                    Self::cluster_connection(client, connection)
-                        .await?
-                        .req_packed_commands(cmd, offset, count)
-                        .await
+                Self::Cluster(cluster) => {
+                    let mut line = cluster.line().await?;
+                    let answer = line.connection.req_packed_commands(cmd, offset, count).await;
+                    cluster.judge(&line, &answer).await;
+                    answer
                 }
             }
         })
@@ -134,7 +120,7 @@ impl ConnectionLike for Link {
     fn get_db(&self) -> i64 {
         match self {
             Self::Single(manager) => manager.get_db(),
-            Self::Cluster { .. } => 0,
+            Self::Cluster(_) => 0,
         }
     }
 }
