@@ -48,8 +48,8 @@ pub struct CommonArgs {
     /// How logs are written.
     #[arg(long, global = true, env = "DOORBELL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// Which logs are written, by target. (What the RabbitMQ client sees, our own logs say with its cause.)
-    #[arg(long, global = true, env = "DOORBELL_LOG", default_value = "info,lapin=off")]
+    /// Which logs are written, by target. (What the clients of RabbitMQ and Redis see, our own logs say with its cause.)
+    #[arg(long, global = true, env = "DOORBELL_LOG", default_value = "info,lapin=off,redis=off")]
     pub log: String,
     /// How long a stop may take: at SIGTERM, work in flight is finished or handed on inside this time.
     #[arg(long, global = true, env = "DOORBELL_GRACE", default_value = "45s")]
