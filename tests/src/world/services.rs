@@ -166,11 +166,16 @@ impl World {
         self.services.lock().await.get(name).context("no such service")?.process.signal(signal)
     }
 
-    /// Asks a service to stop and waits; answers its exit code.
+    /// Asks a service to stop and waits; answers its exit code. One that has only just been started is asked once
+    /// it can hear: before that, any signal ends it.
     ///
     /// # Errors
-    /// There is no such service.
+    /// There is no such service, or it does not come up.
     pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
+        eventually(&format!("{name} is up"), READY, || async {
+            self.readiness(name).await.is_ok()
+        })
+        .await?;
         let mut services = self.services.lock().await;
         Ok(services.get_mut(name).context("no such service")?.process.stop(seconds(60)).await)
     }
