@@ -110,6 +110,7 @@ impl Engines {
         nodes: usize,
     ) -> anyhow::Result<Self> {
         let folder = folder().join(name);
+        anyhow::ensure!(!folder.exists(), "another story has engines of the name {name}");
         let (rabbitmq_folder, redis_folder) = (folder.join("rabbitmq"), folder.join("redis"));
         let (mut rabbitmq, mut redis) = tokio::try_join!(
             RabbitMq::start(&rabbitmq_folder, plugins, tls),

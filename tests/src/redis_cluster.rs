@@ -24,10 +24,12 @@ impl RedisCluster {
     /// # Errors
     /// A node could not be started, or they don't form a cluster.
     pub async fn start(name: &str, replicas: usize) -> anyhow::Result<Self> {
+        let folder = engines::folder().join(name);
+        anyhow::ensure!(!folder.exists(), "another story has a cluster of the name {name}");
         let mut nodes = Vec::new();
         for n in 0..MASTERS * (1 + replicas) {
-            let folder = engines::folder().join(name).join(n.to_string());
-            let mut node = Redis::start(&folder, None, &["cluster-enabled"]).await?;
+            let mut node =
+                Redis::start(&folder.join(n.to_string()), None, &["cluster-enabled"]).await?;
             engines::note(node.process())?;
             nodes.push(node);
         }

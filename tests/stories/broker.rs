@@ -360,7 +360,7 @@ pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow:
 
 /// RabbitMQ warns of each connection that breaks off, and a rolling update breaks none.
 pub(crate) async fn services_that_stop_say_goodbye_to_rabbitmq() -> anyhow::Result<()> {
-    let world = World::with("goodbye", Setup::private()).await?;
+    let world = World::with("stopping", Setup::private()).await?;
     world.subscribe("acme", "steady", &["#"]).await?;
     let paused = world.subscribe("acme", "paused", &["#"]).await?;
     world.set_status("acme", &paused, "paused").await?;
@@ -375,7 +375,7 @@ pub(crate) async fn services_that_stop_say_goodbye_to_rabbitmq() -> anyhow::Resu
     world.set_status("acme", &paused, "active").await?;
     world.settle(seconds(60)).await?;
     world.finish().await?;
-    let log = std::fs::read_to_string(engines::folder().join("goodbye/rabbitmq/rabbitmq.log"))?;
+    let log = std::fs::read_to_string(engines::folder().join("stopping/rabbitmq/rabbitmq.log"))?;
     let broken: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("closing AMQP connection") && line.contains("- doorbell-"))
