@@ -107,6 +107,10 @@ impl World {
         Ok(sum)
     }
 
+    async fn has_ended(&self, name: &str) -> bool {
+        self.services.lock().await.get_mut(name).is_some_and(|running| running.process.has_ended())
+    }
+
     async fn admin_url(&self, name: &str) -> Option<String> {
         self.services.lock().await.get(name).map(|running| running.service.admin_url.clone())
     }
@@ -167,13 +171,13 @@ impl World {
     }
 
     /// Asks a service to stop and waits; answers its exit code. One that has only just been started is asked once
-    /// it can hear: before that, any signal ends it.
+    /// it can hear: before that, any signal ends it. One may be asked twice.
     ///
     /// # Errors
     /// There is no such service, or it does not come up.
     pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
         eventually(&format!("{name} is up"), READY, || async {
-            self.readiness(name).await.is_ok()
+            self.has_ended(name).await || self.readiness(name).await.is_ok()
         })
         .await?;
         let mut services = self.services.lock().await;
