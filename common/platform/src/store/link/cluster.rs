@@ -22,6 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(in crate::store) struct Cluster {
     client: ClusterClient,
     current: tokio::sync::Mutex<Option<Line>>,
+    /// Held while a silent connection is replaced.
+    replacing: tokio::sync::Mutex<()>,
 }
 
 /// A connection, and when it was heard of last. Cheap to clone.
@@ -54,7 +56,11 @@ impl Heard {
 
 impl Cluster {
     pub(super) fn new(client: ClusterClient) -> Self {
-        Self { client, current: tokio::sync::Mutex::default() }
+        Self {
+            client,
+            current: tokio::sync::Mutex::default(),
+            replacing: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The connection that there is, or a new one.
@@ -63,23 +69,31 @@ impl Cluster {
         if let Some(line) = &*current {
             return Ok(line.clone());
         }
+        Ok(current.insert(self.connect().await?).clone())
+    }
+
+    async fn connect(&self) -> RedisResult<Line> {
         let connecting = self.client.get_async_connection();
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
         let too_late = || RedisError::from((ErrorKind::Io, "the cluster does not answer"));
-        let connection = connected.map_err(|_| too_late())??;
-        Ok(current.insert(Line { connection, heard: Heard::now() }).clone())
+        Ok(Line { connection: connected.map_err(|_| too_late())??, heard: Heard::now() })
     }
 
-    /// Takes note of what came of a command over this connection, and forgets it if nothing is heard of it any
-    /// more.
+    /// Takes note of what came of a command over this connection, and replaces it if nothing is heard of it any
+    /// more. One command does so, and waits for it; the others go on with the one that there is.
     pub(super) async fn judge<T>(&self, line: &Line, answer: &RedisResult<T>) {
         if !line.heard.is_silence(answer) {
             return;
         }
-        let mut current = self.current.lock().await;
-        if current.as_ref().is_some_and(|known| Arc::ptr_eq(&known.heard.0, &line.heard.0)) {
-            tracing::warn!("nothing is heard of the cluster of Redis: connecting anew");
-            *current = None;
+        let Ok(_replacing) = self.replacing.try_lock() else { return };
+        let is_line = |known: &Line| Arc::ptr_eq(&known.heard.0, &line.heard.0);
+        if !self.current.lock().await.as_ref().is_some_and(is_line) {
+            return;
+        }
+        tracing::warn!("nothing is heard of the cluster of Redis: connecting anew");
+        match self.connect().await {
+            Ok(line) => *self.current.lock().await = Some(line),
+            Err(error) => tracing::debug!(%error, "no new connection to the cluster of Redis"),
         }
     }
 }
