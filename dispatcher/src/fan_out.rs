@@ -179,8 +179,12 @@ impl Dispatcher {
         subscription: &Subscription,
         Begun { permit, ledger }: Begun<'_>,
     ) -> Settled {
-        // Before anything else: nobody waits for his turn, a permit or his template behind a closed gate.
-        if let Some(closed) = self.gates.closed(&subscription.id) {
+        // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
+        // at the gate at once.
+        let needs_more = permit.is_none()
+            || subscription.rate_limit.is_some()
+            || subscription.template.is_some();
+        if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
             drop(permit);
             return self.hold(delivery, closed, ledger).await;
         }
