@@ -52,8 +52,7 @@ impl RedisCluster {
     /// The URLs of all nodes, separated by commas.
     #[must_use]
     pub fn urls(&self) -> String {
-        let url = |node: &Redis| format!("redis://127.0.0.1:{}", node.port);
-        self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
+        self.nodes.iter().map(Redis::url).collect::<Vec<_>>().join(",")
     }
 
     /// Kills the node that is the master of this key just now; answers which one that was.
