@@ -1,8 +1,8 @@
-//! Stands between a service and Redis, and cuts everything off before a certain command.
+//! Stands between a service and an engine: cuts everything off before a certain command, or forgets its connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,10 @@ pub struct Proxy {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The port that new connections lead to.
+    port: AtomicU16,
+    /// How often all connections were forgotten.
+    forgotten: AtomicU32,
     /// How many more times something may be sent; 0: any number.
     left: AtomicU32,
     is_cut: AtomicBool,
@@ -34,17 +38,29 @@ impl Proxy {
     pub async fn start(port: u16) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let proxy = Self { address: listener.local_addr()?, state: Arc::default() };
+        proxy.lead_to(port);
         let state = Arc::clone(&proxy.state);
         spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let state = Arc::clone(&state);
                 spawn(async move {
                     // One that breaks is what this is for.
-                    let _broken = state.carry(client, port).await.is_err();
+                    let _broken = state.carry(client).await.is_err();
                 });
             }
         });
         Ok(proxy)
+    }
+
+    /// Leads connections that are made from now on to another port.
+    pub fn lead_to(&self, port: u16) {
+        self.state.port.store(port, Ordering::SeqCst);
+    }
+
+    /// Carries nothing any more over the connections that there are, and does not say so: as if what stands between
+    /// two hosts had forgotten them.
+    pub fn forget_connections(&self) {
+        self.state.forgotten.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Cuts everything off before what is sent the `n`th time from now on.
@@ -68,17 +84,22 @@ impl Proxy {
 }
 
 impl State {
-    async fn carry(&self, client: TcpStream, port: u16) -> anyhow::Result<()> {
+    async fn carry(&self, client: TcpStream) -> anyhow::Result<()> {
         if self.is_cut.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let server = TcpStream::connect(("127.0.0.1", port)).await?;
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
+        let is_forgotten = || self.forgotten.load(Ordering::SeqCst) != forgotten;
+        let server = TcpStream::connect(("127.0.0.1", self.port.load(Ordering::SeqCst))).await?;
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = server.into_split();
         let there = async {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let count = from_client.read(&mut buffer).await?;
+                if is_forgotten() {
+                    return std::future::pending().await;
+                }
                 if count == 0 || self.is_over() {
                     return anyhow::Ok(());
                 }
@@ -89,6 +110,9 @@ impl State {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let count = from_server.read(&mut buffer).await?;
+                if is_forgotten() {
+                    return std::future::pending().await;
+                }
                 if count == 0 || self.is_cut.load(Ordering::SeqCst) {
                     return anyhow::Ok(());
                 }

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use doorbell_local::engines::Redis;
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::engines;
@@ -63,6 +64,26 @@ impl RedisCluster {
         let number = self.master_of(key).await.with_context(|| format!("who has {key}?"))?;
         self.nodes[number].kill().await;
         Ok(number)
+    }
+
+    /// Freezes the node that is the master of this key just now, so that it says nothing and keeps its connections;
+    /// answers which one that was.
+    ///
+    /// # Errors
+    /// Nobody knows who is.
+    pub async fn freeze_master_of(&mut self, key: &str) -> anyhow::Result<usize> {
+        let number = self.master_of(key).await.with_context(|| format!("who has {key}?"))?;
+        self.nodes[number].process().signal(Signal::SIGSTOP)?;
+        Ok(number)
+    }
+
+    /// Lets a frozen node go on, and waits until everyone has what it should.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub async fn thaw(&mut self, number: usize) -> anyhow::Result<()> {
+        self.nodes.get_mut(number).context("no such node")?.process().signal(Signal::SIGCONT)?;
+        self.until_whole().await
     }
 
     /// Waits until there is a master of this key.

@@ -38,6 +38,7 @@ mod removals;
 mod rotation;
 mod secrets;
 mod sideline;
+mod silence;
 mod steps;
 mod store;
 mod templates;
@@ -150,9 +151,13 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         hostile::no_forbidden_url_or_header_gets_in,
         limits::a_tenant_gets_what_it_is_allowed,
         store::redis_restarted_silent_or_emptied_loses_nothing,
+        store::a_full_redis_loses_nothing,
         store::a_note_tells_copies_and_is_none_of_itself,
         store::what_came_back_is_told_by_one_clock,
         store::a_cluster_answers_again_after_each_failover,
+        store::a_cluster_answers_again_without_a_node_that_is_frozen,
+        silence::connections_that_were_forgotten_are_made_anew,
+        silence::a_redis_that_is_only_a_replica_now_is_left,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,
         kills::any_service_killed_under_load_loses_none,
         kills::everything_killed_in_turn_loses_nothing,

@@ -16,7 +16,7 @@ pub(crate) async fn redis_killed_between_any_two_steps_of_a_change_leaves_nothin
     let port = world.engines.redis_url.trim_end_matches("/0").rsplit(':').next();
     let proxy = Proxy::start(port.unwrap_or_default().parse()?).await?;
     let through = format!("redis://{}/0", proxy.address);
-    world.restart_with("control-plane", ("DOORBELL_REDIS_URL", through)).await?;
+    world.restart_with("control-plane", &[("DOORBELL_REDIS_URL", &through)]).await?;
     let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
     // What is made, changed and deleted in each round, and how often it was done in spite of the cut.
     let mut done = [0_u32; 3];

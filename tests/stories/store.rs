@@ -12,13 +12,16 @@ use doorbell_platform::ids::{self, token};
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::tls::Trust;
+use doorbell_tests::api::subscription;
 use doorbell_tests::engines::{self, Engines};
 use doorbell_tests::load::Load;
 use doorbell_tests::redis_cluster::RedisCluster;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Setup, World, amqp, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use redis::aio::MultiplexedConnection;
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 /// How long Redis says nothing.
@@ -111,6 +114,53 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
     Arc::into_inner(world).unwrap().finish().await
 }
 
+/// It answers what it has, and takes nothing more.
+pub(crate) async fn a_full_redis_loses_nothing() -> anyhow::Result<()> {
+    let world = Arc::new(World::with("full", Setup::private().without_breaker()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    world.subscribe("acme", "steady", &["#"]).await?;
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    let mut body = subscription(&world.receiver.url("limited"), &["#"]);
+    body["rate_limit"] = json!({ "per_second": 100, "burst": 100 });
+    world.subscribe_as("acme", "limited", body).await?;
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(20));
+    let all_get = |what: &'static str| {
+        let world = &world;
+        async move {
+            let counts =
+                || ["steady", "flaky", "limited"].map(|name| world.receiver.accepted(name));
+            let before = counts();
+            let more = || async { counts().iter().zip(before).all(|(now, then)| *now > then + 50) };
+            eventually(what, seconds(60), more).await
+        }
+    };
+    all_get("load flows").await?;
+
+    let mut redis = world.engines.redis_link().await?;
+    let mut bound = redis::cmd("CONFIG");
+    bound.arg("SET").arg("maxmemory");
+    bound.clone().arg(1).query_async::<()>(&mut redis).await?;
+    all_get("load flows although nothing can be noted").await?;
+    let path = "/v1/tenants/acme/subscriptions";
+    let body = subscription(&world.receiver.url("more"), &["more.#"]);
+    let refused = world.control.call(Method::POST, path, body).await?;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.body["detail"].to_string().contains("memory"), "{refused:?}");
+    let listed = world.control.call(Method::GET, path, Value::Null).await?;
+    assert_eq!(listed.body["data"].as_array().map(Vec::len), Some(3), "{listed:?}");
+    assert!(world.is_ready("dispatcher-1").await, "it can do what it must");
+
+    bound.clone().arg(0).query_async::<()>(&mut redis).await?;
+    change_is_in_force(&world, "afterwards").await?;
+    all_get("load flows as before").await?;
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!("Redis was full amid {accepted} events: 0 lost, {duplicates} duplicates");
+    Arc::into_inner(world).unwrap().finish().await
+}
+
 pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Result<()> {
     use Taken::{Copy, Go};
     let engines = engines::shared().await?;
@@ -194,13 +244,36 @@ pub(crate) async fn a_cluster_answers_again_after_each_failover() -> anyhow::Res
     Ok(())
 }
 
+/// A frozen node keeps its connections, so nothing tells the client that another one has taken its place.
+pub(crate) async fn a_cluster_answers_again_without_a_node_that_is_frozen() -> anyhow::Result<()> {
+    let mut cluster = RedisCluster::start("redis-frozen", 1).await?;
+    let urls: Vec<String> = cluster.urls().split(',').map(str::to_owned).collect();
+    let stores = [store_at(&urls, "frozen")?];
+    until_all_are_answered(&stores).await?;
+    for tag in ["main", "tenant-acme"] {
+        let frozen = cluster.freeze_master_of(&format!("{{{tag}}}")).await?;
+        cluster.until_served(&format!("{{{tag}}}")).await?;
+        until_all_are_answered(&stores).await?;
+        cluster.thaw(frozen).await?;
+        until_all_are_answered(&stores).await?;
+    }
+    cluster.end().await;
+    Ok(())
+}
+
 async fn until_all_are_answered(stores: &[Store]) -> anyhow::Result<()> {
-    let answered = |store: &Store| {
+    // All nodes, with so many notes.
+    let asking = |store: &Store| {
         let store = store.clone();
-        async move { store.is_known(&some_note(&store)).await.is_ok() }
+        let asked = (0..30).map(move |_| {
+            let store = store.clone();
+            async move { store.is_known(&some_note(&store)).await }
+        });
+        futures_util::future::try_join_all(asked)
     };
     for store in stores {
-        eventually("the cluster answers", seconds(30), || answered(store)).await?;
+        eventually("the cluster answers", seconds(30), || async { asking(store).await.is_ok() })
+            .await?;
     }
     Ok(())
 }

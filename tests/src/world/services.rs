@@ -147,16 +147,16 @@ impl World {
         engines::note(&running.process)
     }
 
-    /// Stops a service, and starts it again with one more environment variable.
+    /// Stops a service, and starts it again with further environment variables.
     ///
     /// # Errors
     /// There is no such service, or it could not be started.
-    pub async fn restart_with(&self, name: &str, variable: (&str, String)) -> anyhow::Result<()> {
+    pub async fn restart_with(&self, name: &str, variables: &[(&str, &str)]) -> anyhow::Result<()> {
         self.stop(name).await?;
         let mut services = self.services.lock().await;
         let running = services.get_mut(name).context("no such service")?;
-        let (variable, value) = variable;
-        running.service.spec.environment.push((variable.to_owned(), value.into()));
+        let added = variables.iter().map(|(name, value)| ((*name).to_owned(), value.into()));
+        running.service.spec.environment.extend(added);
         drop(services);
         self.restart(name).await?;
         self.until_readiness(name, true).await

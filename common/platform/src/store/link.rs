@@ -1,28 +1,72 @@
-//! One connection to Redis, whether it is one server or a cluster.
+//! One connection to Redis, whether it is one server or a cluster, which is made anew when commands end in vain
+//! over it.
+//!
+//! The client (redis 1.8) makes one anew that has broken, but there are others that are of no use:
+//!
+//! - whose packets nobody answers any more, because a host was lost, or what stood in between has forgotten the
+//!   connection: the system says so only after a quarter of an hour;
+//! - to a cluster of which one node is frozen: the client asks it for the slots that it had, on and on, although a
+//!   replica has taken its place;
+//! - to a cluster, when a node dies: while the client reads anew who has what, it polls nothing else, not even the
+//!   task of its own whose turn with their common lock it is, and so may lock itself up for good (one of four
+//!   did, at the first failover under load);
+//! - to a server that is only a replica now: its name may lead to another one meanwhile.
 
-mod cluster;
+mod vain;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use redis::cluster::ClusterClientBuilder;
-use redis::{Client, Cmd, IntoConnectionInfo as _, Pipeline, RedisFuture, TlsCertificates, Value};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::{
+    Client, Cmd, ErrorKind, IntoConnectionInfo as _, Pipeline, RedisError, RedisFuture,
+    RedisResult, TlsCertificates, Value,
+};
 
 use crate::tls::Trust;
-use cluster::Cluster;
+use vain::{InVain, Vain, any_in_vain, in_vain};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take to connect to a cluster, all nodes together.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A multiplexed connection that comes back by itself. Cheap to clone.
+/// Redis: connected to when first used, because it may not be up yet. Cheap to clone.
 #[derive(Clone)]
-pub(super) enum Link {
-    /// One server.
-    Single(ConnectionManager),
+pub(super) struct Link {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    server: Server,
+    current: RwLock<Option<Line>>,
+    /// Held by whoever connects.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+enum Server {
+    /// One.
+    Single(Client),
     /// Several that share the keys.
-    Cluster(Arc<Cluster>),
+    Cluster(ClusterClient),
+}
+
+/// A connection, and what has come of it. Cheap to clone.
+#[derive(Clone)]
+struct Line {
+    connection: Connection,
+    in_vain: InVain,
+}
+
+/// A multiplexed connection.
+#[derive(Clone)]
+enum Connection {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
 }
 
 impl Link {
@@ -31,13 +75,22 @@ impl Link {
             client_tls: None,
             root_cert: Some(pem.as_bytes().to_vec()),
         });
-        match urls {
+        let server = match urls {
             [] => anyhow::bail!("--redis-url is empty"),
-            [url] => Self::single(url, certificates),
-            nodes => Self::cluster(nodes, certificates),
-        }
+            [url] => Server::single(url, certificates)?,
+            nodes => Server::cluster(nodes, certificates)?,
+        };
+        let (current, connecting) = (RwLock::default(), tokio::sync::Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { server, current, connecting }) })
     }
 
+    /// Whether keys of one command must have one hash tag.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.inner.server, Server::Cluster(_))
+    }
+}
+
+impl Server {
     fn single(url: &str, certificates: Option<TlsCertificates>) -> anyhow::Result<Self> {
         // The client's own error would repeat the URL, and with it a password.
         let info = url
@@ -48,15 +101,8 @@ impl Link {
                 Client::build_with_tls(info, certificates)
             }
             _ => Client::open(info),
-        }
-        .context("--redis-url")?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            // Who needs Redis tries again by its own plan; a command should fail soon.
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        Ok(Self::Single(ConnectionManager::new_lazy_with_config(client, config)?))
+        };
+        Ok(Self::Single(client.context("--redis-url")?))
     }
 
     fn cluster(nodes: &[String], certificates: Option<TlsCertificates>) -> anyhow::Result<Self> {
@@ -73,28 +119,87 @@ impl Link {
         if let Some(certificates) = certificates {
             builder = builder.certs(certificates);
         }
-        let client = builder.build().context("--redis-url")?;
-        Ok(Self::Cluster(Arc::new(Cluster::new(client))))
+        Ok(Self::Cluster(builder.build().context("--redis-url")?))
     }
 
-    /// Whether keys of one command must have one hash tag.
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
+    async fn connect(&self) -> RedisResult<Connection> {
+        match self {
+            Self::Single(client) => {
+                let config = ConnectionManagerConfig::new()
+                    .set_connection_timeout(Some(CONNECT_TIMEOUT))
+                    .set_response_timeout(Some(RESPONSE_TIMEOUT))
+                    // Who needs Redis tries again by its own plan; a command should fail soon.
+                    .set_number_of_retries(1)
+                    .set_max_delay(Duration::from_millis(500));
+                let manager = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
+                Ok(Connection::Single(manager))
+            }
+            Self::Cluster(client) => {
+                let connecting = client.get_async_connection();
+                let connected = tokio::time::timeout(CLUSTER_TIMEOUT, connecting).await;
+                let too_late = || RedisError::from((ErrorKind::Io, "the cluster does not answer"));
+                Ok(Connection::Cluster(connected.map_err(|_| too_late())??))
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The connection that there is, or a new one.
+    async fn line(&self) -> RedisResult<Line> {
+        if let Some(line) = self.current() {
+            return Ok(line);
+        }
+        let _connecting = self.connecting.lock().await;
+        match self.current() {
+            Some(line) => Ok(line),
+            None => self.connect().await,
+        }
+    }
+
+    fn current(&self) -> Option<Line> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn connect(&self) -> RedisResult<Line> {
+        let line = Line { connection: self.server.connect().await?, in_vain: InVain::begin() };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(line.clone());
+        Ok(line)
+    }
+
+    /// Takes note that a command over this connection ended in vain; has it replaced if it is of no use. In a task of
+    /// its own, because whoever waits for a command may give up; all go on meanwhile with the one that there is.
+    #[expect(clippy::disallowed_methods, reason = "one that is lost at shutdown is not missed")]
+    fn ended_in_vain(self: &Arc<Self>, line: &Line, vain: Vain) {
+        if line.in_vain.is_enough(vain) {
+            tokio::spawn(Arc::clone(self).replace(line.in_vain.clone(), vain));
+        }
+    }
+
+    async fn replace(self: Arc<Self>, of_no_use: InVain, vain: Vain) {
+        let Ok(_connecting) = self.connecting.try_lock() else { return };
+        if !self.current().is_some_and(|current| current.in_vain.is_same(&of_no_use)) {
+            return;
+        }
+        tracing::warn!(why = %vain, "commands to Redis end in vain: connecting anew");
+        if let Err(error) = self.connect().await {
+            tracing::debug!(%error, "no new connection to Redis");
+        }
     }
 }
 
 impl ConnectionLike for Link {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            match self {
-                Self::Single(manager) => manager.req_packed_command(cmd).await,
-                Self::Cluster(cluster) => {
-                    let mut line = cluster.line().await?;
-                    let answer = line.connection.req_packed_command(cmd).await;
-                    cluster.judge(&line, &answer).await;
-                    answer
-                }
+            let mut line = self.inner.line().await?;
+            let answer = match &mut line.connection {
+                Connection::Single(manager) => manager.req_packed_command(cmd).await,
+                Connection::Cluster(cluster) => cluster.req_packed_command(cmd).await,
+            };
+            if let Some(vain) = in_vain(&answer) {
+                self.inner.ended_in_vain(&line, vain);
             }
+            answer
         })
     }
 
@@ -105,22 +210,26 @@ impl ConnectionLike for Link {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            match self {
-                Self::Single(manager) => manager.req_packed_commands(cmd, offset, count).await,
-                Self::Cluster(cluster) => {
-                    let mut line = cluster.line().await?;
-                    let answer = line.connection.req_packed_commands(cmd, offset, count).await;
-                    cluster.judge(&line, &answer).await;
-                    answer
+            let mut line = self.inner.line().await?;
+            let answer = match &mut line.connection {
+                Connection::Single(manager) => {
+                    manager.req_packed_commands(cmd, offset, count).await
                 }
+                Connection::Cluster(cluster) => {
+                    cluster.req_packed_commands(cmd, offset, count).await
+                }
+            };
+            if let Some(vain) = any_in_vain(&answer) {
+                self.inner.ended_in_vain(&line, vain);
             }
+            answer
         })
     }
 
     fn get_db(&self) -> i64 {
-        match self {
-            Self::Single(manager) => manager.get_db(),
-            Self::Cluster(_) => 0,
+        match &self.inner.server {
+            Server::Single(client) => client.get_connection_info().redis_settings().db(),
+            Server::Cluster(_) => 0,
         }
     }
 }
