@@ -107,18 +107,7 @@ fn described() -> Described<Api> {
 }
 
 /// The store's trouble is ours, not the caller's.
-#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
 pub(crate) fn trouble(error: StoreError) -> Problem {
     tracing::warn!(%error, "request not served");
-    match error {
-        StoreError::Redis(_) | StoreError::NotReady => {
-            Problem::unavailable("Redis does not answer; try again")
-        }
-        StoreError::NotInitialised
-        | StoreError::AnotherEpoch
-        | StoreError::Lost(_)
-        | StoreError::NotOpened { .. }
-        | StoreError::NoSuchKey(_)
-        | StoreError::Corrupt { .. } => Problem::unavailable(error.to_string()),
-    }
+    Problem::unavailable(error.for_caller())
 }

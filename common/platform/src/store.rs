@@ -103,6 +103,25 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// What whoever asked for something may be told: what is wrong, and nothing else of what Redis says.
+    #[must_use]
+    pub fn for_caller(self) -> String {
+        let Self::Redis(error) = self else { return self.to_string() };
+        let refusal = error
+            .into_server_errors()
+            .and_then(|errors| errors.first().map(|(_, error)| error.code().to_owned()));
+        let what = match refusal.as_deref() {
+            None => "Redis does not answer; try again",
+            Some("OOM") => "Redis has no memory left and takes no changes",
+            Some("MISCONF") => "Redis cannot write to its disk and takes no changes",
+            Some("READONLY") => "Redis is a replica just now and takes no changes; try again",
+            Some(_) => "Redis refuses; the log of this service says why",
+        };
+        what.to_owned()
+    }
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("keys", &self.keys).finish_non_exhaustive()
@@ -237,5 +256,33 @@ impl Store {
         loading: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         if self.is_up() { loading.await } else { Err(StoreError::NotReady) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use redis::{RedisResult, parse_redis_value};
+
+    use super::*;
+
+    #[test]
+    fn a_caller_is_told_what_is_wrong_with_redis() {
+        let refusal = |text: &str| -> RedisResult<Value> {
+            parse_redis_value(format!("-{text}\r\n").as_bytes())?.extract_error()
+        };
+        let timed_out = Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        for (answer, told) in [
+            (timed_out, "does not answer"),
+            (refusal("OOM command not allowed when used memory > 'maxmemory'."), "no memory"),
+            (refusal("READONLY You can't write against a read only replica."), "a replica"),
+            (refusal("MISCONF Redis is configured to save RDB snapshots"), "its disk"),
+            (refusal("NOPERM User joe has no permissions"), "the log of this service"),
+        ] {
+            let error = StoreError::from(answer.unwrap_err()).for_caller();
+            assert!(error.contains(told) && !error.contains("joe"), "{error}");
+        }
+        assert!(StoreError::NotInitialised.for_caller().contains("init"));
     }
 }
