@@ -13,6 +13,7 @@ use doorbell_tests::redis_cluster::RedisCluster;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, engines, eventually};
 use futures_util::future::try_join_all;
+use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -206,8 +207,8 @@ fn certificates() -> anyhow::Result<TlsFiles> {
     })
 }
 
-/// Deliveries and retries go on while a node is dead: not only when it is back. RabbitMQ remembers dead
-/// leaders where it meets them at the wrong moment, in channels and in its own workers.
+/// Deliveries and retries go on while a node is dead, or frozen: not only when it is back. RabbitMQ remembers
+/// leaders that are away where it meets them at the wrong moment, in channels and in its own workers.
 pub(crate) async fn a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing() -> anyhow::Result<()> {
     let setup = Setup { nodes: 3, ..Setup::private() }.without_breaker();
     let world = Arc::new(World::with("nodes", setup).await?);
@@ -220,9 +221,13 @@ pub(crate) async fn a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing() -> a
         Load::over_http(&world, "acme", Duration::from_millis(20)),
         Load::over_amqp(&world, "acme", Duration::from_millis(20)).await?,
     ];
-    for node in world.engines.nodes().take(2) {
+    for (node, freezes) in world.engines.nodes().zip([false, true]) {
         let mut node = node.lock().await;
-        node.kill().await;
+        if freezes {
+            node.process().signal(Signal::SIGSTOP)?;
+        } else {
+            node.kill().await;
+        }
         world.set_status("acme", &pausing, "paused").await?;
         let before = (world.receiver.accepted("steady"), world.receiver.accepted("flaky"));
         eventually(
@@ -235,7 +240,15 @@ pub(crate) async fn a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing() -> a
         )
         .await?;
         world.set_status("acme", &pausing, "active").await?;
-        node.start_again().await?;
+        if freezes {
+            node.process().signal(Signal::SIGCONT)?;
+            // Whichever nodes have lost their replicas of streams over that.
+            let so_far = world.receiver.accepted("steady");
+            let flows = || async { world.receiver.accepted("pausing") >= so_far };
+            eventually("what was held flows again", seconds(120), flows).await?;
+        } else {
+            node.start_again().await?;
+        }
     }
     for node in world.engines.nodes() {
         node.lock().await.kill().await;
@@ -251,7 +264,7 @@ pub(crate) async fn a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing() -> a
     world.until_nothing_waits().await?;
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!(
-        "two of three nodes killed in turn, then all, amid {accepted} events: 0 lost, {duplicates} duplicates"
+        "one of three nodes killed, one frozen, then all killed, amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
     Arc::into_inner(world).unwrap().finish().await
 }

@@ -109,6 +109,7 @@ impl RabbitMq {
              disk_free_limit.absolute = 50MB\n\
              max_message_size = 1048576\n\
              cluster_partition_handling = pause_minority\n\
+             net_ticktime = 15\n\
              management_agent.disable_metrics_collector = false\n\
              log.console = true\n\
              log.console.level = warning\n\

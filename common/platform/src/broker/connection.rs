@@ -74,6 +74,11 @@ impl Broker {
         })
     }
 
+    /// How many nodes are known.
+    pub(super) fn nodes(&self) -> usize {
+        self.inner.nodes.len()
+    }
+
     /// Connects to the first node that answers; each is tried once.
     ///
     /// # Errors

@@ -35,29 +35,31 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// Begins to read.
+    /// Begins to read, from the first node that lets us: one may have lost its replica of the stream, and breaks
+    /// off the connection of whoever wants to read it there (3.10, after a node was frozen).
     ///
     /// # Errors
-    /// RabbitMQ is not reachable.
+    /// No node does; says what the last one said.
     pub async fn open(broker: &Broker, stream: &str, from: From) -> anyhow::Result<Self> {
-        let connection = broker.connect("read-stream").await?;
-        // Someone may have deleted it.
-        broker.declare_topology(&connection).await?;
-        let channel = in_time(&connection, connection.create_channel()).await?;
-        in_time(&connection, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
-        let mut arguments = FieldTable::default();
-        let offset = match from {
-            From::First => AMQPValue::LongString("first".into()),
-            From::Offset(offset) => {
-                AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX))
+        let mut opened = Self::open_somewhere(broker, stream, from).await;
+        for _ in 1..broker.nodes() {
+            if let Err(error) = &opened {
+                tracing::debug!(stream, error = format!("{error:#}"), "asking the next node");
+                opened = Self::open_somewhere(broker, stream, from).await;
             }
-        };
-        arguments.insert("x-stream-offset".into(), offset);
-        let tag = format!("doorbell-{}", crate::ids::token());
-        let options = BasicConsumeOptions::default();
-        let consuming = channel.basic_consume(stream.into(), tag.into(), options, arguments);
-        let consumer = in_time(&connection, consuming).await?;
-        Ok(Self { connection, channel, consumer })
+        }
+        opened
+    }
+
+    async fn open_somewhere(broker: &Broker, stream: &str, from: From) -> anyhow::Result<Self> {
+        let connection = broker.connect("read-stream").await?;
+        match begin(broker, &connection, stream, from).await {
+            Ok((channel, consumer)) => Ok(Self { connection, channel, consumer }),
+            Err(error) => {
+                close(connection).await;
+                Err(error)
+            }
+        }
     }
 
     /// The next messages: those that are there, at most so many, or the first that comes within
@@ -94,4 +96,27 @@ impl StreamReader {
     pub async fn close(self) {
         close(self.connection).await;
     }
+}
+
+async fn begin(
+    broker: &Broker,
+    connection: &Connection,
+    stream: &str,
+    from: From,
+) -> anyhow::Result<(Channel, Consumer)> {
+    // Someone may have deleted it.
+    broker.declare_topology(connection).await?;
+    let channel = in_time(connection, connection.create_channel()).await?;
+    in_time(connection, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+    let mut arguments = FieldTable::default();
+    let offset = match from {
+        From::First => AMQPValue::LongString("first".into()),
+        From::Offset(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
+    };
+    arguments.insert("x-stream-offset".into(), offset);
+    let tag = format!("doorbell-{}", crate::ids::token());
+    let options = BasicConsumeOptions::default();
+    let consuming = channel.basic_consume(stream.into(), tag.into(), options, arguments);
+    let consumer = in_time(connection, consuming).await?;
+    Ok((channel, consumer))
 }
