@@ -110,7 +110,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let dependencies = [(Dependency::RabbitmqPublish, false), (Dependency::Redis, true)];
     if matches!(args.command, Some(Command::Init)) {
         let health = Health::new(&service.registry, &dependencies)?;
-        let created = plumbing::store(&args.common, health)?.init().await?;
+        let created = plumbing::store(&args.common, (health, &service.registry))?.init().await?;
         tracing::info!(created, "Redis is initialised");
         return Ok(());
     }

@@ -183,14 +183,14 @@ pub(crate) async fn turns_are_given_by_one_clock_for_all() -> anyhow::Result<()>
     const ASKED_BY_EACH: u64 = 300;
     let limit = RateLimit { per_second: 100, burst: 7 };
     let engines = engines::shared().await?;
-    let registry = prometheus::Registry::new();
-    let health = Health::new(&registry, &[])?;
     let url = [engines.redis_url.clone()];
     let id = SubscriptionId::new(SlotNumber(0), clock::random_bits());
     let ask_often = |patience: Duration| {
-        let (url, health, id) = (&url, health.clone(), &id);
+        let (url, id) = (&url, &id);
         async move {
-            let store = Store::new(url, &Trust::default(), "turns", health)?;
+            let registry = prometheus::Registry::new();
+            let health = Health::new(&registry, &[])?;
+            let store = Store::new(url, &Trust::default(), "turns", (health, &registry))?;
             let (mut turns, mut sent_away) = (Vec::new(), 0);
             for _ in 0..ASKED_BY_EACH {
                 let asked = Instant::now();

@@ -19,6 +19,7 @@ use doorbell_tests::redis_cluster::RedisCluster;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
+use prometheus::Registry;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -150,6 +151,7 @@ pub(crate) async fn a_full_redis_loses_nothing() -> anyhow::Result<()> {
     let listed = world.control.call(Method::GET, path, Value::Null).await?;
     assert_eq!(listed.body["data"].as_array().map(Vec::len), Some(3), "{listed:?}");
     assert!(world.is_ready("dispatcher-1").await, "it can do what it must");
+    assert!(world.metric("doorbell_redis_failures_total{reason=\"refused\"}").await? > 50.0);
 
     bound.clone().arg(0).query_async::<()>(&mut redis).await?;
     change_is_in_force(&world, "afterwards").await?;
@@ -289,9 +291,10 @@ fn store(engines: &Engines, prefix: &str) -> anyhow::Result<Store> {
 }
 
 fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
-    let health = Health::new(&prometheus::Registry::new(), &[(Dependency::Redis, true)])?;
+    let registry = Registry::new();
+    let health = Health::new(&registry, &[(Dependency::Redis, true)])?;
     health.up(Dependency::Redis);
-    Store::new(urls, &Trust::default(), prefix, health)
+    Store::new(urls, &Trust::default(), prefix, (health, &registry))
 }
 
 /// A subscription created now gets, two seconds later, what it asks for from every dispatcher.

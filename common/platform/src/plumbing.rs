@@ -1,5 +1,7 @@
 //! What a service stands on, set up in one step.
 
+use prometheus::Registry;
+
 use crate::args::CommonArgs;
 use crate::broker::{Broker, Publisher};
 use crate::health::{Dependency, Health};
@@ -40,7 +42,7 @@ impl Plumbing {
         dependencies: &[(Dependency, bool)],
     ) -> anyhow::Result<Self> {
         let health = Health::new(&service.registry, dependencies)?;
-        let store = store(args, health.clone())?;
+        let store = store(args, (health.clone(), &service.registry))?;
         let trust = Trust::read(args.tls_ca_file.as_ref())?;
         let broker = Broker::new(&args.amqp_urls()?, trust, service.name)?;
         let publisher =
@@ -53,8 +55,8 @@ impl Plumbing {
 /// Redis alone.
 ///
 /// # Errors
-/// A flag is wrong, or a file can't be read.
-pub fn store(args: &CommonArgs, health: Health) -> anyhow::Result<Store> {
+/// A flag is wrong, a file can't be read, or a metric is registered already.
+pub fn store(args: &CommonArgs, known_by: (Health, &Registry)) -> anyhow::Result<Store> {
     let trust = Trust::read(args.tls_ca_file.as_ref())?;
-    Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, health)
+    Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, known_by)
 }

@@ -35,6 +35,7 @@ pub mod unverified;
 pub mod way_back;
 
 use doorbell_common::sealing::NotOpened;
+use prometheus::Registry;
 use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};
 
 use keys::Keys;
@@ -133,14 +134,14 @@ impl Store {
     /// the connection is lost.
     ///
     /// # Errors
-    /// A URL is wrong. A password is never part of the message.
+    /// A URL is wrong, or a metric is registered already. A password is never part of the message.
     pub fn new(
         urls: &[String],
         trust: &Trust,
         prefix: &str,
-        health: Health,
+        (health, registry): (Health, &Registry),
     ) -> anyhow::Result<Self> {
-        let link = Link::new(urls, trust)?;
+        let link = Link::new(urls, trust, registry)?;
         let (keys, secrets) = (Keys::new(prefix), Secrets::default());
         Ok(Self { link, keys, health, secrets, epoch: Arc::default() })
     }

@@ -12,12 +12,13 @@
 //!   did, at the first failover under load);
 //! - to a server that is only a replica now: its name may lead to another one meanwhile.
 
-mod vain;
+mod failure;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus::{IntCounterVec, Registry};
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -26,8 +27,9 @@ use redis::{
     RedisResult, TlsCertificates, Value,
 };
 
+use crate::metrics::counters;
 use crate::tls::Trust;
-use vain::{InVain, Vain, any_in_vain, in_vain};
+use failure::{Failure, InVain, failure, first_failure};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,6 +47,8 @@ struct Inner {
     current: RwLock<Option<Line>>,
     /// Held by whoever connects.
     connecting: tokio::sync::Mutex<()>,
+    /// Commands that failed, by reason.
+    failures: IntCounterVec,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
@@ -70,7 +74,7 @@ enum Connection {
 }
 
 impl Link {
-    pub(super) fn new(urls: &[String], trust: &Trust) -> anyhow::Result<Self> {
+    pub(super) fn new(urls: &[String], trust: &Trust, registry: &Registry) -> anyhow::Result<Self> {
         let certificates = trust.ca_pem.as_ref().map(|pem| TlsCertificates {
             client_tls: None,
             root_cert: Some(pem.as_bytes().to_vec()),
@@ -81,7 +85,13 @@ impl Link {
             nodes => Server::cluster(nodes, certificates)?,
         };
         let (current, connecting) = (RwLock::default(), tokio::sync::Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { server, current, connecting }) })
+        let failures = counters(
+            registry,
+            ("doorbell_redis_failures_total", "Commands that Redis did not carry out, by reason."),
+            "reason",
+            Failure::ALL.map(Failure::as_str),
+        )?;
+        Ok(Self { inner: Arc::new(Inner { server, current, connecting, failures }) })
     }
 
     /// Whether keys of one command must have one hash tag.
@@ -162,26 +172,33 @@ impl Inner {
     }
 
     async fn connect(&self) -> RedisResult<Line> {
-        let line = Line { connection: self.server.connect().await?, in_vain: InVain::begin() };
+        let connected = self.server.connect().await;
+        let connection = connected.inspect_err(|_| self.count(Failure::Unreachable))?;
+        let line = Line { connection, in_vain: InVain::begin() };
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(line.clone());
         Ok(line)
     }
 
-    /// Takes note that a command over this connection ended in vain; has it replaced if it is of no use. In a task of
-    /// its own, because whoever waits for a command may give up; all go on meanwhile with the one that there is.
+    /// Takes note that a command over this connection failed; has it replaced if it is of no use. In a task of its
+    /// own, because whoever waits for a command may give up; all go on meanwhile with the one that there is.
     #[expect(clippy::disallowed_methods, reason = "one that is lost at shutdown is not missed")]
-    fn ended_in_vain(self: &Arc<Self>, line: &Line, vain: Vain) {
-        if line.in_vain.is_enough(vain) {
-            tokio::spawn(Arc::clone(self).replace(line.in_vain.clone(), vain));
+    fn failed(self: &Arc<Self>, line: &Line, failure: Failure) {
+        self.count(failure);
+        if line.in_vain.is_enough(failure) {
+            tokio::spawn(Arc::clone(self).replace(line.in_vain.clone(), failure));
         }
     }
 
-    async fn replace(self: Arc<Self>, of_no_use: InVain, vain: Vain) {
+    fn count(&self, failure: Failure) {
+        self.failures.with_label_values(&[failure.as_str()]).inc();
+    }
+
+    async fn replace(self: Arc<Self>, of_no_use: InVain, failure: Failure) {
         let Ok(_connecting) = self.connecting.try_lock() else { return };
         if !self.current().is_some_and(|current| current.in_vain.is_same(&of_no_use)) {
             return;
         }
-        tracing::warn!(why = %vain, "commands to Redis end in vain: connecting anew");
+        tracing::warn!(reason = failure.as_str(), "commands to Redis end in vain: connecting anew");
         if let Err(error) = self.connect().await {
             tracing::debug!(%error, "no new connection to Redis");
         }
@@ -196,8 +213,8 @@ impl ConnectionLike for Link {
                 Connection::Single(manager) => manager.req_packed_command(cmd).await,
                 Connection::Cluster(cluster) => cluster.req_packed_command(cmd).await,
             };
-            if let Some(vain) = in_vain(&answer) {
-                self.inner.ended_in_vain(&line, vain);
+            if let Some(failure) = failure(&answer) {
+                self.inner.failed(&line, failure);
             }
             answer
         })
@@ -219,8 +236,8 @@ impl ConnectionLike for Link {
                     cluster.req_packed_commands(cmd, offset, count).await
                 }
             };
-            if let Some(vain) = any_in_vain(&answer) {
-                self.inner.ended_in_vain(&line, vain);
+            if let Some(failure) = first_failure(&answer) {
+                self.inner.failed(&line, failure);
             }
             answer
         })
