@@ -86,6 +86,26 @@ impl RedisCluster {
         self.until_whole().await
     }
 
+    /// Moves everything from the master of one key to the master of another one, while it is used.
+    ///
+    /// # Errors
+    /// It could not be moved, or they are the same.
+    pub async fn move_all(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let master = async |key: &str| {
+            let number = self.master_of(key).await.with_context(|| format!("who has {key}?"))?;
+            let node = self.nodes.get(number).context("no such node")?;
+            anyhow::Ok((node.port, ask::<String>(node, redis::cmd("CLUSTER").arg("MYID")).await?))
+        };
+        let ((port, from), (_, to)) = (master(from).await?, master(to).await?);
+        let mut reshard = Command::new("redis-cli");
+        reshard.args(["--cluster", "reshard", &format!("127.0.0.1:{port}")]);
+        reshard.args(["--cluster-from", &from, "--cluster-to", &to]);
+        reshard.args(["--cluster-slots", "16384", "--cluster-yes"]);
+        let output = reshard.output().await?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
+    }
+
     /// Waits until there is a master of this key.
     ///
     /// # Errors

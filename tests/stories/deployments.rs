@@ -1,6 +1,7 @@
 //! Other ways to run the engines: over TLS, each of them as a cluster, RabbitMQ without the plugin, and
 //! several retry-schedulers.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,6 +136,57 @@ pub(crate) async fn a_redis_cluster_that_loses_its_masters_loses_nothing() -> an
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!(
         "three masters of Redis killed in turn amid {accepted} events: 0 lost, {duplicates} duplicates"
+    );
+    Arc::into_inner(world).unwrap().finish().await?;
+    cluster.end().await;
+    Ok(())
+}
+
+pub(crate) async fn a_redis_cluster_whose_keys_move_loses_nothing() -> anyhow::Result<()> {
+    let mut cluster = RedisCluster::start("redis-moving", 0).await?;
+    let setup = Setup { redis_url: Some(cluster.urls()), ..Setup::default() };
+    let world = Arc::new(World::with("moving", setup.without_breaker()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));
+    for endpoint in ["steady", "flaky"] {
+        world.subscribe("acme", endpoint, &["#"]).await?;
+    }
+    let pausing = world.subscribe("acme", "pausing", &["#"]).await?;
+    world.subscribe_many("beta", ("many", 600), &["#"]).await?;
+    world.in_force().await;
+    let loads = [
+        Load::over_http(&world, "acme", Duration::from_millis(20)),
+        Load::over_http(&world, "beta", Duration::from_millis(1000)),
+    ];
+    // What says who wants what, to where that is which all need.
+    let is_moved = Cell::new(false);
+    let moving = async {
+        let moved = cluster.move_all("{tenant-acme}", "{main}").await;
+        is_moved.set(true);
+        moved
+    };
+    let (mut made, mut refused) = (0, 0);
+    let changing = async {
+        while !is_moved.get() {
+            for status in ["paused", "active"] {
+                match world.set_status("acme", &pausing, status).await {
+                    Ok(()) => made += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    };
+    let (moved, ()) = tokio::join!(moving, changing);
+    moved?;
+    assert!(made > 10 * refused, "{made} changes made, {refused} refused");
+    world.set_status("acme", &pausing, "active").await?;
+    let mut accepted = 0;
+    for load in loads {
+        accepted += load.end().await?;
+    }
+    world.settle(seconds(90)).await?;
+    let duplicates = world.ledger.duplicates(&world.receiver);
+    eprintln!(
+        "keys of Redis moved amid {accepted} events: 0 lost, {duplicates} duplicates, {made} changes made, {refused} refused"
     );
     Arc::into_inner(world).unwrap().finish().await?;
     cluster.end().await;

@@ -182,6 +182,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         deployments::everything_works_over_tls,
         deployments::everything_works_on_a_redis_cluster,
         deployments::a_redis_cluster_that_loses_its_masters_loses_nothing,
+        deployments::a_redis_cluster_whose_keys_move_loses_nothing,
         deployments::a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing,
         deployments::everything_works_without_the_plugin,
         deployments::several_retry_schedulers_share_the_work,
