@@ -16,6 +16,7 @@ use doorbell_platform::broker::topology::TESTS;
 use doorbell_platform::broker::{Broker, Errand, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::problem::Problem;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use lapin::Connection;
@@ -167,7 +168,7 @@ async fn receive(
             Err(error) => Some(Err(error)),
         };
         if let Some(Err(error)) = received {
-            tracing::debug!(error = format!("{error:#}"), "no queue for the answers of errands");
+            tracing::debug!(error = sentence(&error), "no queue for the answers of errands");
         }
         shutdown.until_finished(backoff.wait()).await;
     }

@@ -47,6 +47,7 @@ use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::http;
 use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::sealing::SealingArgs;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::targets::TargetArgs;
 use doorbell_platform::workshop::Workshop;
@@ -114,8 +115,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         tracing::info!(created, "Redis is initialised");
         return Ok(());
     }
-    let key = args.admin_key.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
-    let secrets = args.sealing.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
+    let key = args.admin_key.read().map_err(|error| WrongArguments(sentence(&error)))?;
+    let secrets = args.sealing.read().map_err(|error| WrongArguments(sentence(&error)))?;
     if secrets.active().is_none() {
         tracing::warn!(
             "signing secrets and header values are kept in clear: set --encryption-keys-file"

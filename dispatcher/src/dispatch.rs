@@ -22,6 +22,7 @@ use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::permits::Permits;
 use doorbell_platform::removals::Removals;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
@@ -427,7 +428,7 @@ fn to_done(result: anyhow::Result<()>) -> Done {
     match result {
         Ok(()) => Done::Finished(None),
         Err(error) => {
-            tracing::error!(%error, "a message cannot be settled");
+            tracing::error!(error = sentence(&error), "a message cannot be settled");
             Done::Stuck
         }
     }

@@ -9,6 +9,7 @@ use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::{self, ALLOWED_ORIGIN, PATIENCE, Verification};
 use doorbell_platform::broker::{Errand, Message, Received};
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
 use lapin::types::ShortString;
@@ -28,7 +29,7 @@ impl Dispatcher {
         let Some(reply_to) = received.properties.reply_to().clone() else { return };
         let answer = match self.run_errand(received).await {
             Ok(answer) => answer,
-            Err(error) => json!({ "error": format!("{error:#}") }),
+            Err(error) => json!({ "error": sentence(&error) }),
         };
         let mut reply = Message::internal("", answer.to_string().into_bytes());
         // The default exchange routes by queue name.

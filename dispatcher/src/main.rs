@@ -39,6 +39,7 @@ use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sealing::SealingArgs;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 use doorbell_platform::targets::TargetArgs;
@@ -124,7 +125,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             "--grace must be at least 40s: an attempt may take 30s, and settling it some more";
         return Err(WrongArguments(sentence.to_owned()).into());
     }
-    let secrets = args.sealing.read().map_err(|error| WrongArguments(format!("{error:#}")))?;
+    let secrets = args.sealing.read().map_err(|error| WrongArguments(sentence(&error)))?;
     let shutdown = service.shutdown.clone();
     let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
     let publisher = plumbing.publisher.clone();

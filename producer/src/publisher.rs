@@ -6,6 +6,7 @@ use doorbell_common::ids::EventId;
 use doorbell_common::intake::Refusal;
 use doorbell_platform::broker::{self, Broker};
 use doorbell_platform::health::{Dependency, Health};
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::tls::{self, Trust};
 use prometheus::Registry;
@@ -51,7 +52,7 @@ impl Publisher {
         tls::install();
         let urls: Vec<String> = amqp_urls.split(',').map(|url| url.trim().to_owned()).collect();
         let broker = Broker::new(&urls, Trust::default(), "doorbell-producer-library")
-            .map_err(|error| PublishError::Connect(format!("{error:#}")))?;
+            .map_err(|error| PublishError::Connect(sentence(&error)))?;
         let (registry, shutdown) = (Registry::new(), Shutdown::default());
         let publisher = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])
             .and_then(|health| {

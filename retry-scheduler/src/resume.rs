@@ -17,6 +17,7 @@ use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::{HELD, RETRIES};
 use doorbell_platform::broker::{Broker, Message, Publisher};
 use doorbell_platform::ids;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::lease::Lease;
@@ -76,7 +77,7 @@ impl Resumer {
             }
             let mut held = None;
             if let Some(Err(error)) = shutdown.until(self.take_turn(&mut held)).await {
-                let error = format!("{error:#}");
+                let error = sentence(&error);
                 tracing::warn!(error, "held deliveries are not watched over; trying again");
             }
             if let Some(held) = held {

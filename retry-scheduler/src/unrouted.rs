@@ -6,6 +6,7 @@ use std::time::Duration;
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::{Message, Received};
 use doorbell_platform::patience::Unanswered;
+use doorbell_platform::sentence::sentence;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -52,7 +53,7 @@ impl Scheduler {
                     *begun_at = Some(now);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "queues cannot be declared anew");
+                    tracing::warn!(error = sentence(&error), "queues cannot be declared anew");
                     if self.shutdown.until(backoff.wait()).await.is_none() {
                         return Err(Unanswered::Stopping);
                     }

@@ -9,6 +9,7 @@ use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::topology::{
     self, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
 };
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use lapin::{Channel, Connection};
 
@@ -27,7 +28,7 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
                 metrics.sideline.set(sideline);
             }
             Err(error) => {
-                tracing::debug!(%error, "waiting messages not counted");
+                tracing::debug!(error = sentence(&error), "waiting messages not counted");
                 connection = None;
             }
         }

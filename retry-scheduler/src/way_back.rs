@@ -25,6 +25,7 @@ use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::topology::{self, RETRIES};
 use doorbell_platform::broker::{Broker, Message, Publisher, Received};
 use doorbell_platform::clock;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
@@ -115,7 +116,7 @@ impl WayBack {
                 Err(error) => Err(error),
             };
             if let Err(error) = watched {
-                tracing::debug!(%error, "delay queues are not nudged");
+                tracing::debug!(error = sentence(&error), "delay queues are not nudged");
                 shutdown.until(backoff.wait()).await;
             }
         }

@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{CommonArgs, LogFormat};
 use crate::health::Health;
+use crate::sentence::sentence;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
@@ -208,14 +209,14 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
         };
     }
     let text = error.to_string();
-    let sentence: Vec<&str> =
+    let lines: Vec<&str> =
         text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    say(&format!("{}; see --help", sentence.join(" ")));
+    say(&format!("{}; see --help", lines.join(" ")));
     ExitCode::from(2)
 }
 
 fn fatal(name: &str, error: &anyhow::Error, code: u8) -> ExitCode {
-    say(&format!("{name}: {error:#}"));
+    say(&format!("{name}: {}", sentence(error)));
     ExitCode::from(code)
 }
 

@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
 use crate::metrics::gauge;
 use crate::plumbing::Plumbing;
+use crate::sentence::sentence;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
 
@@ -184,7 +185,7 @@ impl Supervisor {
                     }
                     close(connection).await;
                 }
-                Err(error) => self.health.down(Dependency::RabbitmqConsume, format!("{error:#}")),
+                Err(error) => self.health.down(Dependency::RabbitmqConsume, sentence(&error)),
             }
             self.shutdown.until(backoff.wait()).await;
         }
@@ -225,9 +226,9 @@ impl Supervisor {
                 Ended::Replace(old, window) => {
                     tracing::debug!(window = window.messages(), "the channel is replaced");
                     let opening = Session::open(Arc::clone(self), connection, window);
-                    session = in_time(connection, opening)
-                        .await
-                        .map_err(|error| format!("the connection was lost: {error:#}"))?;
+                    session = in_time(connection, opening).await.map_err(|error| {
+                        format!("the connection was lost: {}", sentence(&error))
+                    })?;
                     replaced.spawn(old.drain());
                 }
             }

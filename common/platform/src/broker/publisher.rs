@@ -22,6 +22,7 @@ use super::message::Message;
 use crate::backoff::Backoff;
 use crate::health::{Dependency, Health};
 use crate::metrics::{LATENCY_BUCKETS, histogram};
+use crate::sentence::sentence;
 use crate::shutdown::Shutdown;
 
 /// Confirms that may be outstanding on one connection; RabbitMQ is no faster with more.
@@ -254,7 +255,7 @@ impl Supervisor {
                     close(connection).await;
                 }
                 Err(error) => {
-                    self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
+                    self.health.down(Dependency::RabbitmqPublish, sentence(&error));
                 }
             }
             if shutdown.until_finished(backoff.wait()).await.is_none() {
@@ -310,7 +311,7 @@ impl Supervisor {
                     // What the old one has yet to confirm keeps it open.
                     Ok(new) => line = new,
                     Err(error) => {
-                        self.health.down(Dependency::RabbitmqPublish, format!("{error:#}"));
+                        self.health.down(Dependency::RabbitmqPublish, sentence(&error));
                         return;
                     }
                 }

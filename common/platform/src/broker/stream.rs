@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::connection::{Broker, close, in_time};
 use super::consumer::received;
 use super::message::Received;
+use crate::sentence::sentence;
 
 /// Messages fetched ahead.
 const PREFETCH: u16 = 200;
@@ -44,7 +45,7 @@ impl StreamReader {
         let mut opened = Self::open_somewhere(broker, stream, from).await;
         for _ in 1..broker.nodes() {
             if let Err(error) = &opened {
-                tracing::debug!(stream, error = format!("{error:#}"), "asking the next node");
+                tracing::debug!(stream, error = sentence(error), "asking the next node");
                 opened = Self::open_somewhere(broker, stream, from).await;
             }
         }

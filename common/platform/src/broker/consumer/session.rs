@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use super::{ConsumerSpec, Incoming, Settle, Supervisor, received};
 use crate::broker::connection::answered;
+use crate::sentence::sentence;
 
 /// How often a channel that says nothing is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -262,7 +263,9 @@ impl Session {
                 );
                 let shutdown = self.supervisor.shutdown.clone();
                 match shutdown.until(self.reopen(queue)).await {
-                    Some(Err(error)) => Err(format!("queue {name} can't be consumed: {error:#}")),
+                    Some(Err(error)) => {
+                        Err(format!("queue {name} can't be consumed: {}", sentence(&error)))
+                    }
                     Some(Ok(())) | None => Ok(()),
                 }
             }
