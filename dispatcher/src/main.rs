@@ -34,6 +34,7 @@ use doorbell_platform::broker::topology::{
 };
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
+use doorbell_platform::followed::known_soon;
 use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::Plumbing;
@@ -169,6 +170,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     if store.until_up(&shutdown).await.is_some()
         && dispatcher.removals.until_known(&shutdown).await.is_some()
     {
+        let (judge, limits) = (&dispatcher.judge, &dispatcher.tenant_limits);
+        known_soon(async {
+            judge.until_known(&shutdown).await?;
+            limits.until_known(&shutdown).await
+        })
+        .await;
         let intake = Intake::start(&plumbing, (queues(), args.prefetch), &service)?;
         dispatcher.dispatch(intake).await;
     }

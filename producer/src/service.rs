@@ -9,6 +9,7 @@ use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
+use doorbell_platform::followed::known_soon;
 use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
 use doorbell_platform::plumbing::Plumbing;
@@ -85,6 +86,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shares: Shares::new(share_of_ingest(args.sideline_above)),
     };
     let listener = service::listen(args.listen, "--listen").await?;
+    // Those who come meanwhile wait.
+    known_soon(acceptor.until_known(shutdown)).await;
     let max_body = api::MAX_BATCH_BYTES + args.max_event_bytes;
     let (routes, document) = api::routes(acceptor);
     let open = doorbell_platform::openapi::routes(&document);

@@ -62,6 +62,14 @@ impl Judge {
         Ok(judge)
     }
 
+    /// Waits until the catalogue is known, if it is for anything; `None` if the service is told to stop first.
+    pub async fn until_known(&self, shutdown: &Shutdown) -> Option<()> {
+        match self.enforcement {
+            Enforcement::Off => Some(()),
+            Enforcement::Warn | Enforcement::Reject => self.known.until_read(shutdown).await,
+        }
+    }
+
     /// Judges an event by its type and its data.
     #[must_use]
     pub fn judge(&self, event_type: &EventType, data: &[u8]) -> Judgement {

@@ -12,6 +12,8 @@ use crate::store::{Store, StoreError};
 
 /// How often the version is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long the first events wait for what they are judged by.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Something in the store that has a version.
 pub trait Versioned: Sized + Send + Sync + 'static {
@@ -68,6 +70,16 @@ impl<T: Versioned> Followed<T> {
         let read = shutdown.until(current.wait_for(Option::is_some)).await?;
         // One that nobody follows is never read.
         read.is_ok().then_some(())
+    }
+}
+
+/// Waits until what events are judged by is known, but not for long: nothing is kept back because Redis is away, or
+/// has something that is not understood.
+pub async fn known_soon(known: impl Future<Output = Option<()>>) {
+    if tokio::time::timeout(SOON, known).await.is_err() {
+        tracing::warn!(
+            "Redis does not say what events are judged by: until it does, nothing is objected to"
+        );
     }
 }
 

@@ -23,6 +23,11 @@ impl Limits {
         Self(Followed::start(store, shutdown))
     }
 
+    /// Waits until they are known; `None` if the service is told to stop first.
+    pub async fn until_known(&self, shutdown: &Shutdown) -> Option<()> {
+        self.0.until_read(shutdown).await
+    }
+
     /// What is allowed to whoever an event is for.
     #[must_use]
     pub fn of(&self, addressee: &Addressee) -> TenantLimits {

@@ -53,6 +53,11 @@ impl Tenants {
         Self { limits: Limits::start(store, shutdown), meters: Mutex::default() }
     }
 
+    /// Waits until the limits are known; `None` if the service is told to stop first.
+    async fn until_known(&self, shutdown: &Shutdown) -> Option<()> {
+        self.limits.until_known(shutdown).await
+    }
+
     /// Whether an event of so many bytes is within its tenant's limits.
     fn check(&self, tenant: &Addressee, bytes: usize) -> Result<(), NotAccepted> {
         let limits = self.limits.of(tenant);
@@ -120,6 +125,13 @@ pub(crate) enum NotAccepted {
 }
 
 impl Acceptor {
+    /// Waits until all is known that events are judged by; `None` if the service is told to stop first.
+    pub(crate) async fn until_known(&self, shutdown: &Shutdown) -> Option<()> {
+        self.removals.until_known(shutdown).await?;
+        self.judge.until_known(shutdown).await?;
+        self.tenants.until_known(shutdown).await
+    }
+
     /// Accepts one event from someone.
     pub(crate) async fn accept(
         &self,
