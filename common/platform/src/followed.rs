@@ -88,12 +88,21 @@ async fn follow<T: Versioned>(
     store: Store,
     shutdown: Shutdown,
 ) {
-    let mut version = None;
+    let (mut version, mut told) = (None, None);
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while shutdown.until_finished(look.tick()).await.is_some() {
-        if let Err(error) = read(&current, &store, &mut version).await {
-            tracing::debug!(what = T::NAME, %error, "not read");
+        match read(&current, &store, &mut version).await {
+            Ok(()) => told = None,
+            // Somebody must see to it; once is enough to say so.
+            Err(error @ StoreError::Corrupt { .. }) => {
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::error!(what = T::NAME, error, "not read");
+                }
+                told = Some(error);
+            }
+            Err(error) => tracing::debug!(what = T::NAME, %error, "not read"),
         }
     }
 }
