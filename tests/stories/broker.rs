@@ -14,6 +14,7 @@ use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
@@ -142,7 +143,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
     let writer = "{ok, Queue} = rabbit_amqqueue:lookup(Name), Found = amqqueue:get_pid(Queue)";
-    suspend(&world, ATTEMPTS, writer).await?;
+    suspend(&world.engines, &world.vhost, ATTEMPTS, writer).await?;
     for n in 0..EVENTS {
         world.publish("acme", "during", json!(n)).await?;
     }
@@ -155,7 +156,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     eprintln!("{without} of {EVENTS} went on without their records");
     assert!(without > 0.5);
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
-    let_go_on(&world).await?;
+    let_go_on(&world.engines).await?;
     let written = || async { world.check_history().await.is_ok() };
     eventually("those that were not waited for are written", seconds(60), written).await?;
     world.publish("acme", "after", json!(1)).await?;
@@ -174,11 +175,11 @@ pub(crate) async fn retries_go_round_where_the_way_back_is_blocked() -> anyhow::
     world.in_force().await;
     let worker = "Workers = [Pid || {_, Pid, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup)], \
                   [Found] = [Pid || Pid <- Workers, element(2, sys:get_state(Pid)) =:= Name]";
-    suspend(&world, "doorbell.delay.8s", worker).await?;
+    suspend(&world.engines, &world.vhost, "doorbell.delay.8s", worker).await?;
     let detour =
         || async { world.metric("doorbell_retries_detour").await.is_ok_and(|detour| detour > 0.5) };
     eventually("a detour begins", seconds(120), detour).await?;
-    let_go_on(&world).await?;
+    let_go_on(&world.engines).await?;
     let listing =
         ["list_bindings", "--silent", "--vhost", &world.vhost, "source_name", "routing_key"];
     let bound = world.engines.rabbitmq.lock().await.ctl(&listing).await?;
@@ -195,20 +196,19 @@ pub(crate) async fn retries_go_round_where_the_way_back_is_blocked() -> anyhow::
 
 /// Suspends a process inside RabbitMQ: `found` is Erlang that finds it for the queue `Name`. A process is
 /// suspended for as long as the one that asked for it lives.
-async fn suspend(world: &World, queue: &str, found: &str) -> anyhow::Result<()> {
+async fn suspend(engines: &Engines, vhost: &str, queue: &str, found: &str) -> anyhow::Result<()> {
     let suspend = format!(
-        "Name = rabbit_misc:r(<<\"{}\">>, queue, <<\"{queue}\">>), {found}, Asked = self(), \
+        "Name = rabbit_misc:r(<<\"{vhost}\">>, queue, <<\"{queue}\">>), {found}, Asked = self(), \
          spawn(fun() -> register(holder, self()), true = erlang:suspend_process(Found), \
          Asked ! suspended, receive go_on -> ok end end), \
-         receive suspended -> ok end.",
-        world.vhost
+         receive suspended -> ok end."
     );
-    world.engines.rabbitmq.lock().await.ctl(&["eval", &suspend]).await?;
+    engines.rabbitmq.lock().await.ctl(&["eval", &suspend]).await?;
     Ok(())
 }
 
-async fn let_go_on(world: &World) -> anyhow::Result<()> {
-    world.engines.rabbitmq.lock().await.ctl(&["eval", "holder ! go_on."]).await?;
+async fn let_go_on(engines: &Engines) -> anyhow::Result<()> {
+    engines.rabbitmq.lock().await.ctl(&["eval", "holder ! go_on."]).await?;
     Ok(())
 }
 
@@ -217,7 +217,7 @@ async fn let_go_on(world: &World) -> anyhow::Result<()> {
 pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Result<()> {
     const MESSAGES: usize = 20_000;
     const AT_ONCE: usize = 500;
-    let beside = BesideAFullQueue::start("confirms").await?;
+    let beside = BesideBadQueues::start("confirms").await?;
     let wrong = futures_util::stream::iter(0..MESSAGES)
         .map(|n| {
             let is_refused = n % 2 == 0;
@@ -237,7 +237,7 @@ pub(crate) async fn nobody_gets_the_confirm_of_another_message() -> anyhow::Resu
 
 /// A channel of RabbitMQ's may refuse what another one takes: it remembers a leader that is dead.
 pub(crate) async fn a_refusal_is_answered_with_another_channel() -> anyhow::Result<()> {
-    let beside = BesideAFullQueue::start("refusals").await?;
+    let beside = BesideBadQueues::start("refusals").await?;
     let before = beside.channels().await?;
     assert_eq!(before.len(), 1);
     let replaced = || async {
@@ -251,16 +251,45 @@ pub(crate) async fn a_refusal_is_answered_with_another_channel() -> anyhow::Resu
     beside.end().await
 }
 
-/// A publisher, and a queue that takes nothing. What goes to another queue is dropped, for there is none,
+/// RabbitMQ reads no more from a connection over which too much is under way to a queue that is stuck:
+/// whoever publishes over it says so, and goes on when the queue does.
+pub(crate) async fn a_connection_that_a_stuck_queue_stops_is_not_ready() -> anyhow::Result<()> {
+    const MESSAGES: usize = 1500;
+    let beside = BesideBadQueues::start("stopped").await?;
+    let leader = "{ok, Queue} = rabbit_amqqueue:lookup(Name), {Leader, _} = amqqueue:get_pid(Queue), \
+                  Found = whereis(Leader)";
+    assert_eq!(beside.publish("stuck").await, Ok(()));
+    suspend(&beside.engines, beside.vhost, "stuck", leader).await?;
+    // One message that is not confirmed stops nobody.
+    assert_eq!(beside.publish("stuck").await, Err(PublishError::Unknown));
+    let stopped = eventually("it is said", seconds(8), || async { !beside.health.is_ready() });
+    assert!(stopped.await.is_err(), "{:?}", beside.health.snapshot());
+    assert_eq!(beside.publish("nowhere").await, Ok(()));
+    let many = (0..MESSAGES).map(|_| beside.publish("stuck"));
+    let said = eventually("it is said", seconds(30), || async { !beside.health.is_ready() });
+    let (answers, said) = tokio::join!(join_all(many), said);
+    said?;
+    assert!(answers.iter().all(Result::is_err));
+    let beside_it = beside.publish("nowhere").await;
+    assert!(matches!(beside_it, Err(PublishError::Blocked(_))), "{beside_it:?}");
+    let_go_on(&beside.engines).await?;
+    eventually("it is ready again", seconds(30), || async { beside.health.is_ready() }).await?;
+    assert_eq!(beside.publish("stuck").await, Ok(()));
+    assert_eq!(beside.publish("nowhere").await, Ok(()));
+    beside.end().await
+}
+
+/// A publisher, a queue that takes nothing, and one that can be stuck. What goes to another queue is dropped, for there is none,
 /// and confirmed.
-struct BesideAFullQueue {
+struct BesideBadQueues {
     engines: Arc<Engines>,
     vhost: &'static str,
     publisher: Publisher,
+    health: Health,
     shutdown: Shutdown,
 }
 
-impl BesideAFullQueue {
+impl BesideBadQueues {
     async fn start(vhost: &'static str) -> anyhow::Result<Self> {
         let engines = engines::shared().await?;
         engines.make_vhost(vhost).await?;
@@ -272,13 +301,16 @@ impl BesideAFullQueue {
         arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         channel.queue_declare("full".into(), options, arguments).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        channel.queue_declare("stuck".into(), options, arguments).await?;
         connection::close(connection).await;
         let (registry, shutdown) = (Registry::new(), Shutdown::default());
         let health = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])?;
         let publisher = Publisher::start(broker, health.clone(), &registry, &shutdown)?;
         eventually("the publisher is connected", seconds(30), || async { health.is_ready() })
             .await?;
-        Ok(Self { engines, vhost, publisher, shutdown })
+        Ok(Self { engines, vhost, publisher, health, shutdown })
     }
 
     async fn publish(&self, queue: &str) -> Result<(), PublishError> {

@@ -173,6 +173,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         broker::retries_go_round_where_the_way_back_is_blocked,
         broker::nobody_gets_the_confirm_of_another_message,
         broker::a_refusal_is_answered_with_another_channel,
+        broker::a_connection_that_a_stuck_queue_stops_is_not_ready,
         broker::services_that_stop_say_goodbye_to_rabbitmq,
         broker::a_connection_that_rabbitmq_does_not_let_go_is_left,
         broker::a_broker_killed_with_retries_waiting_loses_none,

@@ -5,18 +5,22 @@
 //! however long another one has led it (3.10, `rabbit_fifo_client:enqueue`; seen in a cluster of three). A
 //! new channel knows better, so a refusal is answered with one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod silence;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use futures_util::future::{Fuse, FutureExt as _};
+use lapin::options::{BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection, Event};
 use prometheus::{Histogram, Registry};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
+use self::silence::{Finding, Silence};
 use super::connection::{Broker, close, in_time};
 use super::message::Message;
 use crate::backoff::Backoff;
@@ -37,6 +41,9 @@ const PATIENT_CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 const CHANNEL_LIFE: Duration = Duration::from_secs(1);
 /// How often a connection that says nothing is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// What is said of a connection on which nothing is answered.
+const SILENT: &str = "it has answered nothing for ten seconds (a queue that has lost its leader or its \
+                      majority stops all that is published over a connection)";
 
 /// Why a message was not confirmed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,8 +51,9 @@ pub enum PublishError {
     /// There is no connection to RabbitMQ: the message was not sent.
     #[error("RabbitMQ is not reachable")]
     Unreachable,
-    /// RabbitMQ refuses to take messages (memory or disk alarm): the message was not sent.
-    #[error("RabbitMQ is refusing messages: {0}")]
+    /// RabbitMQ takes no messages, because of an alarm of its memory or disk or because a queue takes none:
+    /// the message was not sent.
+    #[error("RabbitMQ takes no messages: {0}")]
     Blocked(String),
     /// RabbitMQ said that it did not take the message.
     #[error("RabbitMQ did not take the message")]
@@ -76,6 +84,8 @@ struct Line {
     turn: Arc<Mutex<()>>,
     /// Whether RabbitMQ refused one of its messages.
     has_refused: Arc<AtomicBool>,
+    /// How many of its messages were answered.
+    answers: Arc<AtomicU64>,
 }
 
 impl Line {
@@ -87,7 +97,19 @@ impl Line {
             window: Arc::new(Semaphore::new(WINDOW)),
             turn: Arc::default(),
             has_refused: Arc::default(),
+            answers: Arc::default(),
         })
+    }
+
+    fn anything_waits(&self) -> bool {
+        self.window.available_permits() < WINDOW
+    }
+
+    /// Asks RabbitMQ for something that needs no right and no queue, and changes nothing.
+    async fn ask(self) {
+        if self.channel.basic_qos(0, BasicQosOptions::default()).await.is_ok() {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -142,7 +164,9 @@ impl Publisher {
         let deadline = Instant::now() + at_most;
         let window = Arc::clone(&line.window);
         let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, window.acquire_owned()).await else {
-            return Err(self.line().err().unwrap_or(PublishError::Unreachable));
+            let full =
+                || PublishError::Blocked(format!("{WINDOW} wait for their confirms already"));
+            return Err(self.line().err().unwrap_or_else(full));
         };
         let (sender, answer) = oneshot::channel();
         let suspect = Arc::clone(&self.suspect);
@@ -226,7 +250,9 @@ async fn publish_on(line: &Line, message: Message) -> Result<(), PublishError> {
         Poll::Pending => publishing.await,
     };
     let confirm = sent.map_err(|_| PublishError::Unknown)?;
-    match confirm.await {
+    let confirmation = confirm.await;
+    line.answers.fetch_add(1, Ordering::Relaxed);
+    match confirmation {
         Ok(Confirmation::Ack(_)) => Ok(()),
         Ok(Confirmation::Nack(_)) => {
             line.has_refused.store(true, Ordering::Relaxed);
@@ -276,33 +302,38 @@ impl Supervisor {
         let mut events = std::pin::pin!(connection.events_listener());
         let mut look = tokio::time::interval(LOOK);
         let mut opened_at = Instant::now();
-        self.health.up(Dependency::RabbitmqPublish);
-        self.link.send_replace(Link::Up(line.clone()));
+        let mut alarm = None;
+        let mut silence = Silence::new(opened_at);
+        let mut asking = std::pin::pin!(Fuse::terminated());
         loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = self.suspect.notified() => None,
-                _ = look.tick() => None,
-            };
-            match event {
-                Some(Event::ConnectionBlocked(reason)) => {
-                    self.health.down(
-                        Dependency::RabbitmqPublish,
-                        format!("RabbitMQ is refusing messages: {reason}"),
-                    );
-                    self.link.send_replace(Link::Blocked(reason));
-                }
-                Some(Event::ConnectionUnblocked) => {
-                    self.health.up(Dependency::RabbitmqPublish);
-                    self.link.send_replace(Link::Up(line.clone()));
-                }
-                _ => {}
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => alarm = Some(reason),
+                    Some(Event::ConnectionUnblocked) => alarm = None,
+                    _ => {}
+                },
+                () = self.suspect.notified() => {}
+                () = &mut asking => {}
+                _ = look.tick() => {}
             }
             if !(connection.status().connected() && line.channel.status().connected()) {
                 self.health.down(Dependency::RabbitmqPublish, "the connection was lost");
                 return;
             }
-            let is_up = matches!(&*self.link.borrow(), Link::Up(_));
+            let finding = silence.look(
+                Instant::now(),
+                line.answers.load(Ordering::Relaxed),
+                line.anything_waits(),
+            );
+            if finding == Finding::Ask {
+                asking.set(line.clone().ask().fuse());
+            }
+            let blocked = match (&alarm, finding) {
+                (Some(alarm), _) => Some(alarm.clone()),
+                (None, Finding::Silent) => Some(SILENT.to_owned()),
+                (None, Finding::Fine | Finding::Ask) => None,
+            };
+            let is_up = blocked.is_none();
             if line.has_refused.load(Ordering::Relaxed)
                 && is_up
                 && opened_at.elapsed() >= CHANNEL_LIFE
@@ -316,8 +347,24 @@ impl Supervisor {
                     }
                 }
                 opened_at = Instant::now();
-                self.link.send_replace(Link::Up(line.clone()));
+                silence = Silence::new(opened_at);
                 tracing::info!("RabbitMQ refused messages: publishing goes on over a new channel");
+            }
+            self.say(blocked, &line);
+        }
+    }
+
+    /// Says whether messages are taken now.
+    fn say(&self, blocked: Option<String>, line: &Line) {
+        match blocked {
+            Some(reason) => {
+                let detail = PublishError::Blocked(reason.clone()).to_string();
+                self.health.down(Dependency::RabbitmqPublish, detail);
+                self.link.send_replace(Link::Blocked(reason));
+            }
+            None => {
+                self.health.up(Dependency::RabbitmqPublish);
+                self.link.send_replace(Link::Up(line.clone()));
             }
         }
     }
