@@ -108,7 +108,7 @@ impl Template {
         let template = environment
             .template_from_named_str(escaping.name(), &self.body)
             .map_err(|error| TemplateError::Invalid(error.to_string()))?;
-        let mut output = Bounded(Vec::new());
+        let mut output = Bounded::default();
         let rendered = template.render_captured_to(context.value.clone(), &mut output).map(drop);
         rendered.map_err(|error| failure(&error, fuel))?;
         let Bounded(body) = output;
@@ -205,6 +205,7 @@ impl std::fmt::Display for ContentType {
 crate::text::serde_as_text!(ContentType);
 
 /// An output that takes so much and no more.
+#[derive(Default)]
 struct Bounded(Vec<u8>);
 
 impl io::Write for Bounded {

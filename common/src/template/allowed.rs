@@ -1,7 +1,7 @@
 //! What a template may say. Fuel bounds its steps, and not what a step makes: a text that is put
 //! together with itself, thirty times over, is a thousand million bytes. So there is nothing to
-//! remember a value under but the elements of the event's own lists, and texts are put together so many
-//! times at most.
+//! remember a value under but the elements of the event's own lists, and texts are put together, and lists
+//! made, so many times at most.
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::parse;
@@ -11,6 +11,12 @@ use super::filters::{OF_LISTS, OF_VALUES};
 
 /// How often texts may be put together, in all of a template.
 const MAX_JOINS: usize = 32;
+/// How often lists may be made of the event's, in all of a template: one may take twenty times what it
+/// takes in the event.
+const MAX_LISTS: usize = 16;
+/// How many steps an expression may take to its innermost value: `data.a.b` takes two. Whoever reads it
+/// goes down all of them.
+const MAX_DEPTH: usize = 200;
 /// How deep loops may be in each other: each goes over all that the event has.
 const MAX_LOOPS: usize = 3;
 
@@ -23,13 +29,19 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     if reading.joins > MAX_JOINS {
         return Err(format!("puts texts together more than {MAX_JOINS} times"));
     }
+    if reading.lists > MAX_LISTS {
+        let filters = OF_LISTS.join(", ");
+        return Err(format!("has more than {MAX_LISTS} filters that make lists ({filters})"));
+    }
     Ok(())
 }
 
 #[derive(Default)]
 struct Reading {
     joins: usize,
+    lists: usize,
     loops: usize,
+    depth: usize,
 }
 
 type Allowed = Result<(), String>;
@@ -73,6 +85,24 @@ impl Reading {
 
     /// What a loop goes over: something of the event's, and no more than that.
     fn list(&mut self, expression: &Expr<'_>) -> Allowed {
+        self.deeper(|reading| reading.parts_of_list(expression))
+    }
+
+    fn expression(&mut self, expression: &Expr<'_>) -> Allowed {
+        self.deeper(|reading| reading.parts_of(expression))
+    }
+
+    fn deeper(&mut self, read: impl FnOnce(&mut Self) -> Allowed) -> Allowed {
+        if self.depth >= MAX_DEPTH {
+            return Err(format!("has an expression of more than {MAX_DEPTH} steps"));
+        }
+        self.depth += 1;
+        read(self)?;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn parts_of_list(&mut self, expression: &Expr<'_>) -> Allowed {
         match expression {
             Expr::Var(_) => Ok(()),
             Expr::GetAttr(path) => self.list(&path.expr),
@@ -82,6 +112,7 @@ impl Reading {
             }
             Expr::Slice(slice) => self.list(&slice.expr),
             Expr::Filter(filter) if OF_LISTS.contains(&filter.name) => {
+                self.lists += 1;
                 filter.expr.iter().try_for_each(|inner| self.list(inner))
             }
             Expr::Filter(_)
@@ -105,7 +136,7 @@ impl Reading {
         all.into_iter().try_for_each(|expression| self.expression(expression))
     }
 
-    fn expression(&mut self, expression: &Expr<'_>) -> Allowed {
+    fn parts_of(&mut self, expression: &Expr<'_>) -> Allowed {
         match expression {
             Expr::Var(_) | Expr::Const(_) => Ok(()),
             Expr::Slice(slice) => {
@@ -151,6 +182,7 @@ impl Reading {
                     let known = [OF_VALUES.as_slice(), &OF_LISTS].concat().join(", ");
                     return Err(format!("has no filter {:?}: there are {known}", filter.name));
                 }
+                self.lists += usize::from(OF_LISTS.contains(&filter.name));
                 filter.expr.iter().try_for_each(|inner| self.expression(inner))?;
                 self.arguments(&filter.args)
             }
