@@ -81,6 +81,70 @@ pub(crate) async fn every_bad_body_is_a_problem_of_the_callers() -> anyhow::Resu
     world.finish().await
 }
 
+/// A record that nobody can read is lost to everyone, with all that stands beside it.
+pub(crate) async fn whatever_is_taken_can_be_read_again() -> anyhow::Result<()> {
+    let world = World::start("deep").await?;
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    let list = "/v1/tenants/acme/subscriptions";
+    let (mut taken, mut refused) = (0, 0);
+    for depth in 90..140 {
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        let form = format!(r#""url":"{}","events":["none"]"#, world.receiver.url("hook"));
+        for (method, path, body) in [
+            (Method::POST, list, format!(r#"{{{form},"metadata":{deep}}}"#)),
+            (
+                Method::POST,
+                list,
+                format!(r#"{{{form},"template":{{"body":"1","sample":{deep}}}}}"#),
+            ),
+            (Method::POST, list, format!(r#"{{{form},"filter":{{"data":{{"$in":[{deep}]}}}}}}"#)),
+            (
+                Method::PUT,
+                "/v1/config",
+                format!(
+                    r#"{{"tenant":"other","subscriptions":[{{"name":"a",{form},"metadata":{deep}}}]}}"#
+                ),
+            ),
+            (
+                Method::PUT,
+                "/v1/event-types/a.b",
+                format!(r#"{{"schema":{{"enum":[{deep}]}},"example":{deep}}}"#),
+            ),
+        ] {
+            let headers = [("content-type", "application/json")];
+            let answer = world.control.raw(method, path, &headers, body).await?;
+            match answer.status.as_u16() {
+                200 | 201 => taken += 1,
+                422 => refused += 1,
+                _ => panic!("{path} at {depth}: {answer:?}"),
+            }
+        }
+    }
+    assert!(taken > 20 && refused > 20, "{taken} taken, {refused} refused");
+    for path in [
+        &format!("{list}?limit=1000"),
+        "/v1/config?tenant=acme",
+        "/v1/config?tenant=other",
+        "/v1/event-types",
+        "/v1/catalogue",
+        "/v1/audit?limit=1000",
+    ] {
+        let answer = world.control.call(Method::GET, path, Value::Null).await?;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    world.in_force().await;
+    let most = doorbell_common::intake::MAX_DEPTH;
+    let mut deepest = json!(1);
+    for _ in 0..most {
+        deepest = json!([deepest]);
+    }
+    world.publish("acme", "a.b", deepest).await?;
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.receiver.count("flaky"), 2);
+    world.finish().await
+}
+
 pub(crate) async fn no_forbidden_url_or_header_gets_in() -> anyhow::Result<()> {
     let world = World::start("forbidden").await?;
     let list = "/v1/tenants/acme/subscriptions";

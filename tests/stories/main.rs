@@ -148,6 +148,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         names::what_a_name_leads_to_is_judged,
         hostile::test_calls_that_hang_keep_nobody_waiting,
         hostile::every_bad_body_is_a_problem_of_the_callers,
+        hostile::whatever_is_taken_can_be_read_again,
         hostile::no_forbidden_url_or_header_gets_in,
         limits::a_tenant_gets_what_it_is_allowed,
         store::redis_restarted_silent_or_emptied_loses_nothing,

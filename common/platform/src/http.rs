@@ -180,8 +180,12 @@ pub async fn read_bytes(body: Body, max: usize) -> Result<Bytes, Problem> {
 #[derive(Debug)]
 pub struct Members(pub Vec<(String, Box<RawValue>)>);
 
-/// How deep a request may nest: an event's data, in an object.
-const MAX_DEPTH: usize = doorbell_common::intake::MAX_DEPTH + 1;
+/// How deep a request may nest that is all ours to read. What is kept of it, or said of it in the audit, nests
+/// a few levels deeper, and nobody reads more than 127 (`serde_json`): a record that is deeper would be lost to
+/// everyone, with the whole slot or catalogue that it stands in.
+const MAX_DEPTH: usize = 100;
+/// How deep one may nest that brings an event: its data, in an object.
+const MAX_EVENT_DEPTH: usize = doorbell_common::intake::MAX_DEPTH + 1;
 
 impl Members {
     /// Reads a body that must be one JSON object, and in which no object has a name twice.
@@ -189,7 +193,7 @@ impl Members {
     /// # Errors
     /// 400 if it is not JSON, 422 if it is JSON, but not such an object.
     pub fn read(bytes: &[u8]) -> Result<Self, Problem> {
-        let members = Self::read_outer(bytes)?;
+        let members = Self::read_within(bytes, MAX_DEPTH)?;
         json::twice(bytes).map_or(Ok(members), |place| {
             Err(Problem::invalid(vec![FieldError::new(place, "is there twice")]))
         })
@@ -201,7 +205,11 @@ impl Members {
     /// # Errors
     /// As above.
     pub fn read_outer(bytes: &[u8]) -> Result<Self, Problem> {
-        json::check(bytes, usize::MAX, MAX_DEPTH).map_err(|error| match error {
+        Self::read_within(bytes, MAX_EVENT_DEPTH)
+    }
+
+    fn read_within(bytes: &[u8], max_depth: usize) -> Result<Self, Problem> {
+        json::check(bytes, usize::MAX, max_depth).map_err(|error| match error {
             InvalidJson::TooDeep { .. } => {
                 Problem::invalid(vec![FieldError::new("", error.to_string())])
             }
