@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use doorbell_common::api_key::Environment;
 use doorbell_common::ids::TenantId;
+use doorbell_platform::http::Room;
 use doorbell_platform::openapi::Described;
 use doorbell_platform::problem::Problem;
 use doorbell_platform::shutdown::Shutdown;
@@ -13,6 +16,7 @@ use doorbell_platform::store::{Store, StoreError};
 use doorbell_platform::workshop::Workshop;
 use serde_json::Value;
 
+use crate::config::MAX_DOCUMENT;
 use crate::errands::Errands;
 use crate::form::Rules;
 use crate::throttle::Throttle;
@@ -48,11 +52,25 @@ pub(crate) fn routes(api: Api, throttle: Throttle, shutdown: Shutdown) -> (Route
         // The last one added is the first that a request meets.
         .route_layer(from_fn_with_state(api.clone(), audit::note))
         .route_layer(from_fn_with_state(api.clone(), idempotency::once))
+        .route_layer(from_fn_with_state(Room::new(MAX_DOCUMENT), keep_room))
         .route_layer(from_fn_with_state(shutdown, completion::carry_through))
         .route_layer(from_fn(access::check))
         .route_layer(from_fn_with_state(throttle, throttle::limit))
         .with_state(api);
     (router, document)
+}
+
+/// Bulk calls keep no more than a few lines of what comes.
+async fn keep_room(
+    State(room): State<Room>,
+    route: MatchedPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    if BULK.contains(&route.as_str()) {
+        return next.run(request).await;
+    }
+    room.keep(request, next).await
 }
 
 /// The document alone.

@@ -19,8 +19,10 @@ use crate::auth::Guard;
 use crate::ids;
 use crate::problem::{self, FieldError, Problem};
 
+mod room;
 mod server;
 
+pub use room::{Room, keep};
 pub use server::serve;
 
 /// How long a request may take, its body included.
@@ -146,7 +148,7 @@ pub async fn check_type(
 /// Reads a request's body, after a look at its content type.
 ///
 /// # Errors
-/// 415 for another type, 413 for too many bytes, 400 for a body that breaks off.
+/// 415 for another type, 413 for too many bytes, 503 for want of [`Room`], 400 for a body that breaks off.
 pub async fn read_body(
     headers: &HeaderMap,
     body: Body,
@@ -159,13 +161,21 @@ pub async fn read_body(
 /// Reads a request's body, whatever it is said to be.
 ///
 /// # Errors
-/// 413 for too many bytes, 400 for a body that breaks off.
+/// 413 for too many bytes, 503 for want of [`Room`], 400 for a body that breaks off.
 pub async fn read_bytes(body: Body, max: usize) -> Result<Bytes, Problem> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.next().await {
-        let chunk =
-            chunk.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the body broke off"))?;
+        let chunk = match chunk {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                let Some(no_room) = room::unread(&error) else {
+                    return Err(Problem::new(StatusCode::BAD_REQUEST, "the body broke off"));
+                };
+                discard(Body::from_stream(stream)).await;
+                return Err(no_room);
+            }
+        };
         if bytes.len() + chunk.len() > max {
             discard(Body::from_stream(stream)).await;
             let detail = format!("the body may have at most {max} bytes");

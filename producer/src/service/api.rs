@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
 use doorbell_common::catalogue::Objection;
 use doorbell_common::intake::Refusal;
 use doorbell_common::json::InvalidJson;
 use doorbell_platform::auth::Caller;
-use doorbell_platform::http::read_body;
+use doorbell_platform::http::{self, Room, read_body};
 use doorbell_platform::openapi::Described;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::{Value, json};
@@ -34,6 +35,8 @@ pub(super) fn routes(acceptor: Acceptor) -> (Router, Value) {
         .serve(openapi::publish(), publish)
         .serve(openapi::publish_batch(), publish_batch);
     let (router, document) = described.finish(openapi::about());
+    let room = Room::new(MAX_BATCH_BYTES.max(acceptor.max_event_bytes + ENVELOPE_BYTES));
+    let router = router.route_layer(from_fn_with_state(room, http::keep));
     (router.with_state(Arc::new(acceptor)), document)
 }
 
