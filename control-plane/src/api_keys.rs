@@ -24,6 +24,8 @@ use crate::tenants::tenant_id;
 
 const MAX_BODY: usize = 16 * 1024;
 const MAX_LABEL: usize = 200;
+/// How many keys may be bound to one tenant: its own may make them, too.
+const MOST_OF_A_TENANT: usize = 1000;
 
 pub(crate) async fn create(
     State(api): State<Api>,
@@ -104,6 +106,12 @@ async fn create_for(
         created_at: now,
     };
     if let Some(tenant) = &key.grant.tenant {
+        if api.store.count_api_keys(tenant).await.map_err(trouble)? >= MOST_OF_A_TENANT {
+            let detail = format!(
+                "tenant {tenant} has {MOST_OF_A_TENANT} keys: revoke those that nobody uses"
+            );
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
+        }
         api.store.ensure_tenant(tenant).await.map_err(trouble)?;
     }
     api.store.create_api_key(&key).await.map_err(trouble)?;

@@ -43,6 +43,8 @@ pub(crate) const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
 pub(crate) const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// How long a replica that has died keeps others from a tenant's document.
 const LEASE: Duration = Duration::from_secs(15);
+/// How long a document may take to read: a caller that has given up is not to keep us at its templates.
+const READING: Duration = Duration::from_secs(35);
 /// Subscriptions that are written at once, or between two renewals of the lease.
 const AT_ONCE: usize = 64;
 const BATCH: usize = 256;
@@ -87,7 +89,11 @@ pub(crate) async fn put(
     let dry_run = dry_run(query)?;
     let (tenant, entries) = document::open(&body)?;
     caller.check(Scope::SubscriptionsWrite, Whose::Tenant(&tenant))?;
-    let document = read(&api, &tenant, entries.as_deref()).await?;
+    let reading = tokio::time::timeout(READING, read(&api, &tenant, entries.as_deref()));
+    let document = reading.await.map_err(|_| {
+        let detail = "the document takes too long to read: its templates do with their samples";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
+    })??;
     let limits = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
     if !limits.allows_subscriptions(document.entries.len()) {
         let most = limits.max_subscriptions.unwrap_or_default();

@@ -41,6 +41,7 @@ pub(crate) async fn once(
         let (parts, body) = request.into_parts();
         let body = read_bytes(body, MAX_BODY).await?;
         let asked = idempotency::Request {
+            tenant: caller.grant.tenant.clone(),
             name: format!("{}/{}", caller.name(), digest(&[key.as_bytes()])),
             fingerprint: digest(&[parts.uri.to_string().as_bytes(), &body]),
         };
@@ -48,6 +49,7 @@ pub(crate) async fn once(
             Before::New => {}
             Before::WorkedOn => return Err(in_work()),
             Before::Another => return Err(reused()),
+            Before::UsedUp => return Err(used_up()),
             Before::Answered(answered) => return Ok(replay(answered)),
         }
         let response = next.run(Request::from_parts(parts, Body::from(body))).await;
@@ -133,6 +135,11 @@ fn in_work() -> Problem {
     let detail =
         "a request with this Idempotency-Key is being worked on: send it again in a moment";
     Problem::new(StatusCode::CONFLICT, detail).retry_after(1)
+}
+
+fn used_up() -> Problem {
+    let detail = "as much is remembered of this tenant's requests as may be within a day: send this one without an Idempotency-Key, or later";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_after(3600)
 }
 
 fn reused() -> Problem {

@@ -140,6 +140,31 @@ pub(crate) async fn what_is_sent_again_is_done_once() -> anyhow::Result<()> {
         assert!(known.contains("v1.local.") && !known.contains("whsec_"), "{known}");
     }
     assert_eq!(send("", body.clone()).await?.status, 400);
+
+    // What a tenant's own keys are answered is remembered, but not without end.
+    let bound = json!({"label": "bound", "scopes": ["admin"]});
+    let bound = control.call(Method::POST, "/v1/tenants/acme/keys", bound).await?.body;
+    let bound = control.with_key(bound["key"].as_str().unwrap());
+    let theirs = |key: &'static str| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        let (bound, body) = (&bound, body.clone());
+        async move { bound.raw(Method::POST, LIST, &headers, body).await }
+    };
+    assert_eq!(theirs("one").await?.status, 201);
+    let remembered = format!("{}:remembered:{{acme}}", world.vhost);
+    let counted: (u64, i64) =
+        redis::pipe().get(&remembered).ttl(&remembered).query_async(&mut redis).await?;
+    assert!(counted.0 > 500 && counted.1 > 86_000, "{counted:?}");
+    redis::cmd("INCRBY").arg(&remembered).arg(64 << 20).query_async::<()>(&mut redis).await?;
+    let refused = theirs("two").await?;
+    assert_eq!((refused.status.as_u16(), &refused.headers["retry-after"]), (429, &"3600".parse()?));
+    let again = theirs("one").await?;
+    assert_eq!(
+        (again.status.as_u16(), &again.headers["idempotent-replayed"]),
+        (201, &"true".parse()?)
+    );
+    assert_eq!(bound.call(Method::POST, LIST, serde_json::from_str(&body)?).await?.status, 201);
+    assert_eq!(send("two", body).await?.status, 201);
     world.finish().await
 }
 

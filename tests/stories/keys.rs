@@ -168,6 +168,19 @@ pub(crate) async fn a_key_allows_what_its_scopes_say() -> anyhow::Result<()> {
             assert_eq!(answer.status, status, "{scopes:?} call {n}: {answer:?}");
         }
     }
+    // A tenant may make keys for itself, but not without end.
+    let mut redis = world.engines.redis_link().await?;
+    let ids = format!("{}:{{main}}:api-key-ids:full", world.vhost);
+    let mut fill = redis::cmd("ZADD");
+    fill.arg(&ids);
+    (0..1000).for_each(|n| {
+        fill.arg(0).arg(n);
+    });
+    fill.query_async::<()>(&mut redis).await?;
+    let body = json!({"label": "one more", "scopes": ["admin"]});
+    let refused = control.call(Method::POST, "/v1/tenants/full/keys", body).await?;
+    assert_eq!(refused.status, 409, "{refused:?}");
+    redis::cmd("DEL").arg(&ids).query_async::<()>(&mut redis).await?;
     for (key, status) in [("db_live_abc", 401), ("nonsense", 401), ("", 401)] {
         let answer = control.with_key(key).call(Method::GET, &one, Value::Null).await?;
         assert_eq!(answer.status, status, "{key}");

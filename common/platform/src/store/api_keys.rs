@@ -89,6 +89,17 @@ impl Store {
         Ok((found.into_iter().flatten().collect(), next))
     }
 
+    /// How many keys are bound to a tenant.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn count_api_keys(&self, tenant: &TenantId) -> Result<usize, StoreError> {
+        let mut get = redis::pipe();
+        get.cmd("ZCARD").arg(self.keys.api_key_ids(Some(tenant)));
+        let (count,) = self.ask(get).await?;
+        Ok(count)
+    }
+
     /// Notes that a key was used.
     ///
     /// # Errors

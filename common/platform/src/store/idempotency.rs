@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use doorbell_common::ids::TenantId;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,20 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// How long a request is thought to be worked on whose end nobody has noted: longer than any takes.
 const WORKED_ON: Duration = Duration::from_secs(60);
 
+/// The most that is remembered within such a time of what one tenant's keys are answered, in bytes: answers
+/// may be long, and a tenant may ask for very many.
+const SHARE: u64 = 64 * 1024 * 1024;
+
+/// Counts what is remembered.
+const COUNT: &str = "if redis.call('INCRBY', KEYS[1], ARGV[1]) == tonumber(ARGV[1]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end";
 /// Notes that a request is worked on, unless something is known of it.
 const BEGIN: &str = "local v = redis.call('GET', KEYS[1]) if not v then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end return v";
 
 /// A request that was begun: whose it is, and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// Whose share of what is remembered it uses up; absent: nobody's.
+    pub tenant: Option<TenantId>,
     /// Whose key it is, and the key that he gave it.
     pub name: String,
     /// A digest of all that it asks for.
@@ -49,6 +58,8 @@ pub enum Before {
     Answered(Answered),
     /// Its key was given to another request.
     Another,
+    /// Nothing, and its tenant has used up its share of what is remembered.
+    UsedUp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,7 +84,13 @@ impl Store {
         let mut eval = redis::cmd("EVAL");
         eval.arg(BEGIN).arg(1).arg(&key).arg(write(&key, &begun)?).arg(WORKED_ON.as_secs());
         let known: Option<String> = eval.query_async(&mut self.link.clone()).await?;
-        let Some(known) = known else { return Ok(Before::New) };
+        let Some(known) = known else {
+            if self.has_used_up(request.tenant.as_ref()).await? {
+                self.forget_request(request).await?;
+                return Ok(Before::UsedUp);
+            }
+            return Ok(Before::New);
+        };
         let corrupt = |error| StoreError::Corrupt { key: key.clone(), error };
         let known: Remembered = serde_json::from_str(&known).map_err(corrupt)?;
         if known.fingerprint != request.fingerprint {
@@ -111,10 +128,25 @@ impl Store {
             is_sealed: sealed.is_some(),
             answer: Some(sealed.unwrap_or(clear)),
         };
+        let ended = write(&key, &ended)?;
         let mut set = redis::cmd("SET");
-        set.arg(&key).arg(write(&key, &ended)?).arg("EX").arg(REMEMBERED.as_secs());
+        set.arg(&key).arg(&ended).arg("EX").arg(REMEMBERED.as_secs());
         set.query_async::<Value>(&mut self.link.clone()).await?;
+        if let Some(tenant) = &request.tenant {
+            let mut count = redis::cmd("EVAL");
+            count.arg(COUNT).arg(1).arg(self.keys.remembered(tenant));
+            count.arg(key.len() + ended.len()).arg(REMEMBERED.as_secs());
+            count.query_async::<Value>(&mut self.link.clone()).await?;
+        }
         Ok(())
+    }
+
+    async fn has_used_up(&self, tenant: Option<&TenantId>) -> Result<bool, StoreError> {
+        let Some(tenant) = tenant else { return Ok(false) };
+        let mut get = redis::cmd("GET");
+        get.arg(self.keys.remembered(tenant));
+        let bytes: Option<u64> = get.query_async(&mut self.link.clone()).await?;
+        Ok(bytes.is_some_and(|bytes| bytes >= SHARE))
     }
 
     /// Forgets a request that came to nothing: it may be sent again.

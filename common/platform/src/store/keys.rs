@@ -80,6 +80,11 @@ impl Keys {
         format!("{}:request:{{{name}}}", self.prefix)
     }
 
+    /// Number with a TTL: the bytes that are remembered of what a tenant's keys were answered.
+    pub(super) fn remembered(&self, tenant: &TenantId) -> String {
+        format!("{}:remembered:{{{tenant}}}", self.prefix)
+    }
+
     /// Hash, name to event type.
     pub(super) fn event_types(&self) -> String {
         format!("{}:{{main}}:event-types", self.prefix)
