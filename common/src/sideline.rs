@@ -32,7 +32,13 @@ pub fn share_of_ingest(per_second: u32) -> RateLimit {
 /// by their name.
 #[must_use]
 pub fn goes_aside(deliveries: usize, waiting: usize, redelivered: bool) -> bool {
-    deliveries >= WORTH_MOVING && (waiting >= MANY_WAITING || redelivered)
+    deliveries >= WORTH_MOVING && is_too_much(waiting, redelivered)
+}
+
+/// The same of an event that is worth moving for another reason: its filters take long to ask.
+#[must_use]
+pub fn is_too_much(waiting: usize, redelivered: bool) -> bool {
+    waiting >= MANY_WAITING || redelivered
 }
 
 #[cfg(test)]

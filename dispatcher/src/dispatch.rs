@@ -12,7 +12,6 @@ use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId, TenantId};
 use doorbell_common::sideline;
-use doorbell_common::subscription::Subscription;
 use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
@@ -26,12 +25,13 @@ use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
-use doorbell_platform::store::snapshots::{Known, Share, Snapshots};
+use doorbell_platform::store::snapshots::{Known, Matching, Snapshots};
 use doorbell_platform::workshop::Workshop;
 use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
 
 use crate::fan_out::Begun;
+use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::gates::Gates;
 use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
@@ -70,6 +70,8 @@ pub(crate) struct Dispatcher {
     pub(crate) pages: Permits<Addressee>,
     /// Where templates are rendered.
     pub(crate) workshop: Workshop<TenantId>,
+    /// Where filters are asked that take long.
+    pub(crate) filters: Workshop<TenantId>,
     pub(crate) ledger: Ledger,
     /// Held while a suspect message is worked.
     pub(crate) alone: Mutex<()>,
@@ -88,6 +90,14 @@ struct Came {
     lane: Lane,
     /// It may have been begun before.
     redelivered: bool,
+}
+
+/// What is to be done about an event, for the subscriptions in a range of slots.
+enum Share {
+    /// Those who want it are more than a page: each of these ranges has a part of them.
+    Split(Vec<SlotRange>),
+    /// These are to be served.
+    Serve(Found),
 }
 
 /// How the work on a message ended.
@@ -235,16 +245,20 @@ impl Dispatcher {
     /// Serves an event, or moves it aside.
     async fn serve_event(&self, event: Arc<Event>, sequence: u32, came: Came) -> Done {
         let served = Served::new(event);
-        let share = match self.share(&served, SlotRange::ALL).await {
+        let matching = match self.matching(&served, SlotRange::ALL).await {
+            Ok(matching) => matching,
+            Err(done) => return done,
+        };
+        let is_main = came.lane == Lane::Main;
+        if is_main && self.filters_go_aside(&served, &matching, came.redelivered) {
+            return self.move_aside(served.event, sequence).await;
+        }
+        let share = match self.share(&served, matching).await {
             Ok(share) => share,
             Err(done) => return done,
         };
-        if came.lane == Lane::Main
-            && self.goes_aside(&served.event.tenant, &share, came.redelivered)
-        {
-            let work = DueEvent { event: served.event, due: clock::now(), sequence };
-            let work = Work::Event(work);
-            return to_done(self.hand_on(work, Destination::Sideline).await);
+        if is_main && self.goes_aside(&served.event.tenant, &share, came.redelivered) {
+            return self.move_aside(served.event, sequence).await;
         }
         // It may have been begun before it was moved aside.
         let came = Came { redelivered: came.redelivered || sequence > 0, ..came };
@@ -253,6 +267,23 @@ impl Dispatcher {
             self.metrics.events.inc();
         }
         done
+    }
+
+    async fn move_aside(&self, event: Arc<Event>, sequence: u32) -> Done {
+        let work = Work::Event(DueEvent { event, due: clock::now(), sequence });
+        to_done(self.hand_on(work, Destination::Sideline).await)
+    }
+
+    /// Whether an event goes aside before its filters are asked.
+    fn filters_go_aside(&self, served: &Served, matching: &Matching, redelivered: bool) -> bool {
+        let (Matching::Few { found, .. }, Addressee::Tenant(tenant)) =
+            (matching, &served.event.tenant)
+        else {
+            return false;
+        };
+        any_has_filter(found)
+            && takes_long(found, served.elements())
+            && sideline::is_too_much(self.filters.waiting(tenant), redelivered)
     }
 
     fn goes_aside(&self, tenant: &Addressee, share: &Share, redelivered: bool) -> bool {
@@ -264,14 +295,26 @@ impl Dispatcher {
         sideline::goes_aside(deliveries, waiting, redelivered)
     }
 
-    /// What is to be done about an event in a range of slots.
-    async fn share(&self, served: &Served, range: SlotRange) -> Result<Share, Done> {
-        let wants = |subscription: &Subscription| {
-            let is_wanted = served.is_wanted_by(subscription);
-            self.metrics.filtered.inc_by(u64::from(!is_wanted));
-            is_wanted
+    /// The subscriptions in a range of slots whose patterns match an event.
+    async fn matching(&self, served: &Served, range: SlotRange) -> Result<Matching, Done> {
+        self.patiently(|| self.snapshots.matching(&served.event, range)).await
+    }
+
+    /// What is to be done about an event, whose filters may leave so few that it need not be split.
+    async fn share(&self, served: &Served, matching: Matching) -> Result<Share, Done> {
+        let (found, parts) = match matching {
+            Matching::Many(parts) => return Ok(Share::Split(parts)),
+            Matching::Few { found, parts } => (found, parts),
         };
-        self.patiently(|| self.snapshots.share(&served.event, range, &wants)).await
+        if !parts.is_empty() && !any_has_filter(&found) {
+            return Ok(Share::Split(parts));
+        }
+        let wanted = self.filter(served, found).await.ok_or(Done::NotBegun)?;
+        Ok(if !parts.is_empty() && wanted.len() > PAGE {
+            Share::Split(parts)
+        } else {
+            Share::Serve(wanted)
+        })
     }
 
     /// Serves the subscriptions in a range of slots, or splits them among pages.
@@ -328,7 +371,11 @@ impl Dispatcher {
         let done = match page.section {
             Section::Slots(range) => {
                 let served = Served::new(page.event);
-                match self.share(&served, range).await {
+                let share = match self.matching(&served, range).await {
+                    Ok(matching) => self.share(&served, matching).await,
+                    Err(done) => Err(done),
+                };
+                match share {
                     Ok(share) => self.serve_share(&served, range, share, came).await,
                     Err(done) => done,
                 }

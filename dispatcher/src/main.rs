@@ -11,6 +11,7 @@
 mod dispatch;
 mod errands;
 mod fan_out;
+mod filtering;
 mod gates;
 mod ledger;
 mod limits;
@@ -157,6 +158,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         posts: Permits::new(usize::try_from(args.max_in_flight)?),
         pages: Permits::new(PAGES_AT_ONCE),
         workshop: Workshop::default(),
+        filters: Workshop::default(),
         ledger: Ledger::start(store.clone(), &shutdown),
         alone: tokio::sync::Mutex::new(()),
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,

@@ -24,8 +24,17 @@ pub(crate) struct Served {
     envelope: OnceLock<Bytes>,
     raw: OnceLock<Bytes>,
     cloud_event: OnceLock<Bytes>,
-    parts: OnceLock<Option<Value>>,
+    parts: OnceLock<Option<Arc<Value>>>,
+    elements: OnceLock<usize>,
     context: OnceLock<Option<Context>>,
+}
+
+fn elements(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => list.len() + list.iter().map(elements).sum::<usize>(),
+        Value::Object(fields) => fields.values().map(elements).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
 }
 
 /// Why there is no body.
@@ -52,19 +61,19 @@ impl Served {
             raw: OnceLock::new(),
             cloud_event: OnceLock::new(),
             parts: OnceLock::new(),
+            elements: OnceLock::new(),
             context: OnceLock::new(),
         }
     }
 
-    /// Whether a subscription wants the event, by its filter. An event that cannot be looked into is
-    /// wanted: rather one too many than one that nobody hears of.
-    pub(crate) fn is_wanted_by(&self, subscription: &Subscription) -> bool {
-        let Some(filter) = &subscription.filter else { return true };
-        self.parts().is_none_or(|parts| filter.matches(parts))
+    /// The event as filters and templates see it; none if it cannot be looked into.
+    pub(crate) fn parts(&self) -> Option<&Arc<Value>> {
+        self.parts.get_or_init(|| self.event.parts().map(Arc::new)).as_ref()
     }
 
-    fn parts(&self) -> Option<&Value> {
-        self.parts.get_or_init(|| self.event.parts()).as_ref()
+    /// How many elements all of its lists have.
+    pub(crate) fn elements(&self) -> usize {
+        *self.elements.get_or_init(|| self.parts().map_or(0, |parts| elements(parts)))
     }
 
     /// The body of a subscription's POSTs, and what it is.

@@ -62,6 +62,47 @@ pub(crate) async fn only_what_a_filter_wants_is_delivered() -> anyhow::Result<()
     world.finish().await
 }
 
+/// Filters that take long to ask, for events with long lists.
+const HARD_ONES: usize = 700;
+const HARD_EVENTS: usize = 30;
+
+pub(crate) async fn hard_filters_keep_nobody_waiting() -> anyhow::Result<()> {
+    let world = World::start("hardfilters").await?;
+    world.subscribe("easy", "easy", &["#"]).await?;
+    world.subscribe("hard", "hard", &["#"]).await?;
+    let mut hard = subscription(&world.receiver.url("never"), &["#"]);
+    let numbers: Vec<usize> = (2..99).collect();
+    hard["filter"] = json!({"data": {"$in": numbers}});
+    let lines = format!("{hard}\n").repeat(HARD_ONES);
+    world.control.lines("/v1/tenants/hard/subscriptions/bulk", lines).await?;
+    world.in_force().await;
+    let easy_comes = async |n: usize| {
+        world.publish("easy", "a.made", json!(n)).await?;
+        eventually("an easy one comes", seconds(30), || async {
+            world.receiver.accepted("easy") > n
+        })
+        .await
+    };
+    easy_comes(0).await?;
+    for _ in 0..HARD_EVENTS {
+        world.publish("hard", "a.made", json!(vec![1; 900])).await?;
+    }
+    let hard_ones = || world.receiver.accepted("hard");
+    eventually("the hard ones have begun", seconds(60), || async { hard_ones() > 0 }).await?;
+    for n in 1..=40 {
+        easy_comes(n).await?;
+    }
+    let done = hard_ones();
+    eprintln!("{done} of {HARD_EVENTS} hard ones went before 40 easy ones");
+    assert!(done < HARD_EVENTS / 2, "{done} hard ones went before 40 easy ones");
+    // Those that would wait for many others do so aside.
+    let aside = world.metric("doorbell_handoffs_total{queue=\"sideline\"}").await?;
+    assert!(aside > 0.5, "{aside} went aside");
+    world.settle(seconds(120)).await?;
+    assert_eq!((hard_ones(), world.receiver.count("never")), (HARD_EVENTS, 0));
+    world.finish().await
+}
+
 pub(crate) async fn a_filter_can_be_tried_before_anyone_relies_on_it() -> anyhow::Result<()> {
     let world = World::start("filtertest").await?;
     let try_on = "/v1/tenants/acme/filters/test";

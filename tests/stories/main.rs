@@ -116,6 +116,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         openapi::every_example_is_carried_out,
         openapi::the_page_needs_nothing_from_elsewhere,
         filters::only_what_a_filter_wants_is_delivered,
+        filters::hard_filters_keep_nobody_waiting,
         filters::a_filter_can_be_tried_before_anyone_relies_on_it,
         removals::a_removed_event_is_delivered_no_more_and_forgotten,
         removals::an_event_is_removed_in_the_middle_of_its_fan_out,

@@ -6,8 +6,8 @@ use super::{
     Comparison, Conditions, Each, InvalidFilter, Joined, MAX_CONDITIONS, MAX_DEPTH, PARTS, Whole,
 };
 
-/// Understands a whole filter.
-pub(super) fn filter(source: &Value) -> Result<Conditions, Vec<InvalidFilter>> {
+/// Understands a whole filter; answers its conditions, and how many there are.
+pub(super) fn filter(source: &Value) -> Result<(Conditions, usize), Vec<InvalidFilter>> {
     let mut reading = Reading::default();
     let conditions = reading.object_of(source, &Place::root());
     if let Value::Object(fields) = source {
@@ -22,7 +22,7 @@ pub(super) fn filter(source: &Value) -> Result<Conditions, Vec<InvalidFilter>> {
     if reading.count > MAX_CONDITIONS {
         reading.wrong(&Place::root(), format!("may have at most {MAX_CONDITIONS} conditions"));
     }
-    if reading.errors.is_empty() { Ok(conditions) } else { Err(reading.errors) }
+    if reading.errors.is_empty() { Ok((conditions, reading.count)) } else { Err(reading.errors) }
 }
 
 /// A place in a filter.

@@ -1,31 +1,57 @@
 //! Asks the conditions of a filter: each of them at most once of each value.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 
 use serde_json::{Number, Value};
 
 use super::{Comparison, Conditions, Each, Joined, Whole};
 
+/// The comparisons that are left.
+#[derive(Debug)]
+pub(super) struct Steps(Cell<Option<usize>>);
+
+impl Steps {
+    pub(super) fn new(most: usize) -> Self {
+        Self(Cell::new(Some(most)))
+    }
+
+    /// As many as it takes: for what is known to take few.
+    pub(super) fn unbounded() -> Self {
+        Self::new(usize::MAX)
+    }
+
+    /// Whether so many more may be taken. Once they may not, all holds, so that it ends soon.
+    fn take(&self, steps: usize) -> bool {
+        self.0.set(self.0.get().and_then(|left| left.checked_sub(steps)));
+        !self.are_spent()
+    }
+
+    pub(super) fn are_spent(&self) -> bool {
+        self.0.get().is_none()
+    }
+}
+
 impl Conditions {
     /// Whether they hold of a value, or of there being none: of an array as it is, or of one of its
     /// elements.
-    pub(super) fn hold(&self, value: Option<&Value>) -> bool {
+    pub(super) fn hold(&self, value: Option<&Value>, steps: &Steps) -> bool {
         if let Some(Value::Array(elements)) = value {
-            let mut findings = Findings::of(self, value);
-            return elements.iter().any(|element| findings.look_at(self, element))
+            let mut findings = Findings::of(self, value, steps);
+            return elements.iter().any(|element| findings.look_at(self, element, steps))
                 || findings.suffice_for(self);
         }
-        self.whole_hold(value)
-            && self.each_hold(value)
-            && self.joined.iter().all(|joined| joined.holds(value))
+        self.whole_hold(value, steps)
+            && self.each_hold(value, steps)
+            && self.joined.iter().all(|joined| joined.holds(value, steps))
     }
 
-    fn whole_hold(&self, value: Option<&Value>) -> bool {
-        self.whole.iter().all(|condition| condition.holds(value))
+    fn whole_hold(&self, value: Option<&Value>, steps: &Steps) -> bool {
+        self.whole.iter().all(|condition| condition.holds(value, steps))
     }
 
-    fn each_hold(&self, value: Option<&Value>) -> bool {
-        self.each.iter().all(|condition| condition.holds(value))
+    fn each_hold(&self, value: Option<&Value>, steps: &Steps) -> bool {
+        self.each.iter().all(|condition| condition.holds(value, steps))
     }
 }
 
@@ -45,27 +71,31 @@ struct Findings {
 
 impl Findings {
     /// What an array as a whole says.
-    fn of(conditions: &Conditions, array: Option<&Value>) -> Self {
-        if !conditions.whole_hold(array) {
+    fn of(conditions: &Conditions, array: Option<&Value>, steps: &Steps) -> Self {
+        if !conditions.whole_hold(array, steps) {
             return Self::default();
         }
         let of_branches = |joined: &Joined| {
-            joined.branches().iter().map(|branch| Self::of(branch, array)).collect()
+            joined.branches().iter().map(|branch| Self::of(branch, array, steps)).collect()
         };
         Self {
             whole: true,
-            itself: conditions.each_hold(array),
+            itself: conditions.each_hold(array, steps),
             element: false,
             joined: conditions.joined.iter().map(of_branches).collect(),
         }
     }
 
     /// Notes what an element says; answers whether the conditions hold of it.
-    fn look_at(&mut self, conditions: &Conditions, element: &Value) -> bool {
+    fn look_at(&mut self, conditions: &Conditions, element: &Value, steps: &Steps) -> bool {
+        // Where there is nothing to ask of each, there may be many elements all the same.
+        if !steps.take(1) {
+            return true;
+        }
         if !self.whole {
             return false;
         }
-        let mut holds = conditions.each_hold(Some(element));
+        let mut holds = conditions.each_hold(Some(element), steps);
         if !holds && !self.itself {
             return false;
         }
@@ -74,7 +104,7 @@ impl Findings {
             let branches = joined.branches().iter().zip(findings);
             let (mut all, mut any) = (true, false);
             for (branch, findings) in branches {
-                let holds = findings.look_at(branch, element);
+                let holds = findings.look_at(branch, element, steps);
                 all &= holds;
                 any |= holds;
             }
@@ -114,29 +144,43 @@ impl Joined {
         }
     }
 
-    pub(super) fn holds(&self, value: Option<&Value>) -> bool {
+    pub(super) fn holds(&self, value: Option<&Value>, steps: &Steps) -> bool {
         match self {
-            Self::And(all) => all.iter().all(|branch| branch.hold(value)),
-            Self::Or(any) => any.iter().any(|branch| branch.hold(value)),
+            Self::And(all) => all.iter().all(|branch| branch.hold(value, steps)),
+            Self::Or(any) => any.iter().any(|branch| branch.hold(value, steps)),
         }
     }
 }
 
 impl Whole {
-    pub(super) fn holds(&self, value: Option<&Value>) -> bool {
+    pub(super) fn holds(&self, value: Option<&Value>, steps: &Steps) -> bool {
+        let compared = match self {
+            Self::Neq(_) => 1,
+            Self::Nin(others) => others.len(),
+            Self::Not(_) | Self::Exist(_) => 0,
+        };
+        let values = value.and_then(Value::as_array).map_or(1, |elements| elements.len() + 1);
+        if !steps.take(compared.saturating_mul(values)) {
+            return true;
+        }
         match self {
             Self::Neq(other) => !is_or_has(value, other),
             Self::Nin(others) => !others.iter().any(|other| is_or_has(value, other)),
-            Self::Not(conditions) => !conditions.hold(value),
+            Self::Not(conditions) => !conditions.hold(value, steps),
             Self::Exist(expected) => value.is_some() == *expected,
         }
     }
 }
 
 impl Each {
-    pub(super) fn holds(&self, value: Option<&Value>) -> bool {
+    pub(super) fn holds(&self, value: Option<&Value>, steps: &Steps) -> bool {
         #[cfg(test)]
         super::tests::count_step();
+        let compared =
+            if let (Self::In(others), Some(_)) = (self, value) { others.len() } else { 1 };
+        if !steps.take(compared) {
+            return true;
+        }
         match self {
             Self::Eq(other) => value.is_some_and(|value| same(value, other)),
             Self::In(others) => {
@@ -152,7 +196,7 @@ impl Each {
                 value.and_then(Value::as_str).is_some_and(|text| text.ends_with(end))
             }
             Self::Field(name, conditions) => conditions
-                .hold(value.and_then(Value::as_object).and_then(|fields| fields.get(name))),
+                .hold(value.and_then(Value::as_object).and_then(|fields| fields.get(name)), steps),
         }
     }
 }

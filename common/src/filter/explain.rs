@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::evaluate::Steps;
 use super::{Conditions, Each, Joined, Whole};
 use crate::json::pointer;
 
@@ -19,6 +20,7 @@ pub struct Mismatch {
 /// The most that is shown of a value.
 const SHOWN: usize = 80;
 
+/// Why an event is not wanted that was found not to be, in few steps.
 pub(super) fn explain(conditions: &Conditions, event: &Value) -> Result<(), Mismatch> {
     conditions.explain(Some(event), &At::default())
 }
@@ -53,7 +55,7 @@ impl Conditions {
         for condition in &self.whole {
             condition.explain(value, at)?;
         }
-        if self.hold(value) {
+        if self.hold(value, &Steps::unbounded()) {
             return Ok(());
         }
         match value {
@@ -74,7 +76,7 @@ impl Conditions {
 
 impl Whole {
     fn explain(&self, value: Option<&Value>, at: &At) -> Result<(), Mismatch> {
-        if self.holds(value) {
+        if self.holds(value, &Steps::unbounded()) {
             return Ok(());
         }
         let (name, detail) = match self {
@@ -92,7 +94,7 @@ impl Whole {
 
 impl Each {
     fn explain(&self, value: Option<&Value>, at: &At) -> Result<(), Mismatch> {
-        if self.holds(value) {
+        if self.holds(value, &Steps::unbounded()) {
             return Ok(());
         }
         let found = show(value);
@@ -126,7 +128,7 @@ impl Joined {
             Self::And(all) => all.iter().enumerate().try_for_each(|(n, branch)| {
                 branch.explain(value, &at.operator("$and").operator(&n.to_string()))
             }),
-            Self::Or(_) if self.holds(value) => Ok(()),
+            Self::Or(_) if self.holds(value, &Steps::unbounded()) => Ok(()),
             Self::Or(any) => Err(at.operator("$or").mismatch(format!(
                 "none of these {} holds of {}",
                 any.len(),

@@ -10,7 +10,6 @@ mod load;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use doorbell_common::event::{Event, EventType};
 use doorbell_common::fan_out::{self, SlotRange};
@@ -22,7 +21,6 @@ use futures_util::stream::FuturesUnordered;
 use moka::Entry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
-use tokio::time::Instant;
 
 use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
@@ -34,8 +32,6 @@ const INDEXES: u64 = 4 * 1024 * 1024;
 /// How many subscriptions of a tenant are looked at before it is decided to split them: their filters
 /// may leave few.
 const MOST_FILTERED: usize = 4096;
-/// How long filters are asked before others get their turn.
-const TURN: Duration = Duration::from_millis(1);
 /// What an index weighs that has nothing in it.
 const EMPTY_INDEX: u32 = 64;
 
@@ -77,14 +73,7 @@ pub enum Known {
     Missing,
 }
 
-/// Whether a subscription whose patterns match wants an event by what is in it.
-pub type Wants<'a> = &'a (dyn Fn(&Subscription) -> bool + Send + Sync);
-
 impl Known {
-    fn has_filter(&self) -> bool {
-        matches!(self, Self::Live(subscription) if subscription.filter.is_some())
-    }
-
     /// What this means for a delivery.
     #[must_use]
     pub fn standing(&self) -> Standing<'_> {
@@ -96,14 +85,18 @@ impl Known {
     }
 }
 
-/// What is to be done about an event, for the subscriptions in a range of slots.
+/// The subscriptions in a range of slots whose patterns match an event.
 #[derive(Clone, Debug)]
-pub enum Share {
-    /// They are more than a page: each of these ranges has a part of them.
-    Split(Vec<SlotRange>),
-    /// These are to be served, whatever their status. Missing are those that the index names, and
-    /// that have neither a record nor a tombstone.
-    Serve(Vec<(SubscriptionId, Known)>),
+pub enum Matching {
+    /// They are very many: each of these ranges has a part of them.
+    Many(Vec<SlotRange>),
+    /// They are these, whatever their status.
+    Few {
+        /// Missing are those that the index names, and that have neither a record nor a tombstone.
+        found: Vec<(SubscriptionId, Known)>,
+        /// If they are more than a page, the ranges that each have a part of them.
+        parts: Vec<SlotRange>,
+    },
 }
 
 impl Snapshots {
@@ -130,33 +123,29 @@ impl Snapshots {
         snapshots
     }
 
-    /// The subscriptions in a range of slots that want an event, or how to split them, if they are
-    /// many. `wants` looks at each whose patterns match.
+    /// The subscriptions in a range of slots whose patterns match an event, or how to split them, if they are
+    /// many.
     ///
     /// # Errors
     /// Something needed is not known, and Redis is away or not what it was.
-    pub async fn share(
+    pub async fn matching(
         &self,
         event: &Event,
         range: SlotRange,
-        wants: Wants<'_>,
-    ) -> Result<Share, Arc<StoreError>> {
+    ) -> Result<Matching, Arc<StoreError>> {
         let event_type = &event.event_type;
         match &event.tenant {
-            Addressee::Tenant(tenant) => {
-                self.share_of_tenant(tenant, event_type, range, wants).await
-            }
-            Addressee::Everyone => self.share_of_everyone(event_type, range, wants).await,
+            Addressee::Tenant(tenant) => self.matching_of_tenant(tenant, event_type, range).await,
+            Addressee::Everyone => self.matching_of_everyone(event_type, range).await,
         }
     }
 
-    async fn share_of_tenant(
+    async fn matching_of_tenant(
         &self,
         tenant: &TenantId,
         event_type: &EventType,
         range: SlotRange,
-        wants: Wants<'_>,
-    ) -> Result<Share, Arc<StoreError>> {
+    ) -> Result<Matching, Arc<StoreError>> {
         let index = self.index(tenant).await?;
         let matched = index.matching(event_type);
         let are_kept = matched.iter().map(|ids| ids.len()).sum::<usize>() <= self.most_kept;
@@ -170,42 +159,31 @@ impl Snapshots {
         let splits = !parts.is_empty() && parts != [range];
         let count: usize = lists.iter().map(|ids| ids.len()).sum();
         if splits && (count > MOST_FILTERED || !are_kept) {
-            return Ok(Share::Split(parts));
+            return Ok(Matching::Many(parts));
         }
         let mut ids: Vec<SubscriptionId> = lists.into_iter().flatten().cloned().collect();
         ids.sort_unstable();
         ids.dedup();
         // What is read once for each of many pages would drive out what others need.
         let found = if are_kept { self.get_all(ids).await? } else { self.read_all(ids).await? };
-        // Where filters leave no more than a page, nothing need be split.
-        if splits && !found.iter().any(|(_, known)| known.has_filter()) {
-            return Ok(Share::Split(parts));
-        }
         // The index may say too much; the record decides.
-        let found = keep(found, |known| match known {
+        let found = found.into_iter().filter(|(_, known)| match known {
             Known::Live(subscription) => {
-                subscription.tenant == *tenant
-                    && subscription.wants(event_type)
-                    && wants(subscription)
+                subscription.tenant == *tenant && subscription.wants(event_type)
             }
             Known::Deleted => false,
             Known::Missing => true,
         });
-        let found = found.await;
-        Ok(if splits && found.len() > fan_out::PAGE {
-            Share::Split(parts)
-        } else {
-            Share::Serve(found)
-        })
+        let parts = if splits { parts } else { Vec::new() };
+        Ok(Matching::Few { found: found.collect(), parts })
     }
 
     /// Reads slots as they are, without an index; each is as large as a page.
-    async fn share_of_everyone(
+    async fn matching_of_everyone(
         &self,
         event_type: &EventType,
         mut range: SlotRange,
-        wants: Wants<'_>,
-    ) -> Result<Share, Arc<StoreError>> {
+    ) -> Result<Matching, Arc<StoreError>> {
         if range == SlotRange::ALL {
             range.end = self.store.if_up(self.store.slots_in_use()).await?;
         }
@@ -213,18 +191,18 @@ impl Snapshots {
             usize::try_from(part.len()).unwrap_or(usize::MAX).saturating_mul(fan_out::PAGE)
         });
         if !parts.is_empty() && parts != [range] {
-            return Ok(Share::Split(parts));
+            return Ok(Matching::Many(parts));
         }
         let mut found = Vec::new();
         for number in range.slots() {
             // Not kept: a broadcast reads every slot once, and would drive out what others need.
             found.extend(self.store.if_up(self.store.load_slot(number)).await?);
         }
-        let found = keep(found, |known| match known {
-            Known::Live(subscription) => subscription.wants(event_type) && wants(subscription),
+        found.retain(|(_, known)| match known {
+            Known::Live(subscription) => subscription.wants(event_type),
             Known::Deleted | Known::Missing => false,
         });
-        Ok(Share::Serve(found.await))
+        Ok(Matching::Few { found, parts: Vec::new() })
     }
 
     /// What is known under an id.
@@ -390,26 +368,6 @@ fn by_slot(ids: Vec<SubscriptionId>) -> impl Iterator<Item = (SlotNumber, Vec<Su
         by_slot.entry(id.slot()).or_default().push(id);
     }
     by_slot.into_iter()
-}
-
-/// Those that are wanted. A filter may take milliseconds of a large event, so others get their turn
-/// meanwhile.
-async fn keep(
-    found: Vec<(SubscriptionId, Known)>,
-    is_wanted: impl Fn(&Known) -> bool,
-) -> Vec<(SubscriptionId, Known)> {
-    let mut kept = Vec::with_capacity(found.len());
-    let mut began = Instant::now();
-    for (id, known) in found {
-        if known.has_filter() && began.elapsed() > TURN {
-            tokio::task::yield_now().await;
-            began = Instant::now();
-        }
-        if is_wanted(&known) {
-            kept.push((id, known));
-        }
-    }
-    kept
 }
 
 /// What all of them find.
