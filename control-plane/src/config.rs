@@ -32,7 +32,7 @@ use crate::audit::Done;
 use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::list::wrong_query;
-use crate::routes::{Api, trouble};
+use crate::routes::{Api, trouble, turn};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
 use document::{Document, Reading};
@@ -41,6 +41,8 @@ use plan::Plan;
 /// The largest document, in bytes and in entries; a tenant that has more subscriptions is none for one.
 pub(crate) const MAX_DOCUMENT: usize = 8 * 1024 * 1024;
 pub(crate) const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// As they are stored, with their secrets and all that was left out.
+const MAX_RECORDS: usize = 3 * MAX_DOCUMENT;
 /// How long a replica that has died keeps others from a tenant's document.
 const LEASE: Duration = Duration::from_secs(15);
 /// How long a document may take to read: a caller that has given up is not to keep us at its templates.
@@ -72,6 +74,7 @@ pub(crate) async fn show(
     let tenant = tenant_id(&query.tenant.ok_or_else(required)?)?;
     caller.check(Scope::SubscriptionsRead, Whose::Tenant(&tenant))?;
     existing(&api, tenant.as_str()).await?;
+    let _turn = turn(&api.documents, &tenant).await?;
     let current = read_all(&api, &tenant).await?;
     let document = document::show(&tenant, &current);
     Ok(([(header::ETAG, etag(&plan::version(&current)))], Json(document)).into_response())
@@ -100,6 +103,7 @@ pub(crate) async fn put(
         let detail = format!("tenant {tenant} may have {most} subscriptions");
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
+    let _turn = turn(&api.documents, &tenant).await?;
     if dry_run {
         let plan = make_plan(&api, &tenant, document, &headers).await?;
         let answer = plan.shown(&event_types::names(&api).await);
@@ -170,18 +174,20 @@ async fn make_plan(
 }
 
 async fn read_all(api: &Api, tenant: &TenantId) -> Result<Vec<Subscription>, Problem> {
-    let (mut all, mut after) = (Vec::new(), None);
+    let (mut all, mut after, mut bytes) = (Vec::new(), None, 0);
     loop {
         let listing = api.store.list_subscriptions(tenant, after.as_ref(), BATCH);
-        let (subscriptions, next) = listing.await.map_err(trouble)?;
-        all.extend(subscriptions);
-        if all.len() > MAX_SUBSCRIPTIONS {
+        let listing = listing.await.map_err(trouble)?;
+        all.extend(listing.subscriptions);
+        bytes += listing.bytes;
+        if all.len() > MAX_SUBSCRIPTIONS || bytes > MAX_RECORDS {
             let detail = format!(
-                "tenant {tenant} has more than {MAX_SUBSCRIPTIONS} subscriptions, too many for one document: use the bulk calls"
+                "tenant {tenant} has more than {MAX_SUBSCRIPTIONS} subscriptions, or more than {} MiB of them, too many for one document: use the bulk calls",
+                MAX_RECORDS >> 20
             );
             return Err(Problem::new(StatusCode::CONFLICT, detail));
         }
-        match next {
+        match listing.next {
             Some(next) => after = Some(next),
             None => return Ok(all),
         }

@@ -45,6 +45,7 @@ use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::http;
+use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::sentence::sentence;
@@ -139,6 +140,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         rules: rules.into(),
         errands,
         workshop: Workshop::default(),
+        lists: Permits::new(routes::LISTS),
+        documents: Permits::new(routes::DOCUMENTS),
         key_environment,
         audit_entries,
     };

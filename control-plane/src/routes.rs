@@ -10,7 +10,9 @@ use doorbell_common::api_key::Environment;
 use doorbell_common::ids::TenantId;
 use doorbell_platform::http::Room;
 use doorbell_platform::openapi::Described;
+use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::problem::Problem;
+use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::{Store, StoreError};
 use doorbell_platform::workshop::Workshop;
@@ -33,9 +35,24 @@ pub(crate) struct Api {
     pub(crate) errands: Errands,
     /// Where what tenants have written is read.
     pub(crate) workshop: Workshop<TenantId>,
+    /// One permit for each list that is put together, and for each document: they take memory.
+    pub(crate) lists: Permits<TenantId>,
+    pub(crate) documents: Permits<TenantId>,
     pub(crate) key_environment: Environment,
     /// How many entries of the audit are kept.
     pub(crate) audit_entries: usize,
+}
+
+/// How many lists, and documents, are put together at once.
+pub(crate) const LISTS: usize = 16;
+pub(crate) const DOCUMENTS: usize = 4;
+
+/// Waits for a tenant's turn.
+pub(crate) async fn turn(
+    permits: &Permits<TenantId>,
+    tenant: &TenantId,
+) -> Result<Permit<TenantId>, Problem> {
+    permits.acquire(tenant).await.map_err(|error| Problem::unavailable(sentence(&error)))
 }
 
 /// The routes of bulk calls, whose answers have no end that could be kept.

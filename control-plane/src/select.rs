@@ -7,6 +7,7 @@ use doorbell_common::ids::{SubscriptionId, TenantId};
 use doorbell_common::subscription::Subscription;
 use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::Store;
+use doorbell_platform::store::records::{LISTED, Listing};
 use serde::Deserialize;
 
 use crate::list::{ListQuery, Page, read_page, wrong_query};
@@ -16,6 +17,8 @@ use crate::view;
 /// Subscriptions that are looked at for one answer. One that finds fewer than were asked for goes on
 /// with its cursor: nobody waits for a million to be read.
 const LOOKED_AT: usize = 5000;
+/// And bytes of their records.
+const READ: usize = 4 * LISTED;
 /// Of these, read at once.
 const BATCH: usize = 500;
 
@@ -78,14 +81,17 @@ pub(crate) async fn find(
 ) -> Result<(Vec<Subscription>, Option<SubscriptionId>), Problem> {
     if *selection == Selection::default() {
         let listing = store.list_subscriptions(tenant, page.after.as_ref(), page.limit);
-        return listing.await.map_err(trouble);
+        let Listing { subscriptions, next, .. } = listing.await.map_err(trouble)?;
+        return Ok((subscriptions, next));
     }
-    let (mut found, mut after, mut looked_at) = (Vec::new(), page.after.clone(), 0);
+    let (mut found, mut after) = (Vec::new(), page.after.clone());
+    let (mut looked_at, mut bytes) = (0, 0);
     loop {
         let listing = store.list_subscriptions(tenant, after.as_ref(), BATCH);
-        let (subscriptions, next) = listing.await.map_err(trouble)?;
+        let listing = listing.await.map_err(trouble)?;
         looked_at += BATCH;
-        for subscription in subscriptions {
+        bytes += listing.bytes;
+        for subscription in listing.subscriptions {
             if !selection.takes(&subscription) {
                 continue;
             }
@@ -95,8 +101,8 @@ pub(crate) async fn find(
                 return Ok((found, Some(id)));
             }
         }
-        after = next;
-        if after.is_none() || looked_at >= LOOKED_AT {
+        after = listing.next;
+        if after.is_none() || looked_at >= LOOKED_AT || bytes >= READ {
             return Ok((found, after));
         }
     }

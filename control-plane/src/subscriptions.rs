@@ -25,7 +25,7 @@ use crate::event_types;
 use crate::form::{self, Form};
 use crate::list;
 use crate::rotation;
-use crate::routes::{Api, trouble};
+use crate::routes::{Api, trouble, turn};
 use crate::select::{self, SelectQuery};
 use crate::tenants::{existing, tenant_id};
 use crate::verification::{ask_later, ask_now};
@@ -145,6 +145,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>, Problem> {
     let (page, selection) = select::read(query)?;
     let tenant = existing(&api, &tenant).await?;
+    let _turn = turn(&api.lists, &tenant.id).await?;
     let (found, next) = select::find(&api.store, &tenant.id, &page, &selection).await?;
     let data: Vec<Value> = found.iter().map(view::subscription).collect();
     Ok(list::answer(&data, next.as_ref().map(ToString::to_string).as_deref()))

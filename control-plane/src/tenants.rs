@@ -18,7 +18,7 @@ use doorbell_platform::http::{Members, read_bytes};
 use doorbell_platform::problem::{FieldError, Problem};
 use doorbell_platform::store::StoreError;
 use doorbell_platform::store::api_keys::StoredApiKey;
-use doorbell_platform::store::records::{Lookup, Stored};
+use doorbell_platform::store::records::{Listing, Lookup, Stored};
 use doorbell_platform::store::tenants::Tenant;
 use serde_json::{Value, json};
 
@@ -131,7 +131,7 @@ async fn revoke_keys(api: &Api, tenant: &TenantId) -> Result<(), StoreError> {
 async fn delete_subscriptions(api: &Api, tenant: &TenantId) -> Result<usize, StoreError> {
     let (mut count, mut after) = (0, None);
     loop {
-        let (subscriptions, next) =
+        let Listing { subscriptions, next, .. } =
             api.store.list_subscriptions(tenant, after.as_ref(), BATCH).await?;
         count += subscriptions.len();
         let deleting = subscriptions.iter().map(|subscription| async {

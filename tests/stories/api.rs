@@ -301,6 +301,30 @@ pub(crate) async fn many_are_changed_in_one_call_and_some_are_found() -> anyhow:
         (wrong.status.as_u16(), Api::pointers(&wrong)),
         (422, vec!["/status".into(), "/event_type".into()])
     );
+
+    // Large ones come a few at a time, however many are asked for.
+    let list = "/v1/tenants/large/subscriptions";
+    let mut body = subscription(&world.receiver.url("hook"), &["never.#"]);
+    body["metadata"] = json!({ "a": "x".repeat(16_000) });
+    body["template"] = json!({ "body": "1", "sample": "x".repeat(16_000) });
+    let created = control.lines(&format!("{list}/bulk"), format!("{body}\n").repeat(150)).await?;
+    assert_eq!(created.last(), Some(&json!({ "created": 150, "refused": 0 })));
+    for query in ["", "&status=active"] {
+        let (mut found, mut pages, mut cursor) = (HashSet::new(), 0, String::new());
+        loop {
+            let path = format!("{list}?limit=1000{query}{cursor}");
+            let page = control.call(Method::GET, &path, Value::Null).await?.body;
+            let data = page["data"].as_array().cloned().unwrap_or_default();
+            found.extend(data.iter().filter_map(|one| one["id"].as_str().map(str::to_owned)));
+            pages += 1;
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(found.len(), 150, "{query}");
+        assert!(pages > 1 || !query.is_empty(), "all in one answer");
+    }
+    let document = control.call(Method::GET, "/v1/config?tenant=large", Value::Null).await?;
+    assert_eq!(document.body["subscriptions"].as_array().map(Vec::len), Some(150));
     world.finish().await
 }
 

@@ -1,32 +1,37 @@
-//! How much of all requests is in memory at once. Connections are many, and each may bring megabytes: what
-//! is read of a body has its room until the request is served. Who finds none waits, and is then told to come
-//! again; no tenant's keys have more than their share, so that nobody waits for what one tenant sends, or
-//! begins to send and leaves.
+//! How much of all requests and answers is in memory at once. Connections are many, and each may bring
+//! megabytes, or take none of those that it has asked for: what is read of a body has its room until the
+//! request is served, and an answer until it is sent. Who finds none waits, and is then told to come again; no
+//! tenant's keys have more than their share, so that nobody waits for what one tenant sends or leaves.
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
 use futures_util::TryStreamExt as _;
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::discard;
 use crate::auth::Caller;
 use crate::problem::Problem;
 
-/// Bytes of requests in memory.
+/// Bytes of requests and answers in memory.
 const MOST: usize = 64 * 1024 * 1024;
 /// Of these, those of one tenant's keys.
 const SHARE: usize = MOST / 4;
 /// A body that is said to be no larger is not counted: there are no more of them than connections.
 const SMALL: usize = 4 * 1024;
+/// Nor is such an answer.
+const SMALL_ANSWER: usize = 64 * 1024;
 /// How long a request waits for room.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// With so many shares known, those are forgotten that nobody uses.
@@ -73,33 +78,38 @@ impl Room {
         Self { all: Arc::new(Semaphore::new(MOST)), shares: Arc::default(), max_body }
     }
 
-    /// Serves a request, whose body has its room until it is served. If it says how large that is, it has all
-    /// of it before anything is read: were many to hold a part of theirs and wait for the rest, none would
-    /// get it.
+    /// Serves a request. If that says how large it is, it has all of its room before anything is read: were
+    /// many to hold a part of theirs and wait for the rest, none would get it.
     pub async fn keep(self, request: Request, next: Next) -> Response {
-        let length = request.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        if length.is_some_and(|length| length <= SMALL) {
-            return next.run(request).await;
-        }
         let caller = request.extensions().get::<Arc<Caller>>();
         let tenant = caller.and_then(|caller| caller.grant.tenant.clone());
-        let share = tenant.map(|tenant| self.share(tenant));
-        let most = self.max_body;
-        let place = Arc::new(Place { room: self, share, taken: Mutex::default() });
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let place = Arc::new(Place::new(&self, tenant.as_ref()));
         let request = match length {
-            None => request.map(|body| Place::counted(&place, body)),
-            Some(length) => match place.take(length.min(most)).await {
+            Some(length) if length <= SMALL => request,
+            Some(length) => match place.take(length.min(self.max_body)).await {
                 Ok(()) => request,
                 Err(no_room) => {
                     discard(request.into_body()).await;
                     return Problem::from(no_room).into_response();
                 }
             },
+            None => request.map(|body| Place::counted(&place, body)),
         };
         let response = next.run(request).await;
         drop(place);
-        response
+        let size = response.body().size_hint().exact();
+        match size.and_then(|size| usize::try_from(size).ok()) {
+            Some(size) if size > SMALL_ANSWER => {
+                let place = Place::new(&self, tenant.as_ref());
+                match place.take_all(size.min(SHARE)).await {
+                    Ok(()) => response.map(|body| Body::new(Held { body, _place: place })),
+                    Err(no_room) => Problem::from(no_room).into_response(),
+                }
+            }
+            Some(_) | None => response,
+        }
     }
 
     fn share(&self, tenant: TenantId) -> Arc<Semaphore> {
@@ -122,6 +132,11 @@ pub async fn keep(State(room): State<Room>, request: Request, next: Next) -> Res
 }
 
 impl Place {
+    fn new(room: &Room, tenant: Option<&TenantId>) -> Self {
+        let share = tenant.map(|tenant| room.share(tenant.clone()));
+        Self { room: room.clone(), share, taken: Mutex::default() }
+    }
+
     /// The same body; each piece has its room before it is handed on.
     fn counted(place: &Arc<Self>, body: Body) -> Body {
         let place = Arc::clone(place);
@@ -132,7 +147,7 @@ impl Place {
         }))
     }
 
-    /// Takes room for so many bytes more.
+    /// Takes room for so many bytes more of a request.
     async fn take(&self, bytes: usize) -> Result<(), NoRoom> {
         {
             let mut taken = self.taken();
@@ -143,6 +158,15 @@ impl Place {
                 return Ok(());
             }
         }
+        let taken = self.take_all(bytes).await;
+        if taken.is_err() {
+            *self.taken() = Taken { bytes: self.room.max_body, permits: Vec::new() };
+        }
+        taken
+    }
+
+    /// Takes room for so many bytes more, or none.
+    async fn take_all(&self, bytes: usize) -> Result<(), NoRoom> {
         let taking = async {
             for room in self.share.iter().chain([&self.room.all]) {
                 let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -151,15 +175,37 @@ impl Place {
             }
             Ok(())
         };
-        let taken = tokio::time::timeout(PATIENCE, taking).await.unwrap_or(Err(NoRoom));
-        if taken.is_err() {
-            *self.taken() = Taken { bytes: self.room.max_body, permits: Vec::new() };
-        }
-        taken
+        tokio::time::timeout(PATIENCE, taking).await.unwrap_or(Err(NoRoom))
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of an answer, which has its room until it is sent.
+struct Held {
+    body: Body,
+    _place: Place,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -257,6 +303,30 @@ mod tests {
         }
         until_left(MOST).await;
         assert_eq!(serve(request(a, LARGE)).await.unwrap(), StatusCode::OK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_its_room_until_it_is_sent() {
+        const ANSWER: usize = 1024 * 1024;
+        let room = Room::new(LARGE);
+        let api = Router::new()
+            .route("/", post(|| async { vec![b'x'; ANSWER] }))
+            .layer(from_fn_with_state(room.clone(), keep));
+        let ask = |tenant| api.clone().oneshot(request(tenant, 1));
+        let mut answers = Vec::new();
+        for _ in 0..SHARE / ANSWER {
+            answers.push(ask(Some("a")).await.unwrap());
+        }
+        assert_eq!(answers[0].body().size_hint().exact(), u64::try_from(ANSWER).ok());
+        assert_eq!(room.all.available_permits(), MOST - SHARE);
+        let refused = ask(Some("a")).await.unwrap().status();
+        assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(Some("b")).await.unwrap().status(), StatusCode::OK);
+        let sent = axum::body::to_bytes(answers.remove(0).into_body(), ANSWER).await.unwrap();
+        assert_eq!(sent.len(), ANSWER);
+        assert_eq!(ask(Some("a")).await.unwrap().status(), StatusCode::OK);
+        drop(answers);
+        assert_eq!(room.all.available_permits(), MOST);
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,17 @@ pub struct Stored {
     sealed: Option<String>,
 }
 
+/// Some of a tenant's subscriptions.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// These.
+    pub subscriptions: Vec<Subscription>,
+    /// Where to go on, if there is more.
+    pub next: Option<SubscriptionId>,
+    /// How many bytes their records have.
+    pub bytes: usize,
+}
+
 /// What a slot has under an id.
 #[derive(Clone, Debug)]
 pub enum Lookup {
@@ -37,6 +48,11 @@ pub enum Lookup {
     /// Nothing.
     Missing,
 }
+
+/// With so many bytes of records a list has enough for now.
+pub const LISTED: usize = 2 * 1024 * 1024;
+/// Records of a list that are read before it is known how large they are.
+const FIRST_READ: usize = 16;
 
 /// Replaces a field if it still holds what was read.
 pub(super) const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) return 1 end return 0";
@@ -178,8 +194,8 @@ impl Store {
         Ok(replaced)
     }
 
-    /// A tenant's subscriptions, in the order of their ids, after one of them; at most `limit`.
-    /// The second value is where to go on, if there is more.
+    /// A tenant's subscriptions, in the order of their ids, after one of them; at most `limit`, and fewer if
+    /// they are large.
     ///
     /// # Errors
     /// Redis did not answer or is not the store that it was.
@@ -188,17 +204,31 @@ impl Store {
         tenant: &TenantId,
         after: Option<&SubscriptionId>,
         limit: usize,
-    ) -> Result<(Vec<Subscription>, Option<SubscriptionId>), StoreError> {
+    ) -> Result<Listing, StoreError> {
         let list = self.keys.subscriptions(tenant);
         let (ids, next) = self.page_of_ids(list, after, limit).await?;
-        let reads = ids.iter().map(|id| self.subscription(id));
-        let found = futures_util::future::try_join_all(reads).await?;
-        let live = found.into_iter().filter_map(|lookup| match lookup {
-            Lookup::Live(stored) => Some(stored.subscription),
-            // Deleted a moment ago, or lost; neither can be shown.
-            Lookup::Deleted | Lookup::Missing => None,
-        });
-        Ok((live.collect(), next))
+        let mut listing = Listing { subscriptions: Vec::new(), next, bytes: 0 };
+        let (mut rest, mut at_once) = (ids.as_slice(), FIRST_READ);
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(at_once.min(rest.len()));
+            rest = later;
+            let reads = now.iter().map(|id| self.subscription(id));
+            for lookup in futures_util::future::try_join_all(reads).await? {
+                // Others were deleted a moment ago, or lost; neither can be shown.
+                if let Lookup::Live(stored) = lookup {
+                    listing.bytes += stored.raw.len();
+                    listing.subscriptions.push(stored.subscription);
+                }
+            }
+            if listing.bytes >= LISTED && !rest.is_empty() {
+                listing.next = now.last().cloned();
+                break;
+            }
+            // As many as there is room for, if they are as large as those before.
+            let each = listing.bytes / (ids.len() - rest.len()) + 1;
+            at_once = (LISTED.saturating_sub(listing.bytes) / each).max(1);
+        }
+        Ok(listing)
     }
 
     async fn replace(
