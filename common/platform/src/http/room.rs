@@ -24,9 +24,9 @@ use super::discard;
 use crate::auth::Caller;
 use crate::problem::Problem;
 
-/// Bytes of requests and answers in memory.
+/// Bytes of requests and answers in memory; four times as many as one tenant's keys may have, if that is more.
 const MOST: usize = 64 * 1024 * 1024;
-/// Of these, those of one tenant's keys.
+/// Of these, those of one tenant's keys; as many as one request may have, if that is more.
 const SHARE: usize = MOST / 4;
 /// A body that is said to be no larger is not counted: there are no more of them than connections.
 const SMALL: usize = 4 * 1024;
@@ -44,6 +44,8 @@ pub struct Room {
     shares: Arc<Mutex<HashMap<TenantId, Weak<Semaphore>>>>,
     /// The largest body that is read; of a larger one nothing is kept.
     max_body: usize,
+    /// What one tenant's keys may have.
+    share: usize,
 }
 
 /// There was none in time.
@@ -75,7 +77,10 @@ impl Room {
     /// The room of an API whose requests have at most so many bytes.
     #[must_use]
     pub fn new(max_body: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(MOST)), shares: Arc::default(), max_body }
+        let share = SHARE.max(max_body);
+        let most = MOST.max(share.saturating_mul(4)).min(Semaphore::MAX_PERMITS);
+        let (all, share) = (Arc::new(Semaphore::new(most)), share.min(most));
+        Self { all, shares: Arc::default(), max_body, share }
     }
 
     /// Serves a request. If that says how large it is, it has all of its room before anything is read: were
@@ -103,7 +108,7 @@ impl Room {
         match size.and_then(|size| usize::try_from(size).ok()) {
             Some(size) if size > SMALL_ANSWER => {
                 let place = Place::new(&self, tenant.as_ref());
-                match place.take_all(size.min(SHARE)).await {
+                match place.take_all(size.min(self.share)).await {
                     Ok(()) => response.map(|body| Body::new(Held { body, _place: place })),
                     Err(no_room) => Problem::from(no_room).into_response(),
                 }
@@ -120,7 +125,7 @@ impl Room {
         if shares.len() >= MANY {
             shares.retain(|_, share| share.strong_count() > 0);
         }
-        let share = Arc::new(Semaphore::new(SHARE));
+        let share = Arc::new(Semaphore::new(self.share));
         shares.insert(tenant, Arc::downgrade(&share));
         share
     }
@@ -303,6 +308,17 @@ mod tests {
         }
         until_left(MOST).await;
         assert_eq!(serve(request(a, LARGE)).await.unwrap(), StatusCode::OK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_request_finds_room_whoever_sends_it() {
+        let room = Room::new(2 * MOST);
+        let api = Router::new()
+            .route("/", post(|body: Body| async { read_bytes(body, 2 * MOST).await.map(drop) }))
+            .layer(from_fn_with_state(room, keep));
+        for request in [request(Some("a"), 2 * MOST), in_pieces(Some("a"), 2 * MOST)] {
+            assert_eq!(api.clone().oneshot(request).await.unwrap().status(), StatusCode::OK);
+        }
     }
 
     #[tokio::test(start_paused = true)]
