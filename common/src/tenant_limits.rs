@@ -5,6 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::duration::DurationText;
 use crate::rate::RateLimit;
 
+/// A tenant may create all of its subscriptions anew so often within a day.
+const TIMES_A_DAY: usize = 10;
+/// So many it may create in any case.
+const FEW: usize = 1000;
+
 /// The limits of one tenant; what is absent is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +49,14 @@ impl TenantLimits {
             .is_none_or(|most| usize::try_from(most).is_ok_and(|most| count <= most))
     }
 
+    /// How many subscriptions it may have, and how many it may create within a day, if that is limited.
+    /// Those that are deleted leave something behind, so nobody creates and deletes all day.
+    #[must_use]
+    pub fn subscriptions(&self) -> Option<(usize, usize)> {
+        let most = usize::try_from(self.max_subscriptions?).unwrap_or(usize::MAX);
+        Some((most, most.saturating_mul(TIMES_A_DAY).max(FEW)))
+    }
+
     /// The pace at which it may publish.
     #[must_use]
     pub fn pace(&self) -> Option<RateLimit> {
@@ -66,6 +79,9 @@ mod tests {
         )
         .unwrap();
         assert!(some.allows_subscriptions(2) && !some.allows_subscriptions(3));
+        assert_eq!((some.subscriptions(), none.subscriptions()), (Some((2, 1000)), None));
+        let many = TenantLimits { max_subscriptions: Some(5000), ..none };
+        assert_eq!(many.subscriptions(), Some((5000, 50_000)));
         assert!(some.allows_bytes(10) && !some.allows_bytes(11));
         assert_eq!(some.pace(), Some(RateLimit { per_second: 5, burst: 10 }));
     }

@@ -20,10 +20,9 @@ use serde_json::{Value, json};
 
 use crate::form::{self, Form};
 use crate::lines::{Line, Lines};
+use crate::room::Room;
 use crate::routes::Api;
-use crate::subscriptions::{
-    MAX_BODY, delete_one, newest_secret, room, update as update_one, write_all,
-};
+use crate::subscriptions::{MAX_BODY, delete_one, newest_secret, update as update_one, write_all};
 use crate::tenants::tenant_id;
 
 const NDJSON: &str = "application/x-ndjson";
@@ -258,9 +257,10 @@ async fn create_forms(
     tenant: &TenantId,
     mut forms: Vec<Form>,
 ) -> Result<(Vec<Subscription>, Problem), Problem> {
-    let room = room(store, tenant).await?;
+    let room = Room::of(store, tenant).await?;
     forms.truncate(room.left().unwrap_or(usize::MAX));
-    let created = if forms.is_empty() { vec![] } else { write_all(store, tenant, forms).await? };
+    let created =
+        if forms.is_empty() { vec![] } else { write_all(store, tenant, &room, forms).await? };
     Ok((created, room.used_up()))
 }
 

@@ -32,6 +32,7 @@ use crate::audit::Done;
 use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::list::wrong_query;
+use crate::room::Room;
 use crate::routes::{Api, trouble, turn};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
 use crate::tenants::{existing, tenant_id};
@@ -118,9 +119,11 @@ pub(crate) async fn put(
     }
     let carried_out = async {
         let plan = make_plan(&api, &tenant, document, &headers).await?;
+        let room = Room::of(&api.store, &tenant).await?;
+        room.check_creations(plan.create.len())?;
         let mut answer = plan.shown(&event_types::names(&api).await);
         api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
-        let carried_out = carry_out(&api, &tenant, plan, &owner, &mut answer).await;
+        let carried_out = carry_out(&api, (&tenant, &room), plan, &owner, &mut answer).await;
         // Cut off, some of it may have been done: that is noted, too.
         let done = Extension(Done::to(&"config", &Value::Null, &summary(&answer)).of(&tenant));
         Ok(match carried_out {
@@ -198,7 +201,7 @@ async fn read_all(api: &Api, tenant: &TenantId) -> Result<Vec<Subscription>, Pro
 /// in between.
 async fn carry_out(
     api: &Api,
-    tenant: &TenantId,
+    (tenant, room): (&TenantId, &Room),
     plan: Plan,
     owner: &str,
     answer: &mut Value,
@@ -216,7 +219,7 @@ async fn carry_out(
     let mut created = Vec::new();
     for batch in plan.create.chunks(BATCH) {
         keep_lease(api, tenant, owner).await?;
-        for subscription in write_all(&api.store, tenant, batch.to_vec()).await? {
+        for subscription in write_all(&api.store, tenant, room, batch.to_vec()).await? {
             let secret = newest_secret(&subscription)?.reveal();
             created.push(json!({
                 "id": subscription.id, "name": subscription.name, "secret": secret,

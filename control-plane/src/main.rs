@@ -2,7 +2,7 @@
 //!
 //! [`routes`] says what is where and [`access`] who may call it, [`tenants`], [`subscriptions`],
 //! [`api_keys`], [`bulk`] and [`config`] serve it, [`form`] and
-//! [`rotation`] read and check what is written ([`reading`] in turn), [`view`] shows it, [`errands`] has dispatchers call endpoints.
+//! [`rotation`] read and check what is written ([`reading`] in turn), [`room`] says how much more there may be, [`view`] shows it, [`errands`] has dispatchers call endpoints.
 
 mod access;
 mod api_keys;
@@ -23,6 +23,7 @@ mod list;
 mod openapi;
 mod reading;
 mod removals;
+mod room;
 mod rotation;
 mod routes;
 mod sealing;

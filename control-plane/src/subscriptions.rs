@@ -24,6 +24,7 @@ use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::form::{self, Form};
 use crate::list;
+use crate::room::Room;
 use crate::rotation;
 use crate::routes::{Api, trouble, turn};
 use crate::select::{self, SelectQuery};
@@ -69,16 +70,19 @@ pub(crate) async fn create_all(
     tenant: &TenantId,
     forms: Vec<Form>,
 ) -> Result<Vec<Subscription>, Problem> {
-    let room = room(store, tenant).await?;
-    if room.has(forms.len()) { write_all(store, tenant, forms).await } else { Err(room.used_up()) }
+    let room = Room::of(store, tenant).await?;
+    room.check(forms.len())?;
+    write_all(store, tenant, &room, forms).await
 }
 
-/// The same, however many the tenant may have.
+/// The same, whatever room there is.
 pub(crate) async fn write_all(
     store: &Store,
     tenant: &TenantId,
+    room: &Room,
     forms: Vec<Form>,
 ) -> Result<Vec<Subscription>, Problem> {
+    room.use_up(store, forms.len()).await?;
     let ids = store.new_subscription_ids(forms.len()).await.map_err(trouble)?;
     let subscriptions = ids
         .into_iter()
@@ -89,45 +93,6 @@ pub(crate) async fn write_all(
     store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
     ask_now(store, tenant, &subscriptions).await;
     Ok(subscriptions)
-}
-
-/// How many more subscriptions a tenant may have.
-#[derive(Debug)]
-pub(crate) struct Room {
-    tenant: TenantId,
-    count: usize,
-    most: Option<u32>,
-}
-
-impl Room {
-    /// So many, if that is limited.
-    pub(crate) fn left(&self) -> Option<usize> {
-        let most = self.most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
-        most.map(|most| most.saturating_sub(self.count))
-    }
-
-    fn has(&self, more: usize) -> bool {
-        self.left().is_none_or(|left| more <= left)
-    }
-
-    /// The answer to one more than that.
-    pub(crate) fn used_up(&self) -> Problem {
-        let Self { tenant, count, most } = self;
-        let most = most.unwrap_or_default();
-        let detail = format!("tenant {tenant} may have {most} subscriptions, and has {count}");
-        Problem::new(StatusCode::CONFLICT, detail)
-    }
-}
-
-/// How many more subscriptions a tenant may have. Those who create some at the same time may exceed that
-/// by theirs.
-pub(crate) async fn room(store: &Store, tenant: &TenantId) -> Result<Room, Problem> {
-    let most = store.tenant_limits(tenant).await.map_err(trouble)?.max_subscriptions;
-    let count = match most {
-        Some(_) => store.count_subscriptions(tenant).await.map_err(trouble)?,
-        None => 0,
-    };
-    Ok(Room { tenant: tenant.clone(), count, most })
 }
 
 /// The secret that a new subscription's receiver is to know.

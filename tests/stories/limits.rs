@@ -39,6 +39,9 @@ pub(crate) async fn a_tenant_gets_what_it_is_allowed() -> anyhow::Result<()> {
     );
     control.call(Method::PUT, LIMITS, limits.clone()).await?;
 
+    // Nobody creates and deletes all day: something stays of each.
+    nobody_creates_all_day(control, &body).await?;
+
     // Size, over HTTP and over AMQP.
     assert_eq!(publish(&world, &"x".repeat(30)).await?.status, 413);
     let outsider = world.outsider().await?;
@@ -83,6 +86,36 @@ pub(crate) async fn a_tenant_gets_what_it_is_allowed() -> anyhow::Result<()> {
     world.ledger.accepted("acme", "a.made", &id, &format!("\"{}\"", "y".repeat(30)));
     world.settle(seconds(30)).await?;
     world.finish().await
+}
+
+async fn nobody_creates_all_day(control: &Api, body: &Value) -> anyhow::Result<()> {
+    let limits = json!({"max_subscriptions": 200});
+    control.call(Method::PUT, "/v1/tenants/churning/limits", limits).await?;
+    let list = "/v1/tenants/churning/subscriptions";
+    let lines = vec![body.to_string(); 200].join("\n");
+    for round in 0..11 {
+        let mut answers = control.lines(&format!("{list}/bulk"), lines.clone()).await?;
+        if round == 10 {
+            assert_eq!(answers.pop(), Some(json!({"created": 0, "refused": 200})));
+            assert_eq!(answers[0]["status"], 429, "{}", answers[0]);
+            break;
+        }
+        assert_eq!(answers.pop(), Some(json!({"created": 200, "refused": 0})), "round {round}");
+        let ids: Vec<String> =
+            answers.iter().map(|answer| json!({ "id": answer["id"] }).to_string()).collect();
+        let deleted = control.lines(&format!("{list}/bulk/delete"), ids.join("\n")).await?;
+        assert_eq!(deleted.last(), Some(&json!({"deleted": 200, "refused": 0})));
+    }
+    let refused = control.call(Method::POST, list, body.clone()).await?;
+    assert_eq!(refused.status, 429, "{refused:?}");
+    let seconds: u32 = refused.headers["retry-after"].to_str()?.parse()?;
+    assert!((80_000..=86_400).contains(&seconds), "{seconds} s");
+    let mut entry = body.clone();
+    entry["name"] = "only".into();
+    let document = json!({"tenant": "churning", "subscriptions": [entry]});
+    let refused = control.call(Method::PUT, "/v1/config", document).await?;
+    assert_eq!(refused.status, 429, "{refused:?}");
+    Ok(())
 }
 
 async fn publish(world: &World, data: &str) -> anyhow::Result<Answer> {

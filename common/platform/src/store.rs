@@ -47,6 +47,9 @@ use crate::health::{Dependency, Health};
 use crate::shutdown::Shutdown;
 use crate::tls::Trust;
 
+/// Counts something under a key that is forgotten a while after it was first counted.
+const COUNT: &str = "if redis.call('INCRBY', KEYS[1], ARGV[1]) == tonumber(ARGV[1]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end";
+
 /// How often a service looks whether the store is there.
 const LOOK: Duration = Duration::from_millis(250);
 

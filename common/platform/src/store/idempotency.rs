@@ -8,7 +8,7 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use super::sealed::Secrets;
-use super::{Store, StoreError};
+use super::{COUNT, Store, StoreError};
 use crate::clock;
 
 /// How long an answer is remembered.
@@ -20,8 +20,6 @@ const WORKED_ON: Duration = Duration::from_secs(60);
 /// may be long, and a tenant may ask for very many.
 const SHARE: u64 = 64 * 1024 * 1024;
 
-/// Counts what is remembered.
-const COUNT: &str = "if redis.call('INCRBY', KEYS[1], ARGV[1]) == tonumber(ARGV[1]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end";
 /// Notes that a request is worked on, unless something is known of it.
 const BEGIN: &str = "local v = redis.call('GET', KEYS[1]) if not v then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end return v";
 

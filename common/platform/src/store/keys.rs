@@ -162,6 +162,11 @@ impl Keys {
         format!("{}:{{tenant-{tenant}}}:subscriptions", self.prefix)
     }
 
+    /// Number with a TTL: how many subscriptions were created for the tenant within a day.
+    pub(super) fn created_lately(&self, tenant: &TenantId) -> String {
+        format!("{}:{{tenant-{tenant}}}:created-lately", self.prefix)
+    }
+
     /// Set: the patterns that the tenant's subscriptions have.
     pub(super) fn patterns(&self, tenant: &TenantId) -> String {
         format!("{}:{{tenant-{tenant}}}:patterns", self.prefix)

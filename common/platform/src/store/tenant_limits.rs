@@ -2,11 +2,28 @@
 //! them at the same cost however many tenants there are.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use doorbell_common::ids::TenantId;
 use doorbell_common::tenant_limits::TenantLimits;
 
-use super::{Store, StoreError};
+use redis::Value;
+
+use super::{COUNT, Store, StoreError};
+
+/// How long what was created is counted.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What a tenant has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// So many subscriptions.
+    pub subscriptions: usize,
+    /// So many were created since the count began, whatever became of them.
+    pub created: usize,
+    /// The count begins anew after this time.
+    pub until: Duration,
+}
 
 impl Store {
     /// Limits a tenant so from now on.
@@ -65,15 +82,32 @@ impl Store {
         Ok(all)
     }
 
-    /// How many subscriptions a tenant has.
+    /// What a tenant has, and has created within a day.
     ///
     /// # Errors
     /// Redis did not answer or is not the store that it was.
-    pub async fn count_subscriptions(&self, tenant: &TenantId) -> Result<usize, StoreError> {
+    pub async fn usage(&self, tenant: &TenantId) -> Result<Usage, StoreError> {
+        let created_lately = self.keys.created_lately(tenant);
         let mut get = redis::pipe();
         get.cmd("ZCARD").arg(self.keys.subscriptions(tenant));
-        let (count,) = self.ask(get).await?;
-        Ok(count)
+        get.cmd("GET").arg(&created_lately);
+        get.cmd("TTL").arg(&created_lately);
+        let (subscriptions, created, seconds): (_, Option<_>, i64) = self.ask(get).await?;
+        let until = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        Ok(Usage { subscriptions, created: created.unwrap_or(0), until })
+    }
+
+    /// Counts subscriptions that are about to be created for a tenant. They are forgotten a day after the
+    /// first of them.
+    ///
+    /// # Errors
+    /// Redis did not answer: they may or may not be counted.
+    pub async fn count_created(&self, tenant: &TenantId, count: usize) -> Result<(), StoreError> {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(COUNT).arg(1).arg(self.keys.created_lately(tenant));
+        eval.arg(count).arg(DAY.as_secs());
+        eval.query_async::<Value>(&mut self.link.clone()).await?;
+        Ok(())
     }
 
     /// Another text after each change of any tenant's limits; none, if there never was one.
