@@ -281,9 +281,10 @@ impl Dispatcher {
         else {
             return false;
         };
-        any_has_filter(found)
+        // Looking at all of them takes time: only if so many wait.
+        sideline::is_too_much(self.filters.waiting(tenant), redelivered)
+            && any_has_filter(found)
             && takes_long(found, served.elements())
-            && sideline::is_too_much(self.filters.waiting(tenant), redelivered)
     }
 
     fn goes_aside(&self, tenant: &Addressee, share: &Share, redelivered: bool) -> bool {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::dispatch::Dispatcher;
 use crate::served::Served;
 
-/// Comparisons that are made at once, in less than a millisecond.
+/// Comparisons that are made at once for an event, in less than a millisecond.
 const QUICK: usize = 100_000;
 
 /// Subscriptions, and what is known of each.
@@ -45,12 +45,26 @@ fn most_steps(known: &Known, elements: usize) -> usize {
     filter.map_or(0, |filter| filter.most_steps(elements))
 }
 
-fn keep(mut found: Found, event: &Value) -> Found {
-    found.retain(|(_, known)| {
-        let filter = filtered(known).and_then(|subscription| subscription.filter.as_ref());
-        filter.is_none_or(|filter| filter.matches(event))
-    });
-    found
+fn is_wanted(known: &Known, event: &Value) -> bool {
+    let filter = filtered(known).and_then(|subscription| subscription.filter.as_ref());
+    filter.is_none_or(|filter| filter.matches(event))
+}
+
+/// Asks as many as it takes no time to ask; answers those that want the event, and those that were not
+/// asked. Each is looked at once: a thousand subscriptions are too many to be at hand all the time.
+fn keep_quickly(found: Found, event: &Value, elements: usize) -> (Found, Found) {
+    let (mut kept, mut left) = (Vec::new(), QUICK);
+    let mut found = found.into_iter();
+    while let Some((id, known)) = found.next() {
+        let Some(rest) = left.checked_sub(most_steps(&known, elements)) else {
+            return (kept, std::iter::once((id, known)).chain(found).collect());
+        };
+        left = rest;
+        if is_wanted(&known, event) {
+            kept.push((id, known));
+        }
+    }
+    (kept, Vec::new())
 }
 
 impl Dispatcher {
@@ -61,20 +75,18 @@ impl Dispatcher {
             return Some(found);
         }
         let Some(event) = served.parts() else { return Some(found) };
-        let elements = served.elements();
         let before = found.len();
-        let kept = if takes_long(&found, elements) {
-            self.filter_aside(event, found).await?
-        } else {
-            keep(found, event)
-        };
+        let (mut kept, not_asked) = keep_quickly(found, event, served.elements());
+        if !not_asked.is_empty() {
+            kept.extend(self.filter_aside(event, not_asked).await?);
+        }
         self.metrics.filtered.inc_by(u64::try_from(before - kept.len()).unwrap_or(0));
         Some(kept)
     }
 
     /// Asks them once it is their tenant's turn, all in one, so that what was begun is finished first. Those of
     /// a broadcast are of many tenants: it is the turn of one of them.
-    async fn filter_aside(&self, event: &Arc<Value>, found: Found) -> Option<Found> {
+    async fn filter_aside(&self, event: &Arc<Value>, mut found: Found) -> Option<Found> {
         let owner = found.iter().find_map(|(_, known)| filtered(known));
         let Some(tenant) = owner.map(|subscription| subscription.tenant.clone()) else {
             return Some(found);
@@ -83,9 +95,9 @@ impl Dispatcher {
         let at_work = self.shutdown.until(entering).await?.ok()?;
         let event = Arc::clone(event);
         let asking = tokio::task::spawn_blocking(move || {
-            let kept = keep(found, &event);
+            found.retain(|(_, known)| is_wanted(known, &event));
             drop(at_work);
-            kept
+            found
         });
         asking.await.ok()
     }
