@@ -32,6 +32,8 @@ use resolver::GuardedResolver;
 const READ_BYTES: usize = 64 * 1024;
 /// How much of it is kept.
 const KEPT_BYTES: usize = 16 * 1024;
+/// Bytes of what is said of an answer, at most.
+const DETAIL_BYTES: usize = 500;
 /// How long an unused connection is kept: less than any receiver's own limit, so that a POST
 /// seldom meets a connection that was just closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
@@ -94,7 +96,7 @@ impl Answer {
         Self {
             outcome,
             status: None,
-            detail,
+            detail: shortened(detail),
             retry_after: None,
             headers: HeaderMap::new(),
             body: Vec::new(),
@@ -218,7 +220,8 @@ impl Sender {
         let mut response = match self.client.execute(request).await {
             Ok(response) => response,
             Err(error) => {
-                (answer.outcome, answer.detail) = explain(&error);
+                let (outcome, detail) = explain(&error);
+                (answer.outcome, answer.detail) = (outcome, shortened(detail));
                 return;
             }
         };
@@ -233,6 +236,16 @@ impl Sender {
         answer.headers = std::mem::take(response.headers_mut());
         answer.read_body(response).await;
     }
+}
+
+/// A sentence that is short enough to travel along with a delivery. What endpoints and templates say may be
+/// in it: the names in a certificate, for one.
+fn shortened(mut detail: String) -> String {
+    if detail.len() > DETAIL_BYTES {
+        detail.truncate(detail.floor_char_boundary(DETAIL_BYTES));
+        detail.push('…');
+    }
+    detail
 }
 
 fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
@@ -274,5 +287,21 @@ fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValue>) {
     if let Ok(value) = value.try_into() {
         headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_of_themselves_is_shortened() {
+        for (said, bytes) in [
+            ("x".repeat(DETAIL_BYTES), DETAIL_BYTES),
+            ("x".repeat(100_000), DETAIL_BYTES + '…'.len_utf8()),
+            ("ä".repeat(DETAIL_BYTES), DETAIL_BYTES + '…'.len_utf8()),
+        ] {
+            assert_eq!(Answer::unsent(OutcomeClass::Template, said).detail.len(), bytes);
+        }
     }
 }
