@@ -1,4 +1,4 @@
-//! The one decision of the retry-scheduler: what happens next to a unit of work.
+//! The one decision of the retry-scheduler: what happens next to a delivery.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use crate::retry::RetryPolicy;
 use crate::rung::{Rung, fewest_rungs};
 use crate::subscription::Standing;
 use crate::time::Timestamp;
-use crate::work::{Delivery, DeliveryState, DueEvent, Failure, Stage, Work, chance};
+use crate::work::{Delivery, DeliveryState, Failure, Stage};
 
 /// What happens next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Move {
     /// Its time has come: a dispatcher may have it.
-    Release(Work),
+    Release(Delivery),
     /// It waits, in this rung, and is then looked at again.
-    Park(Rung, Work),
+    Park(Rung, Delivery),
     /// It is kept until its subscription returns.
     Hold(Delivery),
     /// It is given up, and kept with its reason.
@@ -30,9 +30,9 @@ pub enum Move {
 impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Release(work) => write!(f, "release {}", work.name()),
-            Self::Park(rung, work) => {
-                write!(f, "park {} for {} s", work.name(), rung.length().as_secs())
+            Self::Release(delivery) => write!(f, "release {}", delivery.name()),
+            Self::Park(rung, delivery) => {
+                write!(f, "park {} for {} s", delivery.name(), rung.length().as_secs())
             }
             Self::Hold(delivery) => write!(f, "hold {}", delivery.name()),
             Self::GiveUp(reason, delivery) => {
@@ -87,22 +87,15 @@ const JITTER: f64 = 0.1;
 /// Within the jitter window, this part of it may be given away for fewer hops.
 const ROUNDING: u64 = 8;
 
-/// Decides what happens next to `work` at `now`. `standing` is that of its subscription (an
-/// event or a page has none, and is only a matter of time). A delivery expires as `keep` says.
+/// Decides what happens next to a delivery at `now`. `standing` is that of its subscription; it expires
+/// as `keep` says, and `chance` in `[0, 1)` draws its jitter. Those of a parcel have the same chance: they
+/// are for different endpoints, and stay together.
 #[must_use]
-pub fn next_move(work: Work, standing: Standing<'_>, keep: Keep, now: Timestamp) -> Move {
-    match work {
-        Work::Event(DueEvent { due, .. }) if now < due => park(due, work, now),
-        Work::Event(_) | Work::Page(_) => Move::Release(work),
-        Work::Delivery(delivery) => next_delivery_move(delivery, standing, keep, now),
-    }
-}
-
-fn next_delivery_move(
+pub fn next_move(
     delivery: Delivery,
     standing: Standing<'_>,
     keep: Keep,
-    now: Timestamp,
+    (now, chance): (Timestamp, f64),
 ) -> Move {
     let delivery = delivery.resume(now);
     if delivery.state.stage == Stage::Failed {
@@ -130,10 +123,10 @@ fn next_delivery_move(
     if suspended {
         return Move::Hold(delivery.hold(now));
     }
-    let delivery = with_due_time(delivery, policy, now);
+    let delivery = with_due_time(delivery, policy, (now, chance));
     match delivery.state.stage {
-        Stage::Due(due) if now < due => park(due, Work::Delivery(delivery), now),
-        Stage::Due(_) | Stage::Failed => Move::Release(Work::Delivery(delivery)),
+        Stage::Due(due) if now < due => Move::Park(Rung::for_wait(due.since(now)), delivery),
+        Stage::Due(_) | Stage::Failed => Move::Release(delivery),
     }
 }
 
@@ -147,12 +140,12 @@ fn expiry(state: &DeliveryState, policy: &RetryPolicy, keep: Keep) -> Timestamp 
     keep.at_most.map_or(by_policy, |most| by_policy.min(state.created_at.plus(most)))
 }
 
-fn park(due: Timestamp, work: Work, now: Timestamp) -> Move {
-    Move::Park(Rung::for_wait(due.since(now)), work)
-}
-
 /// Turns a fresh failure into the time of the next attempt.
-fn with_due_time(mut delivery: Delivery, policy: &RetryPolicy, now: Timestamp) -> Delivery {
+fn with_due_time(
+    mut delivery: Delivery,
+    policy: &RetryPolicy,
+    (now, chance): (Timestamp, f64),
+) -> Delivery {
     let (Stage::Failed, Some(failure)) = (delivery.state.stage, &delivery.state.last_failure)
     else {
         return delivery;
@@ -160,7 +153,7 @@ fn with_due_time(mut delivery: Delivery, policy: &RetryPolicy, now: Timestamp) -
     let Some(delay) = policy.delay_after(delivery.state.attempts) else {
         return delivery;
     };
-    let due = due_time(failure, delay, chance(&delivery.name()), now);
+    let due = due_time(failure, delay, chance, now);
     // What `Retry-After` adds to our own schedule must not make the delivery expire earlier.
     let beyond_schedule = due.since(failure.ended_at.plus(delay));
     delivery.add_held(beyond_schedule);

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, EventType, Trace};
+use crate::fan_out::SlotRange;
 use crate::ids::{Addressee, EventId};
 use crate::time::Timestamp;
-use crate::work::{Delivery, DeliveryState, DueEvent, Page, Section, Work, millis};
+use crate::work::{DeliveryState, DueEvent, Page, Parcel, Work, millis};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
@@ -25,6 +26,9 @@ pub enum InvalidWork {
     /// The first line is not what we write.
     #[error("message head is not understood: {0}")]
     Head(#[from] serde_json::Error),
+    /// A parcel with nothing in it.
+    #[error("message has no deliveries")]
+    Empty,
     /// Written by a newer Doorbell.
     #[error("message has version {0}; this service reads version {VERSION}")]
     Version(u32),
@@ -57,11 +61,11 @@ enum WorkHead {
         sequence: u32,
     },
     Page {
-        #[serde(flatten)]
-        section: Section,
+        slots: SlotRange,
         sequence: u32,
     },
     Delivery(DeliveryState),
+    Deliveries(Vec<DeliveryState>),
 }
 
 #[derive(Deserialize)]
@@ -86,10 +90,11 @@ pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
         },
         work: match work {
             Work::Event(due) => WorkHead::Event { due: due.due, sequence: due.sequence },
-            Work::Page(page) => {
-                WorkHead::Page { section: page.section.clone(), sequence: page.sequence }
-            }
-            Work::Delivery(delivery) => WorkHead::Delivery(delivery.state.clone()),
+            Work::Page(page) => WorkHead::Page { slots: page.slots, sequence: page.sequence },
+            Work::Parcel(Parcel { states, .. }) => match states.as_slice() {
+                [alone] => WorkHead::Delivery(alone.clone()),
+                several => WorkHead::Deliveries(several.to_vec()),
+            },
         },
     };
     let mut bytes = serde_json::to_vec(&head)?;
@@ -121,8 +126,10 @@ pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
     });
     Ok(match head.work {
         WorkHead::Event { due, sequence } => Work::Event(DueEvent { event, due, sequence }),
-        WorkHead::Page { section, sequence } => Work::Page(Page { event, section, sequence }),
-        WorkHead::Delivery(state) => Work::Delivery(Delivery { event, state }),
+        WorkHead::Page { slots, sequence } => Work::Page(Page { event, slots, sequence }),
+        WorkHead::Delivery(state) => Work::Parcel(Parcel { event, states: vec![state] }),
+        WorkHead::Deliveries(states) if states.is_empty() => return Err(InvalidWork::Empty),
+        WorkHead::Deliveries(states) => Work::Parcel(Parcel { event, states }),
     })
 }
 
@@ -131,7 +138,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fan_out::SlotRange;
     use crate::ids::{SlotNumber, SubscriptionId};
     use crate::outcome::OutcomeClass;
     use crate::work::{Failure, Stage};
@@ -165,16 +171,11 @@ mod tests {
             0 => Work::Event(DueEvent { event, due: at, sequence }),
             1 => Work::Page(Page {
                 event,
-                section: if generation % 2 == 0 {
-                    Section::Subscriptions(vec![subscription; 3])
-                } else {
-                    Section::Slots(SlotRange { first: sequence, end: attempts })
-                },
+                slots: SlotRange { first: sequence, end: attempts },
                 sequence,
             }),
-            _ => Work::Delivery(Delivery {
-                event,
-                state: DeliveryState {
+            _ => {
+                let state = DeliveryState {
                     subscription,
                     generation,
                     sequence,
@@ -185,8 +186,9 @@ mod tests {
                     held_since: (generation % 3 == 0).then_some(at),
                     stage: if attempts % 2 == 0 { Stage::Failed } else { Stage::Due(at) },
                     last_failure: (attempts > 5).then_some(failure),
-                },
-            }),
+                };
+                Work::Parcel(Parcel { event, states: vec![state; 1 + slot as usize % 3] })
+            }
         }
     }
 
@@ -209,13 +211,25 @@ mod tests {
         assert!(matches!(decode(b"{\"v\":2,\"new\":true}\n"), Err(InvalidWork::Version(2))));
         assert!(matches!(decode(b"{\"v\":1}\n"), Err(InvalidWork::Head(_))));
         assert!(matches!(decode(b"hello\n"), Err(InvalidWork::Head(_))));
+        let nothing = br#"{"v":1,"event":{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"},"work":{"deliveries":[]}}"#;
+        let nothing = [nothing.as_slice(), b"\n1"].concat();
+        assert!(matches!(decode(&nothing), Err(InvalidWork::Empty)));
     }
 
     #[test]
     fn version_1_is_written_like_this_for_ever() {
-        let line = br#"{"v":1,"event":{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"},"work":{"delivery":{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","endpoint":"","started_at_ms":1,"ended_at_ms":2}}}}"#;
-        let message = [line.as_slice(), b"\n{\"n\": 1}"].concat();
-        let work = decode(&message).unwrap();
-        assert_eq!(encode(&work).unwrap(), message);
+        let delivery = r#"{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","endpoint":"","started_at_ms":1,"ended_at_ms":2}}"#;
+        for work in [
+            format!(r#"{{"delivery":{delivery}}}"#),
+            format!(r#"{{"deliveries":[{delivery},{delivery}]}}"#),
+            r#"{"page":{"slots":{"first":0,"end":7},"sequence":1}}"#.to_owned(),
+            r#"{"event":{"due_ms":5,"sequence":1}}"#.to_owned(),
+        ] {
+            let event =
+                r#"{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"}"#;
+            let message = format!("{{\"v\":1,\"event\":{event},\"work\":{work}}}\n{{\"n\": 1}}");
+            let read = decode(message.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(encode(&read).unwrap()).unwrap(), message);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the services hand to each other: an event for later, a page of a fan-out, a delivery.
+//! What the services hand to each other: an event for later, a page of a fan-out, a parcel of deliveries.
 //! Each hand-off has a deterministic name, so that a copy of one can be told.
 
 use std::fmt;
@@ -13,6 +13,11 @@ use crate::ids::SubscriptionId;
 use crate::outcome::OutcomeClass;
 use crate::time::Timestamp;
 
+/// Deliveries that travel together at most.
+const MOST: usize = 64;
+/// Those of an event with more bytes than this travel alone.
+const LARGE: usize = 512 * 1024;
+
 /// A unit of work in one of our own queues.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
@@ -20,8 +25,8 @@ pub enum Work {
     Event(DueEvent),
     /// Subscriptions of an event that are still to be served.
     Page(Page),
-    /// One event for one subscription.
-    Delivery(Delivery),
+    /// One event for one subscription, or for a few.
+    Parcel(Parcel),
 }
 
 /// The name of a hand-off: no other has it, and each copy does.
@@ -55,20 +60,20 @@ pub struct DueEvent {
 pub struct Page {
     /// The event.
     pub event: Arc<Event>,
-    /// For whom.
-    pub section: Section,
+    /// For those in these slots that want it. If they are more than a page, they are split.
+    pub slots: SlotRange,
     /// Raised by one at each publish of ours.
     pub sequence: u32,
 }
 
-/// Which part of an event's subscriptions a page is for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Section {
-    /// These, which a stop cut off; at most [`PAGE`](crate::fan_out::PAGE).
-    Subscriptions(Vec<SubscriptionId>),
-    /// Those in these slots that want the event. If they are more than a page, they are split.
-    Slots(SlotRange),
+/// Deliveries of one event that travel in one message. Nothing else binds them: each has its own name,
+/// time and end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parcel {
+    /// The event.
+    pub event: Arc<Event>,
+    /// What travels beside it of each delivery: one at least, and at most [`Parcel::most`] in what we write.
+    pub states: Vec<DeliveryState>,
 }
 
 /// One event for one subscription.
@@ -154,6 +159,21 @@ pub struct Failure {
     pub retry_after_ms: Option<u64>,
 }
 
+impl DueEvent {
+    fn hand_off(&self) -> HandOff {
+        let chain = format!("{}/{}/event/0", self.event.tenant, self.event.id);
+        HandOff { chain, sequence: self.sequence }
+    }
+}
+
+impl Page {
+    fn hand_off(&self) -> HandOff {
+        let SlotRange { first, end } = self.slots;
+        let chain = format!("{}/{}/slots-{first}-{end}", self.event.tenant, self.event.id);
+        HandOff { chain, sequence: self.sequence }
+    }
+}
+
 impl Delivery {
     /// A delivery that begins now.
     #[must_use]
@@ -173,17 +193,10 @@ impl Delivery {
         Self { event, state }
     }
 
-    /// The name of this hand-off, as [`Work::name`] says.
+    /// The name of this hand-off: the same for each copy, another one for each next hand-off.
     #[must_use]
     pub fn name(&self) -> String {
-        self.hand_off().to_string()
-    }
-
-    fn hand_off(&self) -> HandOff {
-        let (event, state) = (&self.event, &self.state);
-        let chain =
-            format!("{}/{}/{}/{}", event.tenant, event.id, state.subscription, state.generation);
-        HandOff { chain, sequence: state.sequence }
+        self.state.hand_off(&self.event).to_string()
     }
 
     /// The same delivery after one more attempt, which failed.
@@ -229,35 +242,90 @@ impl Delivery {
     }
 }
 
-impl Work {
-    /// The name of this hand-off: the same for each copy, another one for each next hand-off.
-    /// At most 250 bytes, so that it fits a message id.
+impl DeliveryState {
+    fn hand_off(&self, event: &Event) -> HandOff {
+        let chain =
+            format!("{}/{}/{}/{}", event.tenant, event.id, self.subscription, self.generation);
+        HandOff { chain, sequence: self.sequence }
+    }
+}
+
+impl Parcel {
+    /// How many deliveries of an event travel together at most. RabbitMQ takes no message of more than a
+    /// mebibyte where we configure it, and a delivery may have a few thousand bytes beside its event.
     #[must_use]
-    pub fn name(&self) -> String {
-        self.hand_off().to_string()
+    pub fn most(event: &Event) -> usize {
+        if event.data.len() <= LARGE { MOST } else { 1 }
     }
 
-    /// The same name in its parts.
+    /// These deliveries of an event, in as few parcels as they fit in.
+    pub fn pack(event: &Arc<Event>, states: Vec<DeliveryState>) -> impl Iterator<Item = Self> {
+        let (most, mut states) = (Self::most(event), states.into_iter());
+        std::iter::from_fn(move || {
+            let states: Vec<_> = states.by_ref().take(most).collect();
+            (!states.is_empty()).then(|| Self { event: Arc::clone(event), states })
+        })
+    }
+
+    /// What is left of it without those for which this does not hold, by their places; `None` if nothing is.
     #[must_use]
-    pub fn hand_off(&self) -> HandOff {
-        let event = self.event();
-        let (tenant, id) = (&event.tenant, &event.id);
+    pub fn keep(mut self, is_kept: impl Fn(usize) -> bool) -> Option<Self> {
+        let mut place = 0..;
+        self.states.retain(|_| place.next().is_some_and(&is_kept));
+        (!self.states.is_empty()).then_some(self)
+    }
+
+    /// The deliveries in it.
+    pub fn deliveries(self) -> impl Iterator<Item = Delivery> {
+        let Self { event, states } = self;
+        states.into_iter().map(move |state| Delivery { event: Arc::clone(&event), state })
+    }
+
+    /// The name of a delivery that travels alone; of several a digest of all their names.
+    #[must_use]
+    pub fn name(&self) -> String {
+        use sha2::Digest as _;
+        if let [alone] = self.states.as_slice() {
+            return alone.hand_off(&self.event).to_string();
+        }
+        let mut digest = sha2::Sha256::new();
+        for state in &self.states {
+            digest.update(state.hand_off(&self.event).to_string());
+            digest.update("\n");
+        }
+        let digest: String =
+            digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}/{}/parcel-{digest}", self.event.tenant, self.event.id)
+    }
+}
+
+impl From<Delivery> for Parcel {
+    fn from(Delivery { event, state }: Delivery) -> Self {
+        Self { event, states: vec![state] }
+    }
+}
+
+impl Work {
+    /// The name of the message that it travels in: the same for each copy, another one for each next
+    /// hand-off. At most 250 bytes, so that it fits a message id.
+    #[must_use]
+    pub fn name(&self) -> String {
         match self {
-            Self::Event(due) => {
-                HandOff { chain: format!("{tenant}/{id}/event/0"), sequence: due.sequence }
+            Self::Event(due) => due.hand_off().to_string(),
+            Self::Page(page) => page.hand_off().to_string(),
+            Self::Parcel(parcel) => parcel.name(),
+        }
+    }
+
+    /// The hand-offs that it is: one, or that of each delivery of a parcel.
+    #[must_use]
+    pub fn hand_offs(&self) -> Vec<HandOff> {
+        match self {
+            Self::Event(due) => vec![due.hand_off()],
+            Self::Page(page) => vec![page.hand_off()],
+            Self::Parcel(Parcel { event, states }) => {
+                states.iter().map(|state| state.hand_off(event)).collect()
             }
-            Self::Page(page) => {
-                let section = match &page.section {
-                    Section::Subscriptions(ids) => {
-                        let first =
-                            ids.first().map_or_else(|| "none".to_owned(), ToString::to_string);
-                        format!("page-{first}/{}", ids.len())
-                    }
-                    Section::Slots(SlotRange { first, end }) => format!("slots-{first}-{end}"),
-                };
-                HandOff { chain: format!("{tenant}/{id}/{section}"), sequence: page.sequence }
-            }
-            Self::Delivery(delivery) => delivery.hand_off(),
         }
     }
 
@@ -267,19 +335,21 @@ impl Work {
         match self {
             Self::Event(due) => &due.event,
             Self::Page(page) => &page.event,
-            Self::Delivery(delivery) => &delivery.event,
+            Self::Parcel(parcel) => &parcel.event,
         }
     }
 
     /// The same work under the name of the next hand-off. Whoever publishes calls this once.
     #[must_use]
     pub fn next(mut self) -> Self {
-        let sequence = match &mut self {
-            Self::Event(due) => &mut due.sequence,
-            Self::Page(page) => &mut page.sequence,
-            Self::Delivery(delivery) => &mut delivery.state.sequence,
-        };
-        *sequence = sequence.wrapping_add(1);
+        let raise = |sequence: &mut u32| *sequence = sequence.wrapping_add(1);
+        match &mut self {
+            Self::Event(due) => raise(&mut due.sequence),
+            Self::Page(page) => raise(&mut page.sequence),
+            Self::Parcel(parcel) => {
+                parcel.states.iter_mut().for_each(|state| raise(&mut state.sequence));
+            }
+        }
         self
     }
 }
@@ -364,20 +434,17 @@ mod tests {
         let event = event(&"t".repeat(64), &"e".repeat(128));
         let subscription = SubscriptionId::new(SlotNumber(1), 7);
         let mut state =
-            Delivery::begin(Arc::clone(&event), subscription.clone(), Timestamp::from_seconds(1))
-                .state;
+            Delivery::begin(Arc::clone(&event), subscription, Timestamp::from_seconds(1)).state;
         state.generation = 99_999_999;
         state.sequence = 99_999_999;
+        let parcel =
+            |count| Parcel { event: Arc::clone(&event), states: vec![state.clone(); count] };
         let works = [
-            Work::Delivery(Delivery { event: Arc::clone(&event), state }),
+            Work::Parcel(parcel(1)),
+            Work::Parcel(parcel(MOST)),
             Work::Page(Page {
                 event: Arc::clone(&event),
-                section: Section::Subscriptions(vec![subscription; 256]),
-                sequence: 99_999_999,
-            }),
-            Work::Page(Page {
-                event: Arc::clone(&event),
-                section: Section::Slots(SlotRange::ALL),
+                slots: SlotRange::ALL,
                 sequence: 99_999_999,
             }),
             Work::Event(DueEvent { event, due: Timestamp::from_seconds(1), sequence: 99_999_999 }),
@@ -388,6 +455,50 @@ mod tests {
             assert_ne!(work.clone().next().name(), name);
             assert_eq!(work.name(), name);
         }
+    }
+
+    #[test]
+    fn a_parcel_is_named_by_all_that_is_in_it() {
+        let event = event("t", "e");
+        let states: Vec<DeliveryState> = (0..150)
+            .map(|n| SubscriptionId::new(SlotNumber(0), n))
+            .map(|id| Delivery::begin(Arc::clone(&event), id, Timestamp::from_seconds(1)).state)
+            .collect();
+        let parcels: Vec<Parcel> = Parcel::pack(&event, states.clone()).collect();
+        assert_eq!(
+            parcels.iter().map(|parcel| parcel.states.len()).collect::<Vec<_>>(),
+            [64, 64, 22]
+        );
+        assert_eq!(
+            parcels
+                .iter()
+                .cloned()
+                .flat_map(Parcel::deliveries)
+                .map(|d| d.state)
+                .collect::<Vec<_>>(),
+            states
+        );
+        assert_eq!(Parcel::pack(&event, vec![]).count(), 0);
+        let large = Arc::new(Event { data: vec![b'1'; LARGE + 1].into(), ..(*event).clone() });
+        assert_eq!(Parcel::pack(&large, states.clone()).count(), 150);
+        let kept = parcels[2].clone().keep(|place| place % 21 == 0).unwrap();
+        assert_eq!(kept.states, [states[128].clone(), states[149].clone()]);
+        assert_eq!(kept.keep(|_| false), None);
+        let name = |states: &[DeliveryState]| {
+            Work::Parcel(Parcel { event: Arc::clone(&event), states: states.to_vec() }).name()
+        };
+        let mut later = states[..3].to_vec();
+        later[2].sequence += 1;
+        let names = [name(&states[..3]), name(&states[..2]), name(&states[1..4]), name(&later)];
+        let distinct: std::collections::HashSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
+        assert_eq!(name(&states[..3]), names[0]);
+        // Who travels alone has the name that he has in company.
+        let work = Work::Parcel(Parcel { event: Arc::clone(&event), states: states[..2].to_vec() });
+        assert_eq!(work.hand_offs()[0].to_string(), name(&states[..1]));
+        let next: Vec<u32> =
+            work.next().hand_offs().iter().map(|hand_off| hand_off.sequence).collect();
+        assert_eq!(next, [1, 1]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
 //! again, and after minutes its channel is closed so that another replica may have it.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId, TenantId};
 use doorbell_common::sideline;
-use doorbell_common::work::{Delivery, DueEvent, Page, Section, Work};
+use doorbell_common::work::{DeliveryState, DueEvent, Page, Parcel, Work};
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
@@ -30,7 +31,7 @@ use doorbell_platform::workshop::Workshop;
 use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
 
-use crate::fan_out::Begun;
+use crate::fan_out::Target;
 use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::gates::Gates;
 use crate::ledger::{Ledger, LedgerPage};
@@ -170,28 +171,32 @@ impl Dispatcher {
             self.metrics.removed.inc();
             return Done::Finished(None);
         }
-        let note = self.note(&identity);
-        if let Some(note) = &note
-            && self.store.take(note, received.redelivered).await == Taken::Copy
-        {
-            match identity {
-                Identity::Work(_) => self.metrics.copies.inc(),
-                Identity::Event(_) | Identity::Unique => self.metrics.duplicate.inc(),
-            }
-            return Done::Finished(None);
-        }
+        let notes = self.notes(&identity);
+        let taken = self.store.take_all(&notes, received.redelivered).await;
+        self.count_copies(&identity, &taken);
+        let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
         let came = Came { lane: Lane::of(queue), redelivered: received.redelivered };
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
             Task::FanOut(event, sequence) => self.serve_event(event, sequence, came).await,
             Task::Page(page) => self.serve_page(page, came).await,
-            Task::Deliver(delivery) => self.serve_delivery(delivery).await,
+            Task::Deliver(parcel) => self.serve_parcel(parcel, came.redelivered).await,
         };
-        if let (Done::Finished(_), Some(note)) = (&done, &note) {
-            self.store.finish(note).await;
+        if let Done::Finished(_) = &done {
+            let ours = notes.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Go);
+            self.store.finish_all(ours.map(|(note, _)| note)).await;
         }
         done
+    }
+
+    fn count_copies(&self, identity: &Identity, taken: &[Taken]) {
+        let copies = taken.iter().filter(|taken| **taken == Taken::Copy).count();
+        let counter = match identity {
+            Identity::Work(_) => &self.metrics.copies,
+            Identity::Event(_) | Identity::Unique => &self.metrics.duplicate,
+        };
+        counter.inc_by(u64::try_from(copies).unwrap_or(u64::MAX));
     }
 
     /// Rejects an event to which the catalogue objects, or that is too large for its tenant. What the
@@ -221,13 +226,15 @@ impl Dispatcher {
         (Task::Reject(why), Identity::Unique)
     }
 
-    fn note(&self, identity: &Identity) -> Option<Note> {
+    fn notes(&self, identity: &Identity) -> Vec<Note> {
         match identity {
             Identity::Event(event) => {
-                Some(self.store.event_note(&event.tenant, &event.id, self.duplicate_window))
+                vec![self.store.event_note(&event.tenant, &event.id, self.duplicate_window)]
             }
-            Identity::Work(hand_off) => Some(self.store.work_note(hand_off)),
-            Identity::Unique => None,
+            Identity::Work(hand_offs) => {
+                hand_offs.iter().map(|hand_off| self.store.work_note(hand_off)).collect()
+            }
+            Identity::Unique => Vec::new(),
         }
     }
 
@@ -330,7 +337,9 @@ impl Dispatcher {
         match share {
             Share::Serve(targets) => {
                 let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
-                self.serve_all(served, targets, &name, (0, came.redelivered)).await
+                let begin = |(id, known)| (Target::Begin(id), known);
+                let targets = targets.into_iter().map(begin).collect();
+                self.serve_all(served, targets, &name, came.redelivered).await
             }
             Share::Split(parts) => to_done(self.split(event, parts, came.lane).await),
         }
@@ -353,8 +362,7 @@ impl Dispatcher {
         };
         for parts in parts.chunks(PAGES_HANDED_ON_AT_ONCE) {
             let pages = parts.iter().map(|range| {
-                let section = Section::Slots(*range);
-                Work::Page(Page { event: Arc::clone(event), section, sequence: 0 })
+                Work::Page(Page { event: Arc::clone(event), slots: *range, sequence: 0 })
             });
             try_join_all(pages.map(|page| self.hand_on(page, to))).await?;
         }
@@ -369,36 +377,17 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
-        let done = match page.section {
-            Section::Slots(range) => {
-                let served = Served::new(page.event);
-                let share = match self.matching(&served, range).await {
-                    Ok(matching) => self.share(&served, matching).await,
-                    Err(done) => Err(done),
-                };
-                match share {
-                    Ok(share) => self.serve_share(&served, range, share, came).await,
-                    Err(done) => done,
-                }
-            }
-            Section::Subscriptions(_) => self.serve_listed(page, came.redelivered).await,
+        let served = Served::new(page.event);
+        let share = match self.matching(&served, page.slots).await {
+            Ok(matching) => self.share(&served, matching).await,
+            Err(done) => Err(done),
+        };
+        let done = match share {
+            Ok(share) => self.serve_share(&served, page.slots, share, came).await,
+            Err(done) => done,
         };
         drop(turn);
         done
-    }
-
-    async fn serve_listed(&self, page: Page, redelivered: bool) -> Done {
-        let sequence = page.sequence;
-        let work = Work::Page(page);
-        let name = work.name();
-        let Work::Page(Page { event, section: Section::Subscriptions(ids), .. }) = work else {
-            return Done::Finished(None);
-        };
-        let targets = match self.patiently(|| self.snapshots.get_all(ids.clone())).await {
-            Ok(targets) => targets,
-            Err(done) => return done,
-        };
-        self.serve_all(&Served::new(event), targets, &name, (sequence, redelivered)).await
     }
 
     /// Serves these subscriptions, but for those that the ledger of this name says were served
@@ -406,9 +395,9 @@ impl Dispatcher {
     async fn serve_all(
         &self,
         served: &Served,
-        mut targets: Vec<(SubscriptionId, Known)>,
+        mut targets: Vec<(Target, Known)>,
         name: &str,
-        (sequence, redelivered): (u32, bool),
+        redelivered: bool,
     ) -> Done {
         // The acknowledgement says enough about a single one. Another event that is given the same
         // id later has another time.
@@ -419,28 +408,38 @@ impl Dispatcher {
         {
             let done_with = page.served().await;
             let before = targets.len();
-            targets.retain(|(id, _)| !done_with.contains(id));
+            targets.retain(|(target, _)| !done_with.contains(target.id()));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        match self.fan_out(served, targets, ledger.as_ref(), sequence).await {
+        match self.fan_out(served, targets, ledger.clone()).await {
             Ok(()) => Done::Finished(ledger),
             Err(error) => to_done(Err(error)),
         }
     }
 
-    async fn serve_delivery(&self, delivery: Delivery) -> Done {
-        let id = delivery.state.subscription.clone();
-        let known = match self.patiently(|| self.snapshots.get(&id)).await {
+    async fn serve_parcel(&self, parcel: Parcel, redelivered: bool) -> Done {
+        let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
+        let known = match self.patiently(|| self.snapshots.get_all(ids())).await {
             Ok(known) => known,
             Err(done) => return done,
         };
-        let served = Served::new(Arc::clone(&delivery.event));
-        let delivering = async {
-            let receipt = self.deliver(&served, delivery, &known, Begun::default()).await?;
-            self.recorder.confirm(receipt).await;
-            Ok(())
+        let name = parcel.name();
+        let served = Served::new(Arc::clone(&parcel.event));
+        let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
+        let go_on = |state: DeliveryState| {
+            let known = known.get(&state.subscription).cloned().unwrap_or(Known::Missing);
+            (self.target(state, &known), known)
         };
-        to_done(delivering.await)
+        let targets = parcel.states.into_iter().map(go_on).collect();
+        self.serve_all(&served, targets, &name, redelivered).await
+    }
+
+    /// A delivery that goes on.
+    fn target(&self, state: DeliveryState, known: &Known) -> Target {
+        let has_limit =
+            matches!(known, Known::Live(subscription) if subscription.rate_limit.is_some());
+        let waits = has_limit || self.gates.closed(&state.subscription).is_some();
+        Target::GoOn { state: Box::new(state), waits }
     }
 
     async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>

@@ -1,4 +1,4 @@
-//! Serves the subscriptions of an event, or one delivery: attempt, record, and hand on what
+//! Serves the subscriptions of an event, or deliveries that go on: attempt, record, and hand on what
 //! failed. When this returns, every delivery is settled or its successor confirmed.
 
 use std::sync::Arc;
@@ -6,28 +6,28 @@ use std::sync::Arc;
 use doorbell_common::attempt::AttemptRecord;
 use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
-use doorbell_common::fan_out::PAGE;
 use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::rung::Rung;
 use doorbell_common::subscription::{Standing, Subscription};
 use doorbell_common::time::Timestamp;
-use doorbell_common::work::{Delivery, Failure, Work, chance};
+use doorbell_common::work::{Delivery, DeliveryState, Failure, Work, chance};
 use doorbell_platform::clock;
 use doorbell_platform::permits::{Claim, Permit};
 use doorbell_platform::store::snapshots::Known;
 use futures_util::StreamExt as _;
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 
 use crate::dispatch::Dispatcher;
 use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
+use crate::parcels::Outbox;
 use crate::recorder::Receipt;
 use crate::sender::{Answer, Post};
 use crate::served::{NoBody, Served};
-use crate::understand::{Destination, pages};
+use crate::understand::Destination;
 
 /// Deliveries of one event that are made at once.
 const AT_ONCE: usize = 256;
@@ -56,34 +56,86 @@ impl Ended {
     }
 }
 
-/// What a delivery brings along from the fan-out that it is part of, if it is part of one.
-#[derive(Default)]
-pub(crate) struct Begun<'a> {
+/// A delivery of a fan-out.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// For this subscription it has yet to begin.
+    Begin(SubscriptionId),
+    /// It has begun before.
+    GoOn {
+        state: Box<DeliveryState>,
+        /// For its turn, or to be held, without a permit for a POST.
+        waits: bool,
+    },
+}
+
+impl Target {
+    /// For whom.
+    pub(crate) fn id(&self) -> &SubscriptionId {
+        match self {
+            Self::Begin(id) => id,
+            Self::GoOn { state, .. } => &state.subscription,
+        }
+    }
+
+    /// Whether it needs its permit first of all.
+    fn needs_permit(&self, known: &Known) -> bool {
+        let waits = matches!(self, Self::GoOn { waits: true, .. });
+        !waits && matches!(known.standing(), Standing::Active(_))
+    }
+}
+
+/// What the deliveries of a fan-out share.
+#[derive(Debug)]
+struct Company {
+    /// Where to note that one is done with.
+    ledger: LedgerPage,
+    /// Where to leave what is to go on.
+    outbox: Outbox,
+}
+
+/// What a delivery brings along from the fan-out that it is part of.
+struct Begun<'a> {
     /// Its permit for a POST.
     permit: Option<Permit<Addressee>>,
-    /// Where to note that it is done with.
-    ledger: Option<&'a LedgerPage>,
+    /// None if it is alone.
+    company: Option<&'a Company>,
 }
 
 impl Dispatcher {
-    /// Serves these subscriptions, and notes in the ledger who is done with. When the service is
-    /// told to stop, what has not begun goes on as pages, after `sequence`.
+    /// Makes these deliveries, and notes in the ledger which are done with. When the service is told to
+    /// stop, what has not begun goes on as parcels.
     pub(crate) async fn fan_out(
         &self,
         served: &Served,
-        targets: Vec<(SubscriptionId, Known)>,
-        ledger: Option<&LedgerPage>,
-        sequence: u32,
+        targets: Vec<(Target, Known)>,
+        ledger: Option<LedgerPage>,
     ) -> anyhow::Result<()> {
-        let event = &served.event;
+        let Some(ledger) = ledger else {
+            return self.fan_out_in(None, served, targets).await;
+        };
+        let (outbox, collection) = Outbox::new();
+        let company = Company { ledger, outbox };
+        let making = self.fan_out_in(Some(company), served, targets);
+        tokio::join!(making, self.send_parcels(&served.event, collection)).0
+    }
+
+    /// Drops the company in the end: no more parcels come then.
+    async fn fan_out_in(
+        &self,
+        company: Option<Company>,
+        served: &Served,
+        targets: Vec<(Target, Known)>,
+    ) -> anyhow::Result<()> {
+        let company = company.as_ref();
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
         let mut ended = Ended::default();
         // Each has its permit before it begins, and the first message its permits before the next one
         // has any: what was just read and written is still at hand then.
-        let active = targets.iter().filter(|(_, known)| is_active(known)).count();
-        let mut claim = self.posts.claim(&event.tenant, active);
-        for (id, known) in targets {
-            let claim = is_active(&known).then_some(&mut claim);
+        let active = targets.iter().filter(|(target, known)| target.needs_permit(known)).count();
+        let mut claim = self.posts.claim(&served.event.tenant, active);
+        for (target, known) in targets {
+            let claim = target.needs_permit(&known).then_some(&mut claim);
             let mut permit = std::pin::pin!(self.permit(claim));
             let permit = loop {
                 tokio::select! {
@@ -91,26 +143,38 @@ impl Dispatcher {
                     Some(delivery) = going.next() => ended.add(delivery),
                 }
             };
+            let delivery = self.delivery(&served.event, target);
             if self.shutdown.is_stopping() {
-                left.push(id);
+                left.push(delivery);
                 continue;
             }
-            let delivery = Delivery::begin(Arc::clone(event), id, clock::now());
-            self.metrics.matched.inc();
-            going.push(self.deliver_known(served, delivery, known, Begun { permit, ledger }));
+            going.push(self.deliver(served, delivery, known, Begun { permit, company }));
         }
-        while let Some(delivery) = going.next().await {
-            ended.add(delivery);
-        }
-        let receipts = ended.receipts()?;
-        for (page, ids) in pages(event, &left, sequence).into_iter().zip(left.chunks(PAGE)) {
-            self.hand_on(page, Destination::Pages).await?;
-            if let Some(page) = ledger {
-                join_all(ids.iter().map(|id| page.note_surely(id))).await;
+        // They end in their own time; what is left goes on beside them.
+        let leaving = left
+            .into_iter()
+            .map(|delivery| self.hand_on_noted(delivery, Destination::Deliveries, company));
+        let leaving = try_join_all(leaving);
+        let ending = async {
+            while let Some(delivery) = going.next().await {
+                ended.add(delivery);
             }
-        }
-        self.recorder.confirm(receipts).await;
+        };
+        let (left, ()) = tokio::join!(leaving, ending);
+        left?;
+        self.recorder.confirm(ended.receipts()?).await;
         Ok(())
+    }
+
+    /// A delivery, which begins now if it has not begun yet.
+    fn delivery(&self, event: &Arc<Event>, target: Target) -> Delivery {
+        match target {
+            Target::Begin(id) => {
+                self.metrics.matched.inc();
+                Delivery::begin(Arc::clone(event), id, clock::now())
+            }
+            Target::GoOn { state, .. } => Delivery { event: Arc::clone(event), state: *state },
+        }
     }
 
     /// Waits for the permit that a delivery needs, if it needs one.
@@ -122,25 +186,15 @@ impl Dispatcher {
         self.metrics.waiting(Wait::Permit, claim.next()).await.map(Some)
     }
 
-    async fn deliver_known(
+    /// Makes one delivery, once.
+    async fn deliver(
         &self,
         served: &Served,
         delivery: Delivery,
         known: Known,
         begun: Begun<'_>,
     ) -> Settled {
-        self.deliver(served, delivery, &known, begun).await
-    }
-
-    /// Makes one delivery, once.
-    pub(crate) async fn deliver(
-        &self,
-        served: &Served,
-        delivery: Delivery,
-        known: &Known,
-        begun: Begun<'_>,
-    ) -> Settled {
-        match (known.standing(), known) {
+        match (known.standing(), &known) {
             (Standing::Active(_), Known::Live(subscription)) => {
                 self.attempt(served, delivery, subscription, begun).await
             }
@@ -150,7 +204,7 @@ impl Dispatcher {
             }
             // Paused, disabled, or lost: the scheduler keeps it.
             _ => {
-                self.hand_on_noted(delivery, Destination::Retries, begun.ledger).await?;
+                self.hand_on_noted(delivery, Destination::Retries, begun.company).await?;
                 Ok(None)
             }
         }
@@ -161,14 +215,15 @@ impl Dispatcher {
         &self,
         delivery: Delivery,
         to: Destination,
-        ledger: Option<&LedgerPage>,
+        company: Option<&Company>,
     ) -> anyhow::Result<()> {
+        let Some(Company { ledger, outbox }) = company else {
+            // On the heap, because few deliveries come to this, and each would have room for it.
+            return Box::pin(self.hand_on(Work::Parcel(delivery.into()), to)).await;
+        };
         let id = delivery.state.subscription.clone();
-        // On the heap, because few deliveries come to this, and each would have room for it.
-        Box::pin(self.hand_on(Work::Delivery(delivery), to)).await?;
-        if let Some(page) = ledger {
-            page.note_surely(&id).await;
-        }
+        outbox.hand_on(delivery, to).await?;
+        ledger.note_surely(&id).await;
         Ok(())
     }
 
@@ -177,7 +232,7 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         subscription: &Subscription,
-        Begun { permit, ledger }: Begun<'_>,
+        Begun { permit, company }: Begun<'_>,
     ) -> Settled {
         // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
         // at the gate at once.
@@ -186,7 +241,7 @@ impl Dispatcher {
             || subscription.template.is_some();
         if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
             drop(permit);
-            return self.hold(delivery, closed, ledger).await;
+            return self.hold(delivery, closed, company).await;
         }
         let came_back = delivery.state.holds > 0;
         if let Some(limit) = subscription.rate_limit
@@ -197,7 +252,7 @@ impl Dispatcher {
         {
             drop(permit);
             let opens_at = clock::now().plus(wait);
-            return self.hold(delivery, (HoldReason::RateLimit, opens_at), ledger).await;
+            return self.hold(delivery, (HoldReason::RateLimit, opens_at), company).await;
         }
         // Before the rest of the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
@@ -215,7 +270,7 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);
-            self.hand_on_noted(delivery, Destination::Deliveries, ledger).await?;
+            self.hand_on_noted(delivery, Destination::Deliveries, company).await?;
             return Ok(None);
         }
         let attempt = delivery.state.attempts.saturating_add(1);
@@ -225,12 +280,14 @@ impl Dispatcher {
                 drop(permit);
                 let answer = Answer::unsent(OutcomeClass::Template, error.to_string());
                 self.metrics.attempted(answer.outcome);
-                return self.hand_on_failed(served, delivery, (subscription, answer), ledger).await;
+                return self
+                    .hand_on_failed(served, delivery, (subscription, answer), company)
+                    .await;
             }
             Err(NoBody::NotYet(wait)) => {
                 drop(permit);
                 let opens_at = clock::now().plus(wait);
-                return self.hold(delivery, (HoldReason::Template, opens_at), ledger).await;
+                return self.hold(delivery, (HoldReason::Template, opens_at), company).await;
             }
         };
         let entering = self.gates.enter(subscription, came_back);
@@ -239,7 +296,7 @@ impl Dispatcher {
             Err((reason, opens_at)) => {
                 // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
                 drop(permit);
-                return self.hold(delivery, (reason, opens_at), ledger).await;
+                return self.hold(delivery, (reason, opens_at), company).await;
             }
         };
         let answer = {
@@ -263,8 +320,8 @@ impl Dispatcher {
             outcome = answer.outcome.as_str(), "attempted"
         );
         if answer.outcome == OutcomeClass::Delivered {
-            match ledger {
-                Some(page) => page.note(&subscription.id, permit),
+            match company {
+                Some(company) => company.ledger.note(&subscription.id, permit),
                 None => drop(permit),
             }
             let record = record(&served.event, subscription, attempt, &answer);
@@ -275,7 +332,7 @@ impl Dispatcher {
         }
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
-        self.hand_on_failed(served, delivery, (subscription, answer), ledger).await
+        self.hand_on_failed(served, delivery, (subscription, answer), company).await
     }
 
     /// Hands a delivery on after an attempt that has failed, and records that.
@@ -284,13 +341,13 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         (subscription, answer): (&Subscription, Answer),
-        ledger: Option<&LedgerPage>,
+        company: Option<&Company>,
     ) -> Settled {
         let attempt = delivery.state.attempts.saturating_add(1);
         let record = record(&served.event, subscription, attempt, &answer);
         let failed = delivery.after_failure(failure(answer, subscription));
         let (handed_on, receipt) = tokio::join!(
-            self.hand_on_noted(failed, Destination::Retries, ledger),
+            self.hand_on_noted(failed, Destination::Retries, company),
             self.recorder.record(&record)
         );
         handed_on?;
@@ -302,23 +359,21 @@ impl Dispatcher {
         &self,
         delivery: Delivery,
         (reason, opens_at): (HoldReason, Timestamp),
-        ledger: Option<&LedgerPage>,
+        company: Option<&Company>,
     ) -> Settled {
         let now = clock::now();
-        let until =
-            hold_until((reason, opens_at), delivery.state.holds, now, chance(&delivery.name()));
+        // Those of a fan-out are for different endpoints, and stay together if they can.
+        let chance = company
+            .map_or_else(|| chance(&delivery.name()), |company| chance(company.ledger.name()));
+        let until = hold_until((reason, opens_at), delivery.state.holds, now, chance);
         let held = delivery.hold_at_gate(until, now);
         // Not by way of the retry-scheduler, which would only put it there: a flood is moved aside
         // at half the cost. Whatever else is to be said of it is said when it comes back.
         let rung = Rung::for_wait(until.since(now));
-        self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
+        self.hand_on_noted(held, Destination::Delay(rung), company).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(None)
     }
-}
-
-fn is_active(known: &Known) -> bool {
-    matches!(known.standing(), Standing::Active(_))
 }
 
 fn failure(answer: Answer, subscription: &Subscription) -> Failure {

@@ -63,6 +63,11 @@ impl Ledger {
 }
 
 impl LedgerPage {
+    /// The name of the message that it is of.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Who is done with. Nobody, if Redis does not say.
     pub(crate) async fn served(&self) -> HashSet<SubscriptionId> {
         self.ledger.store.served(&self.name).await

@@ -3,7 +3,7 @@
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
 //! [`served`] makes bodies of an event, [`fan_out`] serves its subscriptions, [`ledger`] remembers whom
-//! it has served. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
+//! it has served, [`parcels`] keep together what goes on. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
 //! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
 //! one POST, [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`]
 //! runs those of the control-plane.
@@ -16,6 +16,7 @@ mod gates;
 mod ledger;
 mod limits;
 mod metrics;
+mod parcels;
 mod recorder;
 mod sender;
 mod served;

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use doorbell_common::event::Event;
-use doorbell_common::fan_out::PAGE;
-use doorbell_common::ids::SubscriptionId;
 use doorbell_common::intake::{Arrival, admit};
 use doorbell_common::rung::Rung;
 use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, DueEvent, HandOff, Page, Section, Work};
+use doorbell_common::work::{DueEvent, HandOff, Page, Parcel, Work};
 use doorbell_platform::broker::Received;
 use doorbell_platform::broker::topology::{DELIVERIES, PAGES, SIDELINE, SIDELINE_PAGES};
 use doorbell_platform::ids;
+use doorbell_platform::store::notes::Taken;
 
 /// What a message asks for.
 #[derive(Debug, PartialEq)]
@@ -21,8 +20,8 @@ pub(crate) enum Task {
     FanOut(Arc<Event>, u32),
     /// Deliver this event to some of those who want it.
     Page(Page),
-    /// Make this one delivery.
-    Deliver(Delivery),
+    /// Make these deliveries.
+    Deliver(Parcel),
     /// Publish this, then forget the message: it waits for its time, or has just been given an
     /// id or a time that must last before anything is delivered.
     HandOn(Work, Destination),
@@ -31,12 +30,23 @@ pub(crate) enum Task {
 }
 
 impl Task {
+    /// What is left of it without the hand-offs of a message that are copies; `None` if nothing is.
+    pub(crate) fn without_copies(self, taken: &[Taken]) -> Option<Self> {
+        let is_ours = |place: usize| taken.get(place) != Some(&Taken::Copy);
+        match self {
+            Self::Deliver(parcel) => parcel.keep(is_ours).map(Self::Deliver),
+            Self::FanOut(..) | Self::Page(_) | Self::HandOn(..) | Self::Reject(_) => {
+                is_ours(0).then_some(self)
+            }
+        }
+    }
+
     /// The event that it is about, if it was understood.
     pub(crate) fn event(&self) -> Option<&Event> {
         match self {
             Self::FanOut(event, _) => Some(event),
             Self::Page(page) => Some(&page.event),
-            Self::Deliver(delivery) => Some(&delivery.event),
+            Self::Deliver(parcel) => Some(&parcel.event),
             Self::HandOn(work, _) => Some(work.event()),
             Self::Reject(_) => None,
         }
@@ -44,7 +54,7 @@ impl Task {
 }
 
 /// Where work is handed on to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Destination {
     Retries,
     Deliveries,
@@ -94,8 +104,8 @@ impl Lane {
 pub(crate) enum Identity {
     /// By the id that its publisher gave it.
     Event(Arc<Event>),
-    /// By the name of our own hand-off.
-    Work(HandOff),
+    /// By the names of our own hand-offs: one, or that of each delivery of a parcel.
+    Work(Vec<HandOff>),
     /// Its id was made for it alone: there are none.
     Unique,
 }
@@ -130,12 +140,12 @@ fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
         Ok(work) => work,
         Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
     };
-    let identity = Identity::Work(work.hand_off());
+    let identity = Identity::Work(work.hand_offs());
     let task = match work {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
         Work::Event(DueEvent { event, sequence, .. }) => Task::FanOut(event, sequence),
         Work::Page(page) => Task::Page(page),
-        Work::Delivery(delivery) => Task::Deliver(delivery),
+        Work::Parcel(parcel) => Task::Deliver(parcel),
     };
     (task, identity)
 }
@@ -164,19 +174,8 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
     (task, identity)
 }
 
-/// The pages that say who is still to be served.
-pub(crate) fn pages(event: &Arc<Event>, left: &[SubscriptionId], sequence: u32) -> Vec<Work> {
-    left.chunks(PAGE)
-        .map(|chunk| {
-            let section = Section::Subscriptions(chunk.to_vec());
-            Work::Page(Page { event: Arc::clone(event), section, sequence })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use doorbell_common::ids::SlotNumber;
     use doorbell_platform::broker::Message;
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldTable};
@@ -275,25 +274,5 @@ mod tests {
         // Nobody publishes our own work as an event.
         let (task, _) = understand("doorbell.events.3", &work(), 100_000, now());
         assert!(matches!(task, Task::Reject(_)), "{task:?}");
-    }
-
-    #[test]
-    fn what_is_left_fills_pages() {
-        let (Task::FanOut(event, _), _) = understand_event(
-            &published(
-                BasicProperties::default().with_message_id("e".into()).with_timestamp(1),
-                &[("doorbell-tenant", "t")],
-            ),
-            100,
-            Timestamp::from_seconds(1),
-        ) else {
-            panic!("not an event")
-        };
-        let left: Vec<SubscriptionId> =
-            (0..600).map(|n| SubscriptionId::new(SlotNumber(0), n)).collect();
-        let pages = pages(&event, &left, 4);
-        assert_eq!(pages.len(), 3);
-        let names: std::collections::HashSet<String> = pages.iter().map(Work::name).collect();
-        assert_eq!(names.len(), 3);
     }
 }

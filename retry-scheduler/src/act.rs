@@ -1,41 +1,113 @@
-//! Carries out a move. When this returns well, what follows from the message is confirmed.
+//! Carries out what was decided. When this returns well, what follows from the message is confirmed.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use doorbell_common::event::Event;
 use doorbell_common::next_move::{DeadReason, Move};
+use doorbell_common::rung::Rung;
 use doorbell_common::subscription::{DisabledReason, Status};
-use doorbell_common::work::{Delivery, Work};
+use doorbell_common::work::{Delivery, DeliveryState, DueEvent, Page, Parcel, Work};
 use doorbell_platform::broker::Message;
 use doorbell_platform::broker::topology::{DEAD_LETTERS, DELIVERIES, HELD, PAGES};
 use doorbell_platform::patience::Unanswered;
 use doorbell_platform::store::StoreError;
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
+use futures_util::future::try_join_all;
 use lapin::types::{AMQPValue, FieldTable};
+use prometheus::IntCounter;
 
 use crate::schedule::{Scheduler, unwritable};
 
-impl Scheduler {
-    pub(crate) async fn act(&self, next: Move) -> Result<(), Unanswered> {
-        tracing::debug!(%next, "decided");
-        match next {
-            Move::Release(work) => {
-                let queue = if matches!(work, Work::Page(_)) { PAGES } else { DELIVERIES };
-                self.publish(&Message::work(queue, &work.next()).map_err(unwritable)?).await?;
-                self.metrics.released.inc();
+/// What becomes of the deliveries of a parcel. Those that go to the same queue go on as parcels.
+#[derive(Default)]
+struct Moves {
+    released: Vec<DeliveryState>,
+    parked: BTreeMap<Rung, Vec<DeliveryState>>,
+    held: Vec<DeliveryState>,
+    given_up: Vec<(DeadReason, Delivery)>,
+    cancelled: u64,
+}
+
+impl FromIterator<Move> for Moves {
+    fn from_iter<I: IntoIterator<Item = Move>>(moves: I) -> Self {
+        let mut all = Self::default();
+        for next in moves {
+            tracing::debug!(%next, "decided");
+            match next {
+                Move::Release(delivery) => all.released.push(delivery.state),
+                Move::Park(rung, delivery) => {
+                    all.parked.entry(rung).or_default().push(delivery.state);
+                }
+                Move::Hold(delivery) => all.held.push(delivery.state),
+                Move::GiveUp(reason, delivery) => all.given_up.push((reason, delivery)),
+                Move::Cancel => all.cancelled += 1,
             }
-            Move::Park(rung, work) => {
-                self.publish(&Message::work(&rung.queue(), &work.next()).map_err(unwritable)?)
-                    .await?;
-                self.metrics.parked.inc();
-            }
-            Move::Hold(delivery) => {
-                let held = Work::Delivery(delivery).next();
-                self.publish(&Message::work(HELD, &held).map_err(unwritable)?).await?;
-                self.metrics.held.inc();
-            }
-            Move::GiveUp(reason, delivery) => self.give_up(reason, delivery).await?,
-            Move::Cancel => self.metrics.cancelled(),
         }
+        all
+    }
+}
+
+impl Scheduler {
+    /// Carries out what was decided of the deliveries of a parcel.
+    pub(crate) async fn act(
+        &self,
+        event: &Arc<Event>,
+        moves: impl IntoIterator<Item = Move>,
+    ) -> Result<(), Unanswered> {
+        let Moves { released, parked, held, given_up, cancelled } = moves.into_iter().collect();
+        let releasing = self.hand_on(event, DELIVERIES, released, &self.metrics.released);
+        let parking = parked.into_iter().map(|(rung, states)| async move {
+            self.hand_on(event, &rung.queue(), states, &self.metrics.parked).await
+        });
+        let holding = self.hand_on(event, HELD, held, &self.metrics.held);
+        let giving_up =
+            given_up.into_iter().map(|(reason, delivery)| self.give_up(reason, delivery));
+        tokio::try_join!(releasing, try_join_all(parking), holding, try_join_all(giving_up))?;
+        self.metrics.cancelled(cancelled);
         Ok(())
+    }
+
+    /// Publishes an event whose time has come, or puts it into a delay queue.
+    pub(crate) async fn act_on_event(&self, due: DueEvent) -> Result<(), Unanswered> {
+        let wait = due.due.since(clock::now());
+        let (queue, count) = if wait.is_zero() {
+            (DELIVERIES.to_owned(), &self.metrics.released)
+        } else {
+            (Rung::for_wait(wait).queue(), &self.metrics.parked)
+        };
+        self.publish_next(&queue, Work::Event(due)).await?;
+        count.inc();
+        Ok(())
+    }
+
+    /// Publishes a page, for which it is always time.
+    pub(crate) async fn act_on_page(&self, page: Page) -> Result<(), Unanswered> {
+        self.publish_next(PAGES, Work::Page(page)).await?;
+        self.metrics.released.inc();
+        Ok(())
+    }
+
+    /// Publishes these deliveries in as few messages as may be.
+    async fn hand_on(
+        &self,
+        event: &Arc<Event>,
+        queue: &str,
+        states: Vec<DeliveryState>,
+        count: &IntCounter,
+    ) -> Result<(), Unanswered> {
+        let parcels = Parcel::pack(event, states).map(|parcel| async {
+            let deliveries = u64::try_from(parcel.states.len()).unwrap_or(u64::MAX);
+            self.publish_next(queue, Work::Parcel(parcel)).await?;
+            count.inc_by(deliveries);
+            Ok(())
+        });
+        try_join_all(parcels).await.map(drop)
+    }
+
+    async fn publish_next(&self, queue: &str, work: Work) -> Result<(), Unanswered> {
+        self.publish(&Message::work(queue, &work.next()).map_err(unwritable)?).await
     }
 
     async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
@@ -43,8 +115,8 @@ impl Scheduler {
             self.patiently(|| self.disable(&delivery, DisabledReason::Gone)).await?;
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
-        let mut message =
-            Message::work(DEAD_LETTERS, &Work::Delivery(delivery).next()).map_err(unwritable)?;
+        let work = Work::Parcel(delivery.into());
+        let mut message = Message::work(DEAD_LETTERS, &work.next()).map_err(unwritable)?;
         let mut headers = FieldTable::default();
         headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.as_str().into()));
         message.properties = message.properties.with_headers(headers);

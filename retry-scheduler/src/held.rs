@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use doorbell_common::held::{HeldIndex, Resumed};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, Work};
+use doorbell_common::work::{Parcel, Work};
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::HELD;
 use doorbell_platform::broker::{Broker, Message, Publisher, Received};
@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// What stands in the stream.
 pub(crate) enum Entry {
-    Delivery(Box<Delivery>),
+    Held(Parcel),
     Resumed(Resumed),
     /// Not ours to understand.
     Foreign,
@@ -33,7 +33,7 @@ impl Entry {
             return Self::Resumed(resumed);
         }
         match wire::decode(&received.body) {
-            Ok(Work::Delivery(delivery)) => Self::Delivery(Box::new(delivery)),
+            Ok(Work::Parcel(parcel)) => Self::Held(parcel),
             Ok(Work::Event(_) | Work::Page(_)) | Err(_) => Self::Foreign,
         }
     }
@@ -111,8 +111,10 @@ impl Held {
                 continue;
             }
             match Entry::read(received) {
-                Entry::Delivery(delivery) => {
-                    self.index.held(&delivery.state.subscription, place.offset);
+                Entry::Held(parcel) => {
+                    for state in &parcel.states {
+                        self.index.held(&state.subscription, place.offset);
+                    }
                 }
                 Entry::Resumed(resumed) => {
                     for id in &resumed.subscriptions {

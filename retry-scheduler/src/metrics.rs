@@ -31,11 +31,11 @@ impl Metrics {
         Ok(Self {
             parked: count(
                 "doorbell_retries_parked_total",
-                "Messages put into a delay queue; one wait may take several.",
+                "Deliveries and events put into a delay queue; one wait may take several.",
             )?,
             released: count(
                 "doorbell_retries_released_total",
-                "Messages whose time had come, released to the dispatchers.",
+                "Deliveries, events and pages whose time had come, released to the dispatchers.",
             )?,
             held: held_deliveries(registry, ["suspended"])?.with_label_values(&["suspended"]),
             resumed: count(
@@ -70,7 +70,7 @@ impl Metrics {
             waiting: gauge(
                 registry,
                 "doorbell_retries_waiting",
-                "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them.",
+                "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them: each with one delivery, or with several of the same event.",
             )?,
             sideline: gauge(
                 registry,
@@ -97,8 +97,8 @@ impl Metrics {
         })
     }
 
-    pub(crate) fn cancelled(&self) {
-        self.deliveries.with_label_values(&["cancelled"]).inc();
+    pub(crate) fn cancelled(&self, deliveries: u64) {
+        self.deliveries.with_label_values(&["cancelled"]).inc_by(deliveries);
     }
 
     pub(crate) fn dead(&self, reason: DeadReason) {

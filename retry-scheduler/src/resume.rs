@@ -12,7 +12,7 @@ use std::time::Duration;
 use doorbell_common::held::Resumed;
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::subscription::Standing;
-use doorbell_common::work::Work;
+use doorbell_common::work::{DeliveryState, Work};
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::{HELD, RETRIES};
 use doorbell_platform::broker::{Broker, Message, Publisher};
@@ -150,21 +150,25 @@ impl Resumer {
             let batch = reader.batch(AT_ONCE, SILENCE).await?;
             let Some(last) = batch.last() else { anyhow::bail!("the stream is silent") };
             let through = last.stream_offset().min(end);
-            let mut messages = Vec::new();
+            let (mut messages, mut resumed) = (Vec::new(), 0);
             let mut touched = HashSet::new();
-            for received in &batch {
+            for received in batch.iter().filter(|received| received.stream_offset() <= through) {
                 let offset = received.stream_offset();
-                let Entry::Delivery(delivery) = Entry::read(received) else { continue };
-                let id = delivery.state.subscription.clone();
-                let waits = held.index.span(&id).is_some_and(|span| span.first <= offset);
-                if offset <= through && waits && back.contains(&id) {
-                    messages.push(Message::work(RETRIES, &Work::Delivery(*delivery).next())?);
-                    touched.insert(id);
+                let Entry::Held(mut parcel) = Entry::read(received) else { continue };
+                parcel.states.retain(|DeliveryState { subscription, .. }| {
+                    let span = held.index.span(subscription);
+                    back.contains(subscription) && span.is_some_and(|span| span.first <= offset)
+                });
+                if parcel.states.is_empty() {
+                    continue;
                 }
+                resumed += parcel.states.len();
+                touched.extend(parcel.states.iter().map(|state| state.subscription.clone()));
+                messages.push(Message::work(RETRIES, &Work::Parcel(parcel).next())?);
             }
             let handing_on = messages.iter().map(|message| self.publisher.publish_surely(message));
             futures_util::future::try_join_all(handing_on).await?;
-            self.metrics.resumed.inc_by(u64::try_from(messages.len())?);
+            self.metrics.resumed.inc_by(u64::try_from(resumed)?);
             // Only now is everything up to here confirmed. Whoever has nothing in this batch needs
             // no note of it, unless this is the end: what an index names may have aged out.
             let passed = if through >= end { back } else { &touched };

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::ids::Addressee;
-use doorbell_common::next_move::{Keep, next_move};
+use doorbell_common::next_move::{Keep, Move, next_move};
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, Stage, Work};
+use doorbell_common::work::{Delivery, Stage, Work, chance};
 use doorbell_platform::broker::topology::{INTERNAL, RETRIES};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
@@ -18,8 +18,9 @@ use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
-use doorbell_platform::store::notes::Taken;
+use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::store::snapshots::{Known, Snapshots};
+use futures_util::future::try_join_all;
 
 use crate::metrics::Metrics;
 use crate::unrouted::Redeclaration;
@@ -87,39 +88,52 @@ impl Scheduler {
             self.metrics.removed.inc();
             return Ok(());
         }
-        let note = self.store.work_note(&work.hand_off());
-        if self.store.take(&note, received.redelivered).await == Taken::Copy {
-            self.metrics.copies.inc();
-            return Ok(());
+        let notes: Vec<Note> =
+            work.hand_offs().iter().map(|hand_off| self.store.work_note(hand_off)).collect();
+        let taken = self.store.take_all(&notes, received.redelivered).await;
+        let copies = taken.iter().filter(|taken| **taken == Taken::Copy).count();
+        self.metrics.copies.inc_by(u64::try_from(copies).unwrap_or(u64::MAX));
+        let is_ours = |place: usize| taken.get(place) == Some(&Taken::Go);
+        match work {
+            Work::Event(due) if is_ours(0) => self.act_on_event(due).await?,
+            Work::Page(page) if is_ours(0) => self.act_on_page(page).await?,
+            Work::Event(_) | Work::Page(_) => {}
+            Work::Parcel(parcel) => {
+                if let Some(parcel) = parcel.keep(is_ours) {
+                    let event = Arc::clone(&parcel.event);
+                    let chance = chance(&parcel.name());
+                    let deciding =
+                        parcel.deliveries().map(|delivery| self.decide(delivery, chance));
+                    self.act(&event, try_join_all(deciding).await?).await?;
+                }
+            }
         }
-        let known = self.known(&work).await?;
-        let mut standing = known.as_ref().map_or(Standing::Missing, Known::standing);
-        if let (Standing::Active(policy), Work::Delivery(delivery)) = (standing, &work)
-            && self.has_failed_for_days(delivery).await?
-        {
-            standing = Standing::Suspended(policy);
-        }
-        let keep = self.keep(&work, known.as_ref());
-        self.act(next_move(work, standing, keep, clock::now())).await?;
-        self.store.finish(&note).await;
+        let ours = notes.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Go);
+        self.store.finish_all(ours.map(|(note, _)| note)).await;
         Ok(())
     }
 
+    async fn decide(&self, delivery: Delivery, chance: f64) -> Result<Move, Unanswered> {
+        let known = self.patiently(|| self.snapshots.get(&delivery.state.subscription)).await?;
+        let mut standing = known.standing();
+        if let Standing::Active(policy) = standing
+            && self.has_failed_for_days(&delivery).await?
+        {
+            standing = Standing::Suspended(policy);
+        }
+        let keep = self.keep(&delivery.event.tenant, &known);
+        Ok(next_move(delivery, standing, keep, (clock::now(), chance)))
+    }
+
     /// How long it may wait. What a broadcast brings to a tenant is that tenant's.
-    fn keep(&self, work: &Work, known: Option<&Known>) -> Keep {
-        let limits = match (&work.event().tenant, known) {
-            (Addressee::Everyone, Some(Known::Live(subscription))) => {
+    fn keep(&self, addressee: &Addressee, known: &Known) -> Keep {
+        let limits = match (addressee, known) {
+            (Addressee::Everyone, Known::Live(subscription)) => {
                 self.limits.of(&Addressee::Tenant(subscription.tenant.clone()))
             }
             (tenant, _) => self.limits.of(tenant),
         };
         Keep { beyond_policy: self.expire_after, at_most: limits.retention.map(|text| text.0) }
-    }
-
-    /// What is known of a delivery's subscription; events and pages have none.
-    async fn known(&self, work: &Work) -> Result<Option<Known>, Unanswered> {
-        let Work::Delivery(delivery) = work else { return Ok(None) };
-        self.patiently(|| self.snapshots.get(&delivery.state.subscription)).await.map(Some)
     }
 
     /// Notes a failure; disables the subscription if there has been nothing else for days, and

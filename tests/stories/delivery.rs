@@ -1,13 +1,21 @@
 //! What subscribers get, and what becomes of deliveries that fail.
 
+use anyhow::Context as _;
 use doorbell_common::wire;
-use doorbell_common::work::Work;
+use doorbell_common::work::{Delivery, Work};
 use doorbell_tests::api::subscription;
 use doorbell_tests::receiver::{Hostile, hostile};
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use reqwest::Method;
 use serde_json::json;
+
+/// The delivery that a message of one carries.
+fn only_delivery(message: &[u8]) -> anyhow::Result<Delivery> {
+    let Work::Parcel(parcel) = wire::decode(message)? else { anyhow::bail!("not a delivery") };
+    anyhow::ensure!(parcel.states.len() == 1, "not one delivery");
+    parcel.deliveries().next().context("nothing in it")
+}
 
 pub(crate) async fn each_subscriber_gets_what_it_wants() -> anyhow::Result<()> {
     let world = World::start("delivery").await?;
@@ -130,9 +138,7 @@ pub(crate) async fn every_failure_has_its_end() -> anyhow::Result<()> {
     let outsider = world.outsider().await?;
     let mut found = std::collections::BTreeMap::new();
     for letter in outsider.stream("doorbell.dead-letters", ids.len()).await? {
-        let Work::Delivery(delivery) = wire::decode(&letter.data)? else {
-            anyhow::bail!("not a delivery")
-        };
+        let delivery = only_delivery(&letter.data)?;
         let failure = delivery.state.last_failure.clone().unwrap();
         assert_eq!(delivery.event.id.as_str(), event);
         let place =
@@ -192,9 +198,7 @@ pub(crate) async fn forbidden_addresses_are_refused_at_the_connection() -> anyho
     let outsider = world.outsider().await?;
     let letter = outsider.stream("doorbell.dead-letters", 1).await?.remove(0);
     assert_eq!(amqp::header(&letter, "doorbell-reason").as_deref(), Some("blocked"));
-    let Work::Delivery(delivery) = wire::decode(&letter.data)? else {
-        anyhow::bail!("not a delivery")
-    };
+    let delivery = only_delivery(&letter.data)?;
     let detail = delivery.state.last_failure.unwrap().detail;
     assert!(detail.contains("127.0.0.1") && detail.contains("may not be called"), "{detail}");
     assert!(world.receiver.posts().is_empty());

@@ -32,6 +32,7 @@ mod kills;
 mod limits;
 mod names;
 mod openapi;
+mod parcels;
 mod patterns;
 mod publishing;
 mod removals;
@@ -97,6 +98,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
+        parcels::what_fails_together_goes_on_together,
+        parcels::a_kill_repeats_no_more_of_a_parcel_than_was_in_flight,
         sideline::a_flood_over_http_goes_aside_at_ingest,
         sideline::a_flood_over_amqp_is_moved_aside_once,
         sideline::dispatchers_killed_while_they_move_a_flood_aside_repeat_little,

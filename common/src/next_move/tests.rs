@@ -88,16 +88,9 @@ fn each_situation_has_its_move() {
         (failed(1, OutcomeClass::Dns), Standing::Cancelled, late + 1, "cancel"),
     ] {
         let state = delivery.state.clone();
-        let next = next_move(Work::Delivery(delivery), standing, KEEP, at(seconds));
+        let next = next_move(delivery, standing, KEEP, (at(seconds), 0.0));
         assert_eq!(brief(&next), expected, "{state:?} {standing:?} after {seconds} s");
     }
-}
-
-#[test]
-fn an_event_for_later_waits_and_is_then_released() {
-    let work = Work::Event(DueEvent { event: event(), due: at(100), sequence: 0 });
-    assert_eq!(brief(&next_move(work.clone(), Standing::Missing, KEEP, at(0))), "park 64s");
-    assert_eq!(brief(&next_move(work, Standing::Missing, KEEP, at(100))), "release");
 }
 
 #[test]
@@ -105,7 +98,7 @@ fn held_time_does_not_count_towards_the_expiry() {
     let policy = policy(&[2]);
     let year = 365 * 24 * 3600;
     let delivery = failed(1, OutcomeClass::ServerError).hold(at(1));
-    let next = next_move(Work::Delivery(delivery), Standing::Active(&policy), KEEP, at(year));
+    let next = next_move(delivery, Standing::Active(&policy), KEEP, (at(year), 0.0));
     assert_eq!(brief(&next), "release");
 }
 
@@ -127,32 +120,28 @@ fn a_2s_4s_8s_schedule_takes_one_hop_each_when_looked_at_promptly() {
 fn play(
     policy: &RetryPolicy,
     retry_after_ms: Option<u64>,
-    scheduler_lag: Duration,
+    (scheduler_lag, chance): (Duration, f64),
 ) -> (Vec<Timestamp>, DeadReason) {
     let mut now = at(0);
     let mut attempts = vec![now];
-    let mut work = Work::Delivery(fresh().after_failure(failure(
-        OutcomeClass::ServerError,
-        now,
-        retry_after_ms,
-    )));
+    let failed_at = |delivery: Delivery, now| {
+        delivery.after_failure(failure(OutcomeClass::ServerError, now, retry_after_ms))
+    };
+    let mut delivery = failed_at(fresh(), now);
     loop {
         now = now.plus(scheduler_lag);
-        work = match next_move(work.next(), Standing::Active(policy), KEEP, now) {
-            Move::Park(rung, work) => {
+        delivery.state.sequence += 1;
+        delivery = match next_move(delivery, Standing::Active(policy), KEEP, (now, chance)) {
+            Move::Park(rung, delivery) => {
                 now = now.plus(rung.length());
-                work
+                delivery
             }
-            Move::Release(Work::Delivery(delivery)) => {
+            Move::Release(delivery) => {
                 attempts.push(now);
-                Work::Delivery(delivery.after_failure(failure(
-                    OutcomeClass::ServerError,
-                    now,
-                    retry_after_ms,
-                )))
+                failed_at(delivery, now)
             }
             Move::GiveUp(reason, _) => return (attempts, reason),
-            other @ (Move::Release(_) | Move::Hold(_) | Move::Cancel) => panic!("{other:?}"),
+            other @ (Move::Hold(_) | Move::Cancel) => panic!("{other:?}"),
         };
     }
 }
@@ -177,10 +166,10 @@ proptest! {
     fn every_attempt_comes_in_its_time_and_the_story_ends(
         delays in prop::collection::vec(1_u64..40_000, 0..12),
         retry_after in prop::option::of(0_u64..86_400),
-        lag_ms in 0_u64..50,
+        lag_ms in 0_u64..50, chance in 0.0_f64..1.0,
     ) {
         let lag = Duration::from_millis(lag_ms);
-        let (attempts, reason) = play(&policy(&delays), retry_after.map(|s| s * 1000), lag);
+        let (attempts, reason) = play(&policy(&delays), retry_after.map(|s| s * 1000), (lag, chance));
         prop_assert_eq!(reason, DeadReason::Exhausted);
         prop_assert_eq!(attempts.len(), delays.len() + 1);
         for (pair, delay) in attempts.windows(2).zip(&delays) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::work::HandOff;
+use futures_util::future::join_all;
 use redis::Value;
 
 use super::Store;
@@ -100,6 +101,16 @@ impl Store {
                 Taken::Go
             }
         }
+    }
+
+    /// Takes the notes of all that travels in one message; answers for each whether it is a copy.
+    pub async fn take_all(&self, notes: &[Note], redelivered: bool) -> Vec<Taken> {
+        join_all(notes.iter().map(|note| self.take(note, redelivered))).await
+    }
+
+    /// Notes that all of these are finished.
+    pub async fn finish_all(&self, notes: impl IntoIterator<Item = &Note>) {
+        join_all(notes.into_iter().map(|note| self.finish(note))).await;
     }
 
     /// Notes that a message is finished: what follows from it is confirmed. Call it before the
