@@ -181,11 +181,10 @@ impl Dispatcher {
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
             Task::FanOut(event, sequence) => self.serve_event(event, sequence, came).await,
             Task::Page(page) => self.serve_page(page, came).await,
-            Task::Deliver(parcel) => self.serve_parcel(parcel, came.redelivered).await,
+            Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came.redelivered).await,
         };
         if let Done::Finished(_) = &done {
-            let ours = notes.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Go);
-            self.store.finish_all(ours.map(|(note, _)| note)).await;
+            self.store.finish_all(&notes, &taken).await;
         }
         done
     }
@@ -204,7 +203,7 @@ impl Dispatcher {
     fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
         let event = match &task {
             Task::FanOut(event, _) | Task::HandOn(Work::Event(DueEvent { event, .. }), _) => event,
-            Task::Reject(_) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => {
+            Task::Reject(_) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(..) => {
                 return (task, identity);
             }
         };
@@ -417,13 +416,12 @@ impl Dispatcher {
         }
     }
 
-    async fn serve_parcel(&self, parcel: Parcel, redelivered: bool) -> Done {
+    async fn serve_parcel(&self, parcel: Parcel, name: &str, redelivered: bool) -> Done {
         let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
         let known = match self.patiently(|| self.snapshots.get_all(ids())).await {
             Ok(known) => known,
             Err(done) => return done,
         };
-        let name = parcel.name();
         let served = Served::new(Arc::clone(&parcel.event));
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
         let go_on = |state: DeliveryState| {
@@ -431,7 +429,7 @@ impl Dispatcher {
             (self.target(state, &known), known)
         };
         let targets = parcel.states.into_iter().map(go_on).collect();
-        self.serve_all(&served, targets, &name, redelivered).await
+        self.serve_all(&served, targets, name, redelivered).await
     }
 
     /// A delivery that goes on.

@@ -20,8 +20,9 @@ pub(crate) enum Task {
     FanOut(Arc<Event>, u32),
     /// Deliver this event to some of those who want it.
     Page(Page),
-    /// Make these deliveries.
-    Deliver(Parcel),
+    /// Make these deliveries. The name is that of the parcel as it came: what is left of it without
+    /// copies may be something else when it comes again, and has the same ledger.
+    Deliver(Parcel, String),
     /// Publish this, then forget the message: it waits for its time, or has just been given an
     /// id or a time that must last before anything is delivered.
     HandOn(Work, Destination),
@@ -34,7 +35,9 @@ impl Task {
     pub(crate) fn without_copies(self, taken: &[Taken]) -> Option<Self> {
         let is_ours = |place: usize| taken.get(place) != Some(&Taken::Copy);
         match self {
-            Self::Deliver(parcel) => parcel.keep(is_ours).map(Self::Deliver),
+            Self::Deliver(parcel, name) => {
+                parcel.keep(is_ours).map(|parcel| Self::Deliver(parcel, name))
+            }
             Self::FanOut(..) | Self::Page(_) | Self::HandOn(..) | Self::Reject(_) => {
                 is_ours(0).then_some(self)
             }
@@ -46,7 +49,7 @@ impl Task {
         match self {
             Self::FanOut(event, _) => Some(event),
             Self::Page(page) => Some(&page.event),
-            Self::Deliver(parcel) => Some(&parcel.event),
+            Self::Deliver(parcel, _) => Some(&parcel.event),
             Self::HandOn(work, _) => Some(work.event()),
             Self::Reject(_) => None,
         }
@@ -145,7 +148,10 @@ fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
         Work::Event(DueEvent { event, sequence, .. }) => Task::FanOut(event, sequence),
         Work::Page(page) => Task::Page(page),
-        Work::Parcel(parcel) => Task::Deliver(parcel),
+        Work::Parcel(parcel) => {
+            let name = parcel.name();
+            Task::Deliver(parcel, name)
+        }
     };
     (task, identity)
 }
@@ -207,7 +213,7 @@ mod tests {
             Task::HandOn(Work::Event(_), Destination::Retries) => "later",
             Task::HandOn(Work::Event(_), Destination::Deliveries) => "lasting",
             Task::Reject(_) => "reject",
-            Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
+            Task::HandOn(..) | Task::Page(_) | Task::Deliver(..) => "other",
         };
         (task, kind(&identity))
     }

@@ -108,8 +108,7 @@ impl Scheduler {
                 }
             }
         }
-        let ours = notes.iter().zip(&taken).filter(|(_, taken)| **taken == Taken::Go);
-        self.store.finish_all(ours.map(|(note, _)| note)).await;
+        self.store.finish_all(&notes, &taken).await;
         Ok(())
     }
 

@@ -108,9 +108,10 @@ impl Store {
         join_all(notes.iter().map(|note| self.take(note, redelivered))).await
     }
 
-    /// Notes that all of these are finished.
-    pub async fn finish_all(&self, notes: impl IntoIterator<Item = &Note>) {
-        join_all(notes.into_iter().map(|note| self.finish(note))).await;
+    /// Notes that those of them are finished that were no copies.
+    pub async fn finish_all(&self, notes: &[Note], taken: &[Taken]) {
+        let ours = notes.iter().zip(taken).filter(|(_, taken)| **taken == Taken::Go);
+        join_all(ours.map(|(note, _)| self.finish(note))).await;
     }
 
     /// Notes that a message is finished: what follows from it is confirmed. Call it before the
