@@ -30,6 +30,13 @@ pub struct Event {
 }
 
 impl Event {
+    /// Its name among our hand-offs: no other event has it, not even one that is given the same id after
+    /// the window in which that would be a copy.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}@{:x}", self.tenant, self.id, self.timestamp.as_millis())
+    }
+
     /// What a filter looks at: `{id, type, timestamp, tenant, data}`. None if the data has what no
     /// program can hold: a number beyond all bounds, such as `1e999`.
     #[must_use]

@@ -58,6 +58,8 @@ enum WorkHead {
     Event {
         #[serde(rename = "due_ms", with = "millis")]
         due: Timestamp,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dated_by_us: bool,
         sequence: u32,
     },
     Page {
@@ -89,7 +91,9 @@ pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
             trace: event.trace.clone(),
         },
         work: match work {
-            Work::Event(due) => WorkHead::Event { due: due.due, sequence: due.sequence },
+            Work::Event(DueEvent { due, dated_by_us, sequence, .. }) => {
+                WorkHead::Event { due: *due, dated_by_us: *dated_by_us, sequence: *sequence }
+            }
             Work::Page(page) => WorkHead::Page { slots: page.slots, sequence: page.sequence },
             Work::Parcel(Parcel { states, .. }) => match states.as_slice() {
                 [alone] => WorkHead::Delivery(alone.clone()),
@@ -125,7 +129,9 @@ pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
         data: data.get(1..).unwrap_or_default().into(),
     });
     Ok(match head.work {
-        WorkHead::Event { due, sequence } => Work::Event(DueEvent { event, due, sequence }),
+        WorkHead::Event { due, dated_by_us, sequence } => {
+            Work::Event(DueEvent { event, due, dated_by_us, sequence })
+        }
         WorkHead::Page { slots, sequence } => Work::Page(Page { event, slots, sequence }),
         WorkHead::Delivery(state) => Work::Parcel(Parcel { event, states: vec![state] }),
         WorkHead::Deliveries(states) if states.is_empty() => return Err(InvalidWork::Empty),
@@ -168,7 +174,7 @@ mod tests {
             retry_after_ms: (attempts % 3 == 0).then_some(7000),
         };
         match kind {
-            0 => Work::Event(DueEvent { event, due: at, sequence }),
+            0 => Work::Event(DueEvent { event, due: at, dated_by_us: attempts % 2 == 0, sequence }),
             1 => Work::Page(Page {
                 event,
                 slots: SlotRange { first: sequence, end: attempts },
@@ -224,6 +230,7 @@ mod tests {
             format!(r#"{{"deliveries":[{delivery},{delivery}]}}"#),
             r#"{"page":{"slots":{"first":0,"end":7},"sequence":1}}"#.to_owned(),
             r#"{"event":{"due_ms":5,"sequence":1}}"#.to_owned(),
+            r#"{"event":{"due_ms":5,"dated_by_us":true,"sequence":1}}"#.to_owned(),
         ] {
             let event =
                 r#"{"id":"evt_1","tenant":"acme","type":"a.b","timestamp":"2026-11-20T10:00:00Z"}"#;

@@ -17,6 +17,12 @@ use crate::time::Timestamp;
 const MOST: usize = 64;
 /// Those of an event with more bytes than this travel alone.
 const LARGE: usize = 512 * 1024;
+/// How long a hand-off that ended is remembered; copies come within moments of each other, if RabbitMQ does
+/// not stand still between.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// The same where another event may have the same name: one that is published under the same id once that is
+/// no copy any more.
+const REMEMBERED_BRIEFLY: Duration = Duration::from_secs(120);
 
 /// A unit of work in one of our own queues.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +42,8 @@ pub struct HandOff {
     pub chain: String,
     /// Which of these it is.
     pub sequence: u32,
+    /// For how long after its end a copy of it is told.
+    pub remembered: Duration,
 }
 
 impl fmt::Display for HandOff {
@@ -51,6 +59,8 @@ pub struct DueEvent {
     pub event: Arc<Event>,
     /// Not before this time.
     pub due: Timestamp,
+    /// Whether we gave the event its time, as it came without one: a copy may have been given another.
+    pub dated_by_us: bool,
     /// Raised by one at each publish of ours.
     pub sequence: u32,
 }
@@ -161,16 +171,20 @@ pub struct Failure {
 
 impl DueEvent {
     fn hand_off(&self) -> HandOff {
-        let chain = format!("{}/{}/event/0", self.event.tenant, self.event.id);
-        HandOff { chain, sequence: self.sequence }
+        let (name, remembered) = if self.dated_by_us {
+            (format!("{}/{}", self.event.tenant, self.event.id), REMEMBERED_BRIEFLY)
+        } else {
+            (self.event.name(), REMEMBERED)
+        };
+        HandOff { chain: format!("{name}/event/0"), sequence: self.sequence, remembered }
     }
 }
 
 impl Page {
     fn hand_off(&self) -> HandOff {
         let SlotRange { first, end } = self.slots;
-        let chain = format!("{}/{}/slots-{first}-{end}", self.event.tenant, self.event.id);
-        HandOff { chain, sequence: self.sequence }
+        let chain = format!("{}/slots-{first}-{end}", self.event.name());
+        HandOff { chain, sequence: self.sequence, remembered: REMEMBERED }
     }
 }
 
@@ -244,9 +258,8 @@ impl Delivery {
 
 impl DeliveryState {
     fn hand_off(&self, event: &Event) -> HandOff {
-        let chain =
-            format!("{}/{}/{}/{}", event.tenant, event.id, self.subscription, self.generation);
-        HandOff { chain, sequence: self.sequence }
+        let chain = format!("{}/{}/{}", event.name(), self.subscription, self.generation);
+        HandOff { chain, sequence: self.sequence, remembered: REMEMBERED }
     }
 }
 
@@ -295,7 +308,7 @@ impl Parcel {
         }
         let digest: String =
             digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}/{}/parcel-{digest}", self.event.tenant, self.event.id)
+        format!("{}/parcel-{digest}", self.event.name())
     }
 }
 
@@ -307,7 +320,7 @@ impl From<Delivery> for Parcel {
 
 impl Work {
     /// The name of the message that it travels in: the same for each copy, another one for each next
-    /// hand-off. At most 250 bytes, so that it fits a message id.
+    /// hand-off. At most 255 bytes, so that it fits a message id.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
@@ -431,7 +444,9 @@ mod tests {
 
     #[test]
     fn a_name_fits_a_message_id_and_changes_with_each_hand_off() {
+        let last = Timestamp::from_millis(i64::MAX);
         let event = event(&"t".repeat(64), &"e".repeat(128));
+        let event = Arc::new(Event { timestamp: last, ..(*event).clone() });
         let subscription = SubscriptionId::new(SlotNumber(1), 7);
         let mut state =
             Delivery::begin(Arc::clone(&event), subscription, Timestamp::from_seconds(1)).state;
@@ -447,14 +462,39 @@ mod tests {
                 slots: SlotRange::ALL,
                 sequence: 99_999_999,
             }),
-            Work::Event(DueEvent { event, due: Timestamp::from_seconds(1), sequence: 99_999_999 }),
+            Work::Event(DueEvent { event, due: last, dated_by_us: false, sequence: 99_999_999 }),
         ];
         for work in works {
             let name = work.name();
-            assert!(name.len() <= 250, "{name}");
+            assert!(name.len() <= 255, "{name}");
             assert_ne!(work.clone().next().name(), name);
             assert_eq!(work.name(), name);
         }
+    }
+
+    #[test]
+    fn another_event_with_the_same_id_has_other_names() {
+        let first = event("t", "e");
+        let second = Arc::new(Event { timestamp: Timestamp::from_seconds(2), ..(*first).clone() });
+        let hand_offs = |event: &Arc<Event>, dated_by_us| {
+            let (event, due) = (Arc::clone(event), Timestamp::from_seconds(3));
+            let delivery =
+                Delivery::begin(Arc::clone(&event), SubscriptionId::new(SlotNumber(1), 7), due);
+            let works = [
+                Work::Parcel(delivery.into()),
+                Work::Page(Page { event: Arc::clone(&event), slots: SlotRange::ALL, sequence: 1 }),
+                Work::Event(DueEvent { event, due, dated_by_us, sequence: 1 }),
+            ];
+            works.map(|work| work.hand_offs().remove(0))
+        };
+        for (one, other) in hand_offs(&first, false).iter().zip(hand_offs(&second, false)) {
+            assert_ne!(one.chain, other.chain);
+            assert_eq!(one.remembered, REMEMBERED);
+        }
+        // What we date anew each time it comes has one name, and that not for long.
+        let [.., one] = hand_offs(&first, true);
+        let [.., other] = hand_offs(&second, true);
+        assert_eq!((&one, one.remembered), (&other, REMEMBERED_BRIEFLY));
     }
 
     #[test]

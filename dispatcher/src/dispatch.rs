@@ -179,7 +179,7 @@ impl Dispatcher {
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
-            Task::FanOut(event, sequence) => self.serve_event(event, sequence, came).await,
+            Task::FanOut(due) => self.serve_event(due, came).await,
             Task::Page(page) => self.serve_page(page, came).await,
             Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came.redelivered).await,
         };
@@ -202,7 +202,7 @@ impl Dispatcher {
     /// producer has accepted, and what is on its way already, is not judged again.
     fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
         let event = match &task {
-            Task::FanOut(event, _) | Task::HandOn(Work::Event(DueEvent { event, .. }), _) => event,
+            Task::FanOut(due) | Task::HandOn(Work::Event(due), _) => &due.event,
             Task::Reject(_) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(..) => {
                 return (task, identity);
             }
@@ -249,35 +249,30 @@ impl Dispatcher {
     }
 
     /// Serves an event, or moves it aside.
-    async fn serve_event(&self, event: Arc<Event>, sequence: u32, came: Came) -> Done {
-        let served = Served::new(event);
+    async fn serve_event(&self, due: DueEvent, came: Came) -> Done {
+        let served = Served::new(Arc::clone(&due.event));
         let matching = match self.matching(&served, SlotRange::ALL).await {
             Ok(matching) => matching,
             Err(done) => return done,
         };
         let is_main = came.lane == Lane::Main;
         if is_main && self.filters_go_aside(&served, &matching, came.redelivered) {
-            return self.move_aside(served.event, sequence).await;
+            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
         }
         let share = match self.share(&served, matching).await {
             Ok(share) => share,
             Err(done) => return done,
         };
         if is_main && self.goes_aside(&served.event.tenant, &share, came.redelivered) {
-            return self.move_aside(served.event, sequence).await;
+            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
         }
         // It may have been begun before it was moved aside.
-        let came = Came { redelivered: came.redelivered || sequence > 0, ..came };
+        let came = Came { redelivered: came.redelivered || due.sequence > 0, ..came };
         let done = self.serve_share(&served, SlotRange::ALL, share, came).await;
         if matches!(done, Done::Finished(_)) {
             self.metrics.events.inc();
         }
         done
-    }
-
-    async fn move_aside(&self, event: Arc<Event>, sequence: u32) -> Done {
-        let work = Work::Event(DueEvent { event, due: clock::now(), sequence });
-        to_done(self.hand_on(work, Destination::Sideline).await)
     }
 
     /// Whether an event goes aside before its filters are asked.
@@ -335,7 +330,7 @@ impl Dispatcher {
         let event = &served.event;
         match share {
             Share::Serve(targets) => {
-                let name = format!("{}/{}/{}-{}", event.tenant, event.id, range.first, range.end);
+                let name = format!("{}/{}-{}", event.name(), range.first, range.end);
                 let begin = |(id, known)| (Target::Begin(id), known);
                 let targets = targets.into_iter().map(begin).collect();
                 self.serve_all(served, targets, &name, came.redelivered).await
@@ -398,10 +393,8 @@ impl Dispatcher {
         name: &str,
         redelivered: bool,
     ) -> Done {
-        // The acknowledgement says enough about a single one. Another event that is given the same
-        // id later has another time.
-        let name = || format!("{name}@{}", served.event.timestamp.as_millis());
-        let ledger = (targets.len() > 1).then(|| self.ledger.page(&name()));
+        // The acknowledgement says enough about a single one.
+        let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
         if let Some(page) = &ledger
             && redelivered
         {

@@ -16,8 +16,8 @@ use doorbell_platform::store::notes::Taken;
 /// What a message asks for.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Task {
-    /// Match this event and deliver it. The number is that of its last hand-off.
-    FanOut(Arc<Event>, u32),
+    /// Match this event and deliver it.
+    FanOut(DueEvent),
     /// Deliver this event to some of those who want it.
     Page(Page),
     /// Make these deliveries. The name is that of the parcel as it came: what is left of it without
@@ -47,7 +47,7 @@ impl Task {
     /// The event that it is about, if it was understood.
     pub(crate) fn event(&self) -> Option<&Event> {
         match self {
-            Self::FanOut(event, _) => Some(event),
+            Self::FanOut(due) => Some(&due.event),
             Self::Page(page) => Some(&page.event),
             Self::Deliver(parcel, _) => Some(&parcel.event),
             Self::HandOn(work, _) => Some(work.event()),
@@ -146,7 +146,7 @@ fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
     let identity = Identity::Work(work.hand_offs());
     let task = match work {
         Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
-        Work::Event(DueEvent { event, sequence, .. }) => Task::FanOut(event, sequence),
+        Work::Event(due) => Task::FanOut(due),
         Work::Page(page) => Task::Page(page),
         Work::Parcel(parcel) => {
             let name = parcel.name();
@@ -166,16 +166,13 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
         Some(_) if !minted => Identity::Event(Arc::clone(&event)),
         _ => Identity::Unique,
     };
-    let due = deliver_at.filter(|at| now < *at);
-    let task = match due {
-        Some(due) => {
-            Task::HandOn(Work::Event(DueEvent { event, due, sequence: 0 }), Destination::Retries)
-        }
-        None if lasting => Task::FanOut(event, 0),
-        None => Task::HandOn(
-            Work::Event(DueEvent { event, due: now, sequence: 0 }),
-            Destination::Deliveries,
-        ),
+    let later = deliver_at.filter(|at| now < *at);
+    let due = later.unwrap_or(now);
+    let due = DueEvent { event, due, dated_by_us: timestamp.is_none(), sequence: 0 };
+    let task = match later {
+        Some(_) => Task::HandOn(Work::Event(due), Destination::Retries),
+        None if lasting => Task::FanOut(due),
+        None => Task::HandOn(Work::Event(due), Destination::Deliveries),
     };
     (task, identity)
 }
@@ -255,11 +252,10 @@ mod tests {
         let properties = || BasicProperties::default().with_message_id("evt".into());
         let publication =
             || published(properties().with_timestamp(5), &[("doorbell-tenant", "acme")]);
-        let (Task::FanOut(event, 0), _) = understand_event(&publication(), 100, now()) else {
+        let (Task::FanOut(due), _) = understand_event(&publication(), 100, now()) else {
             panic!("not an event")
         };
-        let moved =
-            Message::aside(&Work::Event(DueEvent { event, due: now(), sequence: 1 })).unwrap();
+        let moved = Message::aside(&Work::Event(due).next()).unwrap();
         assert_eq!((moved.exchange.as_str(), moved.routing_key.as_str()), (SIDELINE, "a.b"));
         let work = || Received {
             properties: moved.properties.clone(),
@@ -274,7 +270,7 @@ mod tests {
             ("doorbell.deliveries", work(), (1, Lane::Main, "by name")),
         ] {
             let (task, identity) = understand(queue, &received, 100, now());
-            let Task::FanOut(_, sequence) = task else { panic!("{queue}: {task:?}") };
+            let Task::FanOut(DueEvent { sequence, .. }) = task else { panic!("{queue}: {task:?}") };
             assert_eq!((sequence, Lane::of(queue), kind(&identity)), expected, "{queue}");
         }
         // Nobody publishes our own work as an event.

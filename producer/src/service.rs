@@ -43,7 +43,8 @@ struct Args {
     /// The most bytes that an event's data may have.
     #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
     max_event_bytes: usize,
-    /// How long the id of a finished event is remembered; the dispatcher must have the same.
+    /// How long the id of a finished event is remembered; the dispatcher must have the same. That of one that
+    /// came without a time is remembered for two minutes at least.
     #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
     duplicate_window: DurationText,
     /// How many events a second of one tenant go among those of all others (and ten times as many at once); what is more goes to the sideline.

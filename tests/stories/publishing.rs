@@ -1,8 +1,9 @@
 //! What comes in, what is refused, and what is known of it.
 
 use anyhow::Context as _;
+use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{World, amqp, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use reqwest::Method;
@@ -110,7 +111,7 @@ pub(crate) async fn messages_that_break_the_rules_are_rejected() -> anyhow::Resu
 
 pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     let world = World::start("ids").await?;
-    world.receiver.behave("all", doorbell_tests::Behaviour::FailFirst(1, 500));
+    world.receiver.behave("all", Behaviour::FailFirst(1, 500));
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;
     let outsider = world.outsider().await?;
@@ -159,6 +160,37 @@ pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     let all_accepted = || async { world.receiver.accepted("all") == 3 };
     eventually("everything is delivered once", seconds(30), all_accepted).await?;
     assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
+pub(crate) async fn an_id_that_is_given_again_later_is_another_event() -> anyhow::Result<()> {
+    let mut setup = Setup::default().without_breaker();
+    setup.extra.push(("DOORBELL_DUPLICATE_WINDOW".to_owned(), "1s".to_owned()));
+    let world = World::with("again", setup).await?;
+    world.receiver.behave("fails", Behaviour::Status(500));
+    let mut body = subscription(&world.receiver.url("fails"), &["#"]);
+    body["retry"] = json!({ "schedule": ["1s", "1s"] });
+    world.subscribe_as("acme", "fails", body).await?;
+    world.in_force().await;
+    let event = || json!({"tenant": "acme", "type": "a", "id": "order-1", "data": 1});
+    world.ledger.accepted("acme", "a", "order-1", "1");
+    assert_eq!(world.producer.call(Method::POST, "/v1/events", event()).await?.status, 202);
+    let given_up = || async {
+        let dead = world.metric("doorbell_dead_letters_total{reason=\"exhausted\"}").await;
+        dead.is_ok_and(|dead| dead > 0.5)
+    };
+    eventually("it is given up", seconds(30), given_up).await?;
+    let is_no_copy = || async {
+        let answer = world.producer.call(Method::POST, "/v1/events", event()).await;
+        answer.is_ok_and(|answer| answer.body["duplicate"] == json!(false))
+    };
+    eventually("its id may be given again", seconds(30), is_no_copy).await?;
+    // What is known of the first one's retries says nothing of the second one's.
+    eventually("the other is tried", seconds(30), || async { world.receiver.count("fails") >= 4 })
+        .await?;
+    world.receiver.behave("fails", Behaviour::Status(200));
+    world.settle(seconds(30)).await?;
+    assert_eq!(world.receiver.count("fails"), 5);
     world.finish().await
 }
 

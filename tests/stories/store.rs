@@ -167,7 +167,11 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
     use Taken::{Copy, Go};
     let engines = engines::shared().await?;
     let store = store(&engines, "notes")?;
-    let hand_off = |chain: &str, sequence| HandOff { chain: chain.to_owned(), sequence };
+    let hand_off = |chain: &str, sequence| HandOff {
+        chain: chain.to_owned(),
+        sequence,
+        remembered: seconds(3600),
+    };
     let note = store.work_note(&hand_off(&token(), 1));
     // A command whose answer was lost is sent again: who took it first has it still.
     for (taker, redelivered, taken) in [

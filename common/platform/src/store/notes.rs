@@ -12,8 +12,6 @@ use super::Store;
 
 /// How long a hand-off that was begun is remembered, should its end never be noted.
 const TAKEN: Duration = Duration::from_secs(24 * 3600);
-/// How long a hand-off that ended is remembered; copies come within moments of each other.
-const DONE: Duration = Duration::from_secs(3600);
 /// How long an accepted event may wait in its queue and still be known.
 const ACCEPTED: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -63,7 +61,7 @@ impl Store {
     #[must_use]
     pub fn work_note(&self, hand_off: &HandOff) -> Note {
         let key = self.keys.work_note(&hand_off.chain);
-        Note { key, sequence: Some(hand_off.sequence), window: DONE }
+        Note { key, sequence: Some(hand_off.sequence), window: hand_off.remembered }
     }
 
     /// The note of an event with an id of its publisher's.
