@@ -165,7 +165,7 @@ impl Snapshots {
         ids.sort_unstable();
         ids.dedup();
         // What is read once for each of many pages would drive out what others need.
-        let found = if are_kept { self.get_all(ids).await? } else { self.read_all(ids).await? };
+        let found = if are_kept { self.get_all(ids).await? } else { self.read_all(&ids).await? };
         // The index may say too much; the record decides.
         let found = found.into_iter().filter(|(_, known)| match known {
             Known::Live(subscription) => {
@@ -210,8 +210,8 @@ impl Snapshots {
     /// # Errors
     /// It is not known, and Redis is away or not what it was.
     pub async fn get(&self, id: &SubscriptionId) -> Result<Known, Arc<StoreError>> {
-        let slot = self.slot(id.slot(), std::slice::from_ref(id)).await?;
-        Ok(slot.get(id).cloned().unwrap_or(Known::Missing))
+        let found = self.get_in_slot(id.slot(), std::slice::from_ref(id)).await?;
+        Ok(found.into_iter().next().map_or(Known::Missing, |(_, known)| known))
     }
 
     /// The same for many.
@@ -220,45 +220,44 @@ impl Snapshots {
     /// As above, for any of them.
     pub async fn get_all(
         &self,
-        ids: Vec<SubscriptionId>,
+        mut ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        collect(by_slot(ids).map(|(number, ids)| self.get_in_slot(number, ids))).await
+        ids.sort_unstable();
+        collect(by_slot(&ids).map(|(number, ids)| self.get_in_slot(number, ids))).await
     }
 
-    /// The same, read anew and not kept.
+    /// The same of sorted ones, read anew and not kept.
     async fn read_all(
         &self,
-        ids: Vec<SubscriptionId>,
+        ids: &[SubscriptionId],
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        let load = |(number, ids)| self.store.if_up(self.store.load_known(number, ids));
+        let load = |(number, ids): (_, &[SubscriptionId])| {
+            self.store.if_up(self.store.load_known(number, ids.to_vec()))
+        };
         Ok(collect(by_slot(ids).map(load)).await?)
     }
 
     async fn get_in_slot(
         &self,
         number: SlotNumber,
-        ids: Vec<SubscriptionId>,
+        ids: &[SubscriptionId],
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
-        let slot = self.slot(number, &ids).await?;
-        let mut found = Vec::with_capacity(ids.len());
-        for id in ids {
-            let known = slot.get(&id).cloned().unwrap_or(Known::Missing);
-            found.push((id, known));
+        if let Some(slot) = self.slots.get(&number).await
+            && let Some(found) = all_of(ids, &slot)
+        {
+            return Ok(found);
         }
-        Ok(found)
+        let slot = self.fill(number, ids).await?;
+        let known = |id| slot.get(id).cloned().unwrap_or(Known::Missing);
+        Ok(ids.iter().map(|id| (id.clone(), known(id))).collect())
     }
 
-    /// What is known of a slot: at least what it has under these ids.
-    async fn slot(
+    /// Reads what is not known yet of a slot under these ids; answers what is known of it then.
+    async fn fill(
         &self,
         number: SlotNumber,
         ids: &[SubscriptionId],
     ) -> Result<Arc<Slot>, Arc<StoreError>> {
-        if let Some(slot) = self.slots.get(&number).await
-            && ids.iter().all(|id| slot.contains_key(id))
-        {
-            return Ok(slot);
-        }
         let (mut found, mut before) = (Arc::default(), None);
         // One after the other for each slot: what the first one finds, the next ones need not ask.
         let filling = self.slots.entry(number).and_try_compute_with(|known| {
@@ -362,12 +361,15 @@ fn weight(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }
 
-fn by_slot(ids: Vec<SubscriptionId>) -> impl Iterator<Item = (SlotNumber, Vec<SubscriptionId>)> {
-    let mut by_slot: HashMap<SlotNumber, Vec<SubscriptionId>> = HashMap::new();
-    for id in ids {
-        by_slot.entry(id.slot()).or_default().push(id);
-    }
-    by_slot.into_iter()
+/// Sorted ids, as the slots have them.
+fn by_slot(ids: &[SubscriptionId]) -> impl Iterator<Item = (SlotNumber, &[SubscriptionId])> {
+    let parts = ids.chunk_by(|one, next| one.slot() == next.slot());
+    parts.filter_map(|ids| Some((ids.first()?.slot(), ids)))
+}
+
+/// What is known under all of these ids; none if one of them is not known.
+fn all_of(ids: &[SubscriptionId], slot: &Slot) -> Option<Vec<(SubscriptionId, Known)>> {
+    ids.iter().map(|id| Some((id.clone(), slot.get(id)?.clone()))).collect()
 }
 
 /// What all of them find.
