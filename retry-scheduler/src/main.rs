@@ -4,11 +4,13 @@
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
 //! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
-//! [`waiting`] counts what waits, [`way_back`] keeps it moving, [`roll`] lets streams forget.
+//! [`waiting`] counts what waits, [`way_back`] keeps it moving, [`roll`] lets streams forget. At an
+//! operator's word, [`redrive`] sends what we had put aside on its way again.
 
 mod act;
 mod held;
 mod metrics;
+mod redrive;
 mod resume;
 mod roll;
 mod schedule;
@@ -20,7 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
@@ -33,6 +35,7 @@ use doorbell_platform::service::{self, Service, ServiceArgs};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 
 use metrics::Metrics;
+use redrive::Redrive;
 use resume::Resumer;
 use schedule::Scheduler;
 use unrouted::Redeclaration;
@@ -56,6 +59,15 @@ struct Args {
     /// After how long with nothing but failures a subscription is disabled; 0s is never.
     #[arg(long, env = "DOORBELL_DISABLE_AFTER", default_value = "5d")]
     disable_after: DurationText,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send messages on their way again that stand in doorbell.quarantine or doorbell.rejected, once what kept
+    /// them from being worked on is mended.
+    Redrive(Redrive),
 }
 
 impl ServiceArgs for Args {
@@ -74,6 +86,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args, service: Service) -> anyhow::Result<()> {
+    if let Some(Command::Redrive(redrive)) = args.command {
+        return redrive.carry_out(&args.common, &service).await;
+    }
     let shutdown = service.shutdown.clone();
     let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
     let Plumbing { broker, publisher, store, .. } = plumbing.clone();

@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) disabled: IntCounterVec,
     pub(crate) waiting: IntGauge,
     pub(crate) sideline: IntGauge,
+    pub(crate) quarantine: IntGauge,
+    pub(crate) rejected_waiting: IntGauge,
     pub(crate) detour: IntGauge,
     deliveries: IntCounterVec,
     dead_letters: IntCounterVec,
@@ -76,6 +78,16 @@ impl Metrics {
                 registry,
                 "doorbell_sideline_waiting",
                 "Messages in the sideline, as RabbitMQ counts them: events of tenants that flood, pages of very large fan-outs.",
+            )?,
+            quarantine: gauge(
+                registry,
+                "doorbell_quarantine_waiting",
+                "Messages in doorbell.quarantine, as RabbitMQ counts them: they came too often without an end, and wait for you to find out why, and to redrive them.",
+            )?,
+            rejected_waiting: gauge(
+                registry,
+                "doorbell_rejected_waiting",
+                "Messages in doorbell.rejected, as RabbitMQ counts them: they are no events, or not allowed, and wait for you to redrive or delete them.",
             )?,
             detour: gauge(
                 registry,

@@ -1,4 +1,4 @@
-//! Counts what waits in the delay queues and in the sideline, by asking RabbitMQ: the same few questions every time,
+//! Counts what waits in the delay queues, in the sideline and for an operator, by asking RabbitMQ: the same few questions every time,
 //! however much waits.
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use doorbell_common::rung::Rung;
 use doorbell_platform::broker::Broker;
 use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::topology::{
-    self, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
+    self, QUARANTINE, REJECTED, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
 };
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
@@ -23,9 +23,11 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
     let mut tick = tokio::time::interval(EVERY);
     while shutdown.until(tick.tick()).await.is_some() {
         match waiting(&broker, &mut connection).await {
-            Ok((waiting, sideline)) => {
-                metrics.waiting.set(waiting);
-                metrics.sideline.set(sideline);
+            Ok(Waiting { later, aside, quarantine, rejected }) => {
+                metrics.waiting.set(later);
+                metrics.sideline.set(aside);
+                metrics.quarantine.set(quarantine);
+                metrics.rejected_waiting.set(rejected);
             }
             Err(error) => {
                 tracing::debug!(error = sentence(&error), "waiting messages not counted");
@@ -38,10 +40,16 @@ pub(crate) async fn count(broker: Broker, metrics: Metrics, shutdown: Shutdown) 
     }
 }
 
-async fn waiting(
-    broker: &Broker,
-    connection: &mut Option<Connection>,
-) -> anyhow::Result<(i64, i64)> {
+/// How many messages wait, and for what.
+struct Waiting {
+    /// For their time, or to be decided.
+    later: i64,
+    aside: i64,
+    quarantine: i64,
+    rejected: i64,
+}
+
+async fn waiting(broker: &Broker, connection: &mut Option<Connection>) -> anyhow::Result<Waiting> {
     let connection = match connection {
         Some(connection) => connection,
         None => connection.insert(broker.connect("count").await?),
@@ -49,14 +57,18 @@ async fn waiting(
     in_time(connection, count_over(connection)).await
 }
 
-/// What waits in the delay queues and to be decided, and what in the sideline.
-async fn count_over(connection: &Connection) -> anyhow::Result<(i64, i64)> {
+async fn count_over(connection: &Connection) -> anyhow::Result<Waiting> {
     let channel = connection.create_channel().await?;
     let later = Rung::all().map(Rung::queue).chain([RETRIES, UNROUTED].map(str::to_owned));
     let aside = sideline_queues().into_iter().chain([SIDELINE_PAGES.to_owned()]);
-    let sums = (sum(&channel, later).await?, sum(&channel, aside).await?);
+    let waiting = Waiting {
+        later: sum(&channel, later).await?,
+        aside: sum(&channel, aside).await?,
+        quarantine: topology::waiting(&channel, QUARANTINE).await?.into(),
+        rejected: topology::waiting(&channel, REJECTED).await?.into(),
+    };
     channel.close(200, "counted".into()).await?;
-    Ok(sums)
+    Ok(waiting)
 }
 
 async fn sum(channel: &Channel, queues: impl Iterator<Item = String>) -> anyhow::Result<i64> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
-use doorbell_local::process::Process;
+use doorbell_local::process::{Process, Spec};
 use doorbell_local::services::{Environment, Kind, ServiceSpec, encryption_keys};
 
 use crate::amqp::Outsider;
@@ -197,12 +197,24 @@ impl World {
     /// # Errors
     /// It could not be prepared.
     pub async fn init(&self) -> anyhow::Result<()> {
-        let mut init: Process = self.environment.init().start()?;
-        while !init.has_ended() {
+        self.carry_out(self.environment.init()).await
+    }
+
+    /// Has a service's binary carry out a command, and waits until that is done.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn command(&self, kind: Kind, arguments: &[&str]) -> anyhow::Result<()> {
+        self.carry_out(self.environment.command(kind, arguments)).await
+    }
+
+    async fn carry_out(&self, command: Spec) -> anyhow::Result<()> {
+        let mut process: Process = command.start()?;
+        while !process.has_ended() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let succeeded = init.succeeded();
-        anyhow::ensure!(succeeded, "init failed:\n{}", init.last_output());
+        let succeeded = process.succeeded();
+        anyhow::ensure!(succeeded, "{} failed:\n{}", command.name, process.last_output());
         Ok(())
     }
 

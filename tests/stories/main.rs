@@ -15,6 +15,7 @@ use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
 mod api;
+mod aside;
 mod broker;
 mod changes;
 mod config;
@@ -100,6 +101,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,
         parcels::a_kill_repeats_no_more_of_a_parcel_than_was_in_flight,
+        sideline::a_flood_over_http_goes_aside_at_ingest,
+        sideline::a_flood_over_amqp_is_moved_aside_once,
+        sideline::dispatchers_killed_while_they_move_a_flood_aside_repeat_little,
         held::deliveries_are_kept_and_flow_again,
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,
@@ -109,6 +113,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         publishing::the_http_api_accepts_what_is_confirmed,
         publishing::copies_that_come_at_once_are_delivered_once,
         publishing::an_id_that_is_given_again_later_is_another_event,
+        aside::what_was_put_into_quarantine_comes_back,
+        aside::what_was_rejected_comes_back,
         api::subscriptions_live_and_die,
         api::bad_requests_are_named,
         api::many_are_created_in_one_call,

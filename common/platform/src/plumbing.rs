@@ -43,13 +43,20 @@ impl Plumbing {
     ) -> anyhow::Result<Self> {
         let health = Health::new(&service.registry, dependencies)?;
         let store = store(args, (health.clone(), &service.registry))?;
-        let trust = Trust::read(args.tls_ca_file.as_ref())?;
-        let broker = Broker::new(&args.amqp_urls()?, trust, service.name)?;
+        let broker = broker(args, service.name)?;
         let publisher =
             Publisher::start(broker.clone(), health.clone(), &service.registry, &service.shutdown)?;
         service.serve_admin(args, health.clone()).await?;
         Ok(Self { health, broker, publisher, store })
     }
+}
+
+/// RabbitMQ alone, as a service of this name.
+///
+/// # Errors
+/// A flag is wrong, or a file can't be read.
+pub fn broker(args: &CommonArgs, service: &'static str) -> anyhow::Result<Broker> {
+    Broker::new(&args.amqp_urls()?, Trust::read(args.tls_ca_file.as_ref())?, service)
 }
 
 /// Redis alone.

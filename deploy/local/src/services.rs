@@ -123,14 +123,21 @@ impl Environment {
     /// How to prepare the store, once.
     #[must_use]
     pub fn init(&self) -> Spec {
+        self.command(Kind::ControlPlane, &["init"])
+    }
+
+    /// How to have a service's binary carry out a command.
+    #[must_use]
+    pub fn command(&self, kind: Kind, arguments: &[&str]) -> Spec {
         let environment =
             self.common(0).into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
+        let name = arguments.join("-");
         Spec {
-            name: "init".to_owned(),
-            program: self.binaries.join(Kind::ControlPlane.binary()),
-            arguments: vec!["init".into()],
+            log: self.log(&name),
+            name,
+            program: self.binaries.join(kind.binary()),
+            arguments: arguments.iter().map(OsString::from).collect(),
             environment,
-            log: self.log("init"),
             pid_file: None,
             folder: None,
         }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use doorbell_common::window::Window;
 use lapin::Connection;
-use lapin::message::Delivery;
 use prometheus::IntGauge;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -236,16 +235,5 @@ impl Supervisor {
         replaced.close();
         replaced.wait().await;
         Ok(())
-    }
-}
-
-/// Takes a delivery out of the client's own type.
-pub(super) fn received(delivery: Delivery) -> Received {
-    Received {
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
-        redelivered: delivery.redelivered,
-        properties: delivery.properties,
-        body: delivery.data,
     }
 }

@@ -1,6 +1,8 @@
 //! Messages as we publish and receive them. Headers are always built afresh: `x-death` copied
 //! into a republish can make RabbitMQ 3.x drop the message after a positive confirm.
 
+mod redriven;
+
 use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
     DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
@@ -9,6 +11,7 @@ use doorbell_common::rung::Rung;
 use doorbell_common::wire;
 use doorbell_common::work::Work;
 use lapin::BasicProperties;
+use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::topology;
@@ -28,6 +31,10 @@ const NUDGE_TYPE: &str = "application/vnd.doorbell.nudge";
 
 /// The content type of a message that fills up a stream's segment.
 const PADDING_TYPE: &str = "application/vnd.doorbell.padding";
+
+/// Why a message was rejected, and with which routing key it had come.
+const REASON_HEADER: &str = "doorbell-reason";
+const ROUTING_KEY_HEADER: &str = "doorbell-routing-key";
 
 /// How often a message was published again because no queue took it.
 const RETURNS_HEADER: &str = "doorbell-returns";
@@ -141,8 +148,8 @@ impl Message {
         message.exchange = topology::INTERNAL.to_owned();
         message.routing_key = topology::REJECTED.to_owned();
         let mut headers = message.properties.headers().clone().unwrap_or_default();
-        headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.into()));
-        headers.insert("doorbell-routing-key".into(), routing_key);
+        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
+        headers.insert(ROUTING_KEY_HEADER.into(), routing_key);
         message.properties = message.properties.with_headers(headers);
         message
     }
@@ -234,6 +241,19 @@ fn is_the_brokers(header: &str) -> bool {
         || header.starts_with("x-last-death-")
 }
 
+impl From<Delivery> for Received {
+    fn from(delivery: Delivery) -> Self {
+        let is_redriven = redriven::is_redriven(delivery.properties.headers().as_ref());
+        Self {
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            redelivered: delivery.redelivered || is_redriven,
+            properties: delivery.properties,
+            body: delivery.data,
+        }
+    }
+}
+
 impl Received {
     /// Whether it says nothing ([`Message::nudge`]).
     #[must_use]
@@ -244,12 +264,19 @@ impl Received {
     /// The delay queue that it has just left, if it has.
     #[must_use]
     pub fn left_delay_queue(&self) -> Option<Rung> {
+        let AMQPValue::LongString(queue) = self.latest_death()?.inner().get("queue")? else {
+            return None;
+        };
+        Rung::of_queue(std::str::from_utf8(queue.as_bytes()).ok()?)
+    }
+
+    /// What RabbitMQ wrote when it last moved the message from one queue to another, if it has.
+    fn latest_death(&self) -> Option<&FieldTable> {
         let deaths = self.properties.headers().as_ref()?.inner().get("x-death")?;
         // The latest comes first.
         let AMQPValue::FieldArray(deaths) = deaths else { return None };
         let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };
-        let AMQPValue::LongString(queue) = latest.inner().get("queue")? else { return None };
-        Rung::of_queue(std::str::from_utf8(queue.as_bytes()).ok()?)
+        Some(latest)
     }
 
     /// Whether it is work that one of our services handed on ([`Message::work`]).

@@ -10,7 +10,6 @@ use lapin::{Channel, Connection, Consumer};
 use tokio::time::Instant;
 
 use super::connection::{Broker, close, in_time};
-use super::consumer::received;
 use super::message::Received;
 use crate::sentence::sentence;
 
@@ -81,7 +80,7 @@ impl StreamReader {
         {
             let delivery = item.context("the stream's consumer was cancelled")??;
             last_tag = Some(delivery.delivery_tag);
-            batch.push(received(delivery));
+            batch.push(delivery.into());
             // From now on only what is there already.
             until = Instant::now();
         }

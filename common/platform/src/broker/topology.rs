@@ -89,6 +89,11 @@ const DELIVERY_LIMIT: i32 = 1000;
 /// A request for a test that nobody took within this time has no one waiting any more.
 const TEST_TTL_MS: i32 = 60_000;
 
+/// Whether a queue is one of those that we publish to by their names.
+pub(super) fn is_internal(queue: &str) -> bool {
+    [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES].contains(&queue)
+}
+
 /// How events are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharding {

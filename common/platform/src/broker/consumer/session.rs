@@ -24,7 +24,7 @@ use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{ConsumerSpec, Incoming, Settle, Supervisor, received};
+use super::{ConsumerSpec, Incoming, Settle, Supervisor};
 use crate::broker::connection::answered;
 use crate::sentence::sentence;
 
@@ -300,7 +300,7 @@ impl Session {
         Incoming {
             queue: Arc::clone(&self.queues[queue].name),
             settle: Settle { tag, queue, bytes: delivery.data.len(), session, in_hand },
-            received: received(delivery),
+            received: delivery.into(),
         }
     }
 
