@@ -62,21 +62,24 @@ impl World {
     /// # Errors
     /// Some do, for too long.
     pub async fn until_nothing_waits(&self) -> anyhow::Result<()> {
-        // What `list_queues` says may be old, where a queue has another leader than it had.
+        // What `list_queues` says may be old, where a queue has another leader than it had. Newer ones want
+        // the name of a function, older ones the function.
         let count = format!(
-            "Count = fun(Queue) -> case ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1) of \
-             {{ok, Number, _}} -> Number; Other -> Other end end, \
+            "Ask = fun(Leader) -> try ra:consistent_query(Leader, fun rabbit_fifo:query_messages_total/1) \
+             catch error:function_clause -> ra:consistent_query(Leader, {{rabbit_fifo, query_messages_total, []}}) end end, \
+             Count = fun(Queue) -> case Ask(amqqueue:get_pid(Queue)) of {{ok, Number, _}} -> Number; Other -> Other end end, \
              Counts = [{{amqqueue:get_name(Queue), Count(Queue)}} || Queue <- rabbit_amqqueue:list(<<\"{}\">>), \
              amqqueue:get_type(Queue) =:= rabbit_quorum_queue], \
              [Some || {{_, Number}} = Some <- Counts, Number =/= 0].",
             self.vhost
         );
+        let count = || async { self.engines.rabbitmq.lock().await.ctl(&["eval", &count]).await };
         let waited = eventually("no queue has a message", seconds(120), || async {
-            let counted = self.engines.rabbitmq.lock().await.ctl(&["eval", &count]).await;
-            counted.is_ok_and(|text| text.trim() == "[]")
+            count().await.is_ok_and(|text| text.trim() == "[]")
         });
         if let Err(error) = waited.await {
-            return Err(error.context(self.whereabouts().await));
+            let counted = format!("counted: {:?}", count().await);
+            return Err(error.context(counted).context(self.whereabouts().await));
         }
         Ok(())
     }
