@@ -53,7 +53,8 @@ pub enum DeadReason {
     Gone,
     /// Its URL leads to an address that may not be called.
     Blocked,
-    /// Too much time has passed since its last nominal attempt.
+    /// Too much time has passed since its last nominal attempt, or it was held too long for its
+    /// subscription's return.
     Expired,
 }
 
@@ -80,6 +81,8 @@ pub struct Keep {
     pub beyond_policy: Duration,
     /// How long at most since it began, all time counted: what its tenant has as retention.
     pub at_most: Option<Duration>,
+    /// How long for its subscription's return.
+    pub held: Duration,
 }
 
 /// Jitter is at most this part of a delay.
@@ -97,6 +100,8 @@ pub fn next_move(
     keep: Keep,
     (now, chance): (Timestamp, f64),
 ) -> Move {
+    let held_for = delivery.state.held_since.map(|since| now.since(since));
+    let is_held_too_long = held_for.is_some_and(|held_for| held_for >= keep.held);
     let delivery = delivery.resume(now);
     if delivery.state.stage == Stage::Failed {
         // What the endpoint or our own rules have made final needs no look at the subscription.
@@ -108,6 +113,9 @@ pub fn next_move(
     }
     let (policy, suspended) = match standing {
         Standing::Cancelled => return Move::Cancel,
+        Standing::Missing if is_held_too_long => {
+            return Move::GiveUp(DeadReason::Expired, delivery);
+        }
         Standing::Missing => return Move::Hold(delivery.hold(now)),
         Standing::Active(policy) => (policy, false),
         Standing::Suspended(policy) => (policy, true),
@@ -118,6 +126,9 @@ pub fn next_move(
         return Move::GiveUp(DeadReason::Exhausted, delivery);
     }
     if now > expiry(&delivery.state, policy, keep) {
+        return Move::GiveUp(DeadReason::Expired, delivery);
+    }
+    if suspended && is_held_too_long {
         return Move::GiveUp(DeadReason::Expired, delivery);
     }
     if suspended {

@@ -25,8 +25,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use doorbell_common::duration::DurationText;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::broker::topology::{RETRIES, UNROUTED};
+use doorbell_platform::broker::topology::{HELD_DAYS, RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
+use doorbell_platform::ids;
 use doorbell_platform::limits::Limits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::recent::Recent;
@@ -56,6 +57,9 @@ struct Args {
     /// How long after its policy's last nominal attempt a delivery is given up, time spent held not counted.
     #[arg(long, env = "DOORBELL_EXPIRE_AFTER", default_value = "7d")]
     expire_after: DurationText,
+    /// How long a delivery is held for the return of its subscription, 7d at most; then it is given up.
+    #[arg(long, env = "DOORBELL_EXPIRE_HELD_AFTER", default_value = "7d", value_parser = held_at_most)]
+    expire_held_after: DurationText,
     /// After how long with nothing but failures a subscription is disabled; 0s is never.
     #[arg(long, env = "DOORBELL_DISABLE_AFTER", default_value = "5d")]
     disable_after: DurationText,
@@ -81,6 +85,15 @@ const FAILURE_GOOD_FOR: Duration = Duration::from_secs(60);
 /// Subscriptions remembered whose failure was noted.
 const FAILURES_REMEMBERED: usize = 100_000;
 
+fn held_at_most(text: &str) -> Result<DurationText, String> {
+    let longest = Duration::from_secs(HELD_DAYS * 24 * 3600);
+    match text.parse::<DurationText>() {
+        Ok(duration) if duration.0 <= longest => Ok(duration),
+        Ok(_) => Err(format!("the stream of held deliveries keeps them for {HELD_DAYS}d")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn main() -> ExitCode {
     service::run("doorbell-retry-scheduler", run)
 }
@@ -104,6 +117,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         limits: Limits::start(store.clone(), &shutdown),
         removals: Removals::start(store.clone(), &shutdown),
         expire_after: args.expire_after.0,
+        expire_held_after: args.expire_held_after.0,
         disable_after: args.disable_after.0,
         failing: Recent::new(
             (args.disable_after.0 / 20).min(FAILURE_GOOD_FOR),
@@ -127,7 +141,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shutdown.spawn_vital("watch over delay queues", way_back.watch(shutdown.clone()));
         let rolling = roll::roll(store.clone(), publisher.clone(), shutdown.clone());
         shutdown.spawn_vital("rolling of streams", rolling);
-        let resumer = Resumer::new(broker.clone(), publisher, (store, snapshots), metrics.clone());
+        let resumer = Resumer {
+            broker: broker.clone(),
+            publisher,
+            store,
+            snapshots,
+            metrics: metrics.clone(),
+            expire_after: args.expire_held_after.0,
+            owner: ids::token(),
+        };
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
         let counting = waiting::count(broker.clone(), metrics, shutdown.clone());
         shutdown.spawn_vital("counter of waiting messages", counting);

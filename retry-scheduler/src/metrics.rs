@@ -42,7 +42,7 @@ impl Metrics {
             held: held_deliveries(registry, ["suspended"])?.with_label_values(&["suspended"]),
             resumed: count(
                 "doorbell_deliveries_resumed_total",
-                "Held deliveries that flow again, or end, because their subscription is no longer suspended.",
+                "Held deliveries that flow again, or end, because their subscription is no longer suspended or has been for too long.",
             )?,
             rejected: count(
                 "doorbell_events_rejected_total",

@@ -38,6 +38,7 @@ pub(crate) struct Scheduler {
     pub(crate) limits: Limits,
     pub(crate) removals: Removals,
     pub(crate) expire_after: Duration,
+    pub(crate) expire_held_after: Duration,
     /// Zero: never.
     pub(crate) disable_after: Duration,
     /// Subscriptions whose failure was noted lately.
@@ -132,7 +133,11 @@ impl Scheduler {
             }
             (tenant, _) => self.limits.of(tenant),
         };
-        Keep { beyond_policy: self.expire_after, at_most: limits.retention.map(|text| text.0) }
+        Keep {
+            beyond_policy: self.expire_after,
+            at_most: limits.retention.map(|text| text.0),
+            held: self.expire_held_after,
+        }
     }
 
     /// Notes a failure; disables the subscription if there has been nothing else for days, and

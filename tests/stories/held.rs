@@ -39,6 +39,61 @@ pub(crate) async fn deliveries_are_kept_and_flow_again() -> anyhow::Result<()> {
     world.finish().await
 }
 
+pub(crate) async fn what_is_held_for_too_long_is_given_up() -> anyhow::Result<()> {
+    const EVENTS: u32 = 20;
+    let mut setup = Setup::default();
+    setup.extra.push(("DOORBELL_EXPIRE_HELD_AFTER".to_owned(), "20s".to_owned()));
+    let world = World::with("away", setup).await?;
+    let away = world.subscribe("acme", "away", &["#"]).await?;
+    let back = world.subscribe("acme", "back", &["#"]).await?;
+    world.ledger.expect_no_full_set("away");
+    for id in [&away, &back] {
+        world.set_status("acme", id, "paused").await?;
+    }
+    world.in_force().await;
+    hold(&world, EVENTS, 2 * EVENTS).await?;
+    world.set_status("acme", &back, "active").await?;
+    world.settle(seconds(20)).await?;
+    let given_up = || async {
+        let expired = world.metric("doorbell_dead_letters_total{reason=\"expired\"}").await;
+        expired.unwrap_or(0.0)
+    };
+    // One that is younger stays.
+    eventually("the others are about to be given up", seconds(60), || async {
+        world.publish("acme", "a", json!("younger")).await.is_ok() && given_up().await > 0.5
+    })
+    .await?;
+    eventually("all that are as old are given up", seconds(60), || async {
+        given_up().await >= f64::from(EVENTS)
+    })
+    .await?;
+    let younger = world.publish("acme", "a", json!("youngest")).await?;
+    world.set_status("acme", &away, "active").await?;
+    eventually("it comes", seconds(60), || async {
+        world.receiver.posts_to("away").iter().any(|post| post.id == younger)
+    })
+    .await?;
+    world.settle(seconds(30)).await?;
+    world.until_nothing_waits().await?;
+    // Each is delivered or given up, and none is both.
+    let accepted = world.ledger.count();
+    let delivered = world.receiver.accepted("away");
+    let redis = world.engines.redis_link().await?;
+    eventually("no one looks for any", seconds(60), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
+    })
+    .await?;
+    #[expect(clippy::cast_precision_loss, reason = "they are few")]
+    let (all, ended) = (accepted as f64, given_up().await + delivered as f64);
+    assert!((all - ended).abs() < 0.5, "{accepted} accepted, {delivered} delivered, {ended} ended");
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    let outsider = world.outsider().await?;
+    let dead = outsider.whole_stream("doorbell.dead-letters").await?;
+    assert_eq!(dead.len(), accepted - delivered);
+    drop(outsider);
+    world.finish().await
+}
+
 pub(crate) async fn what_redis_forgets_is_read_again() -> anyhow::Result<()> {
     let world = World::start("forgotten").await?;
     let first = world.subscribe("acme", "first", &["#"]).await?;

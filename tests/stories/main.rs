@@ -105,6 +105,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         sideline::a_flood_over_amqp_is_moved_aside_once,
         sideline::dispatchers_killed_while_they_move_a_flood_aside_repeat_little,
         held::deliveries_are_kept_and_flow_again,
+        held::what_is_held_for_too_long_is_given_up,
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,
         held::a_stream_deleted_under_us_begins_anew,

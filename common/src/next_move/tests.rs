@@ -9,7 +9,7 @@ use crate::event::{Event, Trace};
 use crate::ids::{SlotNumber, SubscriptionId};
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
-const KEEP: Keep = Keep { beyond_policy: WEEK, at_most: None };
+const KEEP: Keep = Keep { beyond_policy: WEEK, at_most: None, held: WEEK };
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_seconds(1_000_000 + seconds)
@@ -100,6 +100,27 @@ fn held_time_does_not_count_towards_the_expiry() {
     let delivery = failed(1, OutcomeClass::ServerError).hold(at(1));
     let next = next_move(delivery, Standing::Active(&policy), KEEP, (at(year), 0.0));
     assert_eq!(brief(&next), "release");
+}
+
+#[test]
+fn nobody_waits_for_a_subscription_for_ever() {
+    let policy = policy(&[2]);
+    let (suspended, missing) = (Standing::Suspended(&policy), Standing::Missing);
+    let (active, week) = (Standing::Active(&policy), 7 * 24 * 3600);
+    for (delivery, standing, seconds, expected) in [
+        (fresh().hold(at(0)), suspended, week - 1, "hold"),
+        (fresh().hold(at(0)), suspended, week, "expired"),
+        (fresh().hold(at(0)), missing, week - 1, "hold"),
+        (fresh().hold(at(0)), missing, week, "expired"),
+        (fresh().hold(at(0)), active, week, "release"),
+        (fresh().hold(at(0)), Standing::Cancelled, week, "cancel"),
+        // It was back in between.
+        (fresh().hold(at(0)).resume(at(9)).hold(at(10)), suspended, week + 9, "hold"),
+    ] {
+        let state = delivery.state.clone();
+        let next = next_move(delivery, standing, KEEP, (at(seconds), 0.0));
+        assert_eq!(brief(&next), expected, "{state:?} {standing:?} after {seconds} s");
+    }
 }
 
 #[test]

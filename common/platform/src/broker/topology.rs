@@ -43,7 +43,11 @@ pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
 pub const HELD: &str = "doorbell.held";
 
 /// The streams: for how many days they keep what is in them, and how many gigabytes of it.
-const STREAMS: [(&str, u64, i64); 3] = [(ATTEMPTS, 3, 5), (DEAD_LETTERS, 30, 20), (HELD, 7, 20)];
+const STREAMS: [(&str, u64, i64); 3] =
+    [(ATTEMPTS, 3, 5), (DEAD_LETTERS, 30, 20), (HELD, HELD_DAYS + 1, 20)];
+/// For how many days a delivery may be held for its subscription's return; its stream keeps it for a day more, so
+/// that it is given up rather than forgotten.
+pub const HELD_DAYS: u64 = 7;
 /// How large a segment of a stream grows before the next one begins.
 pub const SEGMENT_BYTES: usize = 64_000_000;
 
