@@ -72,6 +72,13 @@ impl HeldIndex {
         self.spans.get(subscription).copied()
     }
 
+    /// Whether the stream was read up to this offset, from a subscription's first place on, and yet its
+    /// last delivery was not `seen`: the stream has forgotten it.
+    #[must_use]
+    pub fn is_forgotten(&self, subscription: &SubscriptionId, seen: bool, through: u64) -> bool {
+        !seen && self.span(subscription).is_some_and(|span| span.last <= through)
+    }
+
     /// The subscriptions that have held deliveries.
     pub fn subscriptions(&self) -> impl Iterator<Item = &SubscriptionId> {
         self.spans.keys()
@@ -111,6 +118,24 @@ mod tests {
         let changes = index.take_changes();
         assert_eq!(changes, [(id(1), None), (id(2), Some(Span { first: 4, last: 4 }))]);
         assert_eq!(index.take_changes(), []);
+    }
+
+    #[test]
+    fn what_a_stream_has_forgotten_is_noticed() {
+        let mut index = HeldIndex::default();
+        index.held(&id(1), 3);
+        index.held(&id(1), 7);
+        for (subscription, seen, through, is_forgotten) in [
+            (1, true, 9, false),
+            (1, false, 9, true),
+            (1, false, 7, true),
+            // Its last one is still to come.
+            (1, false, 6, false),
+            (2, false, 9, false),
+        ] {
+            let found = index.is_forgotten(&id(subscription), seen, through);
+            assert_eq!(found, is_forgotten, "{subscription}, {seen}, {through}");
+        }
     }
 
     /// What stands in a stream: deliveries, and notes about offsets before their own.

@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     pub(crate) released: IntCounter,
     pub(crate) held: IntCounter,
     pub(crate) resumed: IntCounter,
+    pub(crate) forgotten: IntCounter,
     pub(crate) rejected: IntCounter,
     pub(crate) copies: IntCounter,
     pub(crate) removed: IntCounter,
@@ -43,6 +44,10 @@ impl Metrics {
             resumed: count(
                 "doorbell_deliveries_resumed_total",
                 "Held deliveries that flow again, or end, because their subscription is no longer suspended or has been for too long.",
+            )?,
+            forgotten: count(
+                "doorbell_held_forgotten_total",
+                "Subscriptions of which held deliveries were lost: their stream was full, and has forgotten them before their time.",
             )?,
             rejected: count(
                 "doorbell_events_rejected_total",

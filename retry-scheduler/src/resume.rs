@@ -12,7 +12,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use doorbell_common::held::Resumed;
+use doorbell_common::held::{HeldIndex, Resumed};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::subscription::Standing;
 use doorbell_common::time::Timestamp;
@@ -183,8 +183,10 @@ impl Resumer {
         let before = clock::now().minus(self.expire_after + self.expire_after / 100);
         let all: HashSet<SubscriptionId> = held.index.subscriptions().cloned().collect();
         let Some(passed) = self.hand_on(held, &all, Some(before)).await? else { return Ok(true) };
-        let subscriptions = passed.touched.len();
-        tracing::info!(subscriptions, "deliveries were held for too long");
+        if !passed.touched.is_empty() {
+            let subscriptions = passed.touched.len();
+            tracing::info!(subscriptions, "deliveries were held for too long");
+        }
         Ok(passed.is_all)
     }
 
@@ -246,20 +248,37 @@ impl Resumer {
             let handing_on = messages.iter().map(|message| self.publisher.publish_surely(message));
             futures_util::future::try_join_all(handing_on).await?;
             self.metrics.resumed.inc_by(u64::try_from(resumed)?);
+            let nothing = Passed { through, is_all: is_end, touched: HashSet::new() };
+            let so_far = passed.get_or_insert(nothing);
+            (so_far.through, so_far.is_all) = (through, is_end);
+            so_far.touched.extend(touched.iter().cloned());
+            if is_end {
+                self.tell_forgotten(&held.index, &part, so_far);
+            }
             // Only now is everything up to here confirmed. Whoever has nothing in this batch needs
-            // no note of it, unless this is the end: what an index names may have aged out.
+            // no note of it, unless this is the end: what an index names may be forgotten.
             for id in if is_end { part.ids } else { &touched } {
                 held.index.resumed(id, through);
             }
             held.save().await?;
             anyhow::ensure!(self.lease().await?, "another replica has taken over");
-            let nothing = Passed { through, is_all: is_end, touched: HashSet::new() };
-            let so_far = passed.get_or_insert(nothing);
-            (so_far.through, so_far.is_all) = (through, is_end);
-            so_far.touched.extend(touched);
             if is_end || Instant::now() >= stop_at {
                 return Ok(passed);
             }
+        }
+    }
+
+    /// Tells whose deliveries the stream has forgotten, because others have filled it.
+    fn tell_forgotten(&self, index: &HeldIndex, part: &Part<'_>, passed: &Passed) {
+        let forgotten = |id: &&SubscriptionId| {
+            index.is_forgotten(id, passed.touched.contains(*id), passed.through)
+        };
+        for id in part.ids.iter().filter(forgotten) {
+            tracing::error!(
+                subscription.id = %id,
+                "held deliveries are lost: their stream was full, and has forgotten them before their time"
+            );
+            self.metrics.forgotten.inc();
         }
     }
 
