@@ -23,6 +23,9 @@ pub const MINTED_HEADER: &str = "doorbell-id-minted";
 /// tenant's limits.
 pub const JUDGED_HEADER: &str = "doorbell-judged";
 
+/// How many bytes an operator may let an event's data have at most. What we write of it has some more, and no
+/// message may have more than a mebibyte where we configure RabbitMQ: it closes the channel of whoever publishes one.
+pub const MOST_BYTES: u64 = 1008 * 1024;
 /// How deep an event's data may nest.
 pub const MAX_DEPTH: usize = 128;
 /// How far ahead an event may be published.

@@ -28,8 +28,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use doorbell_common::duration::DurationText;
 use doorbell_common::gate::Bounds;
+use doorbell_common::intake::MOST_BYTES;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{
     DELIVERIES, PAGES, SIDELINE_PAGES, TESTS, ingress_queues, sideline_queues,
@@ -91,8 +93,8 @@ struct Args {
     /// After how many failures in a row an endpoint is left alone, but for single probes.
     #[arg(long, env = "DOORBELL_BREAKER_FAILURES", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     breaker_failures: u32,
-    /// The most bytes that an event's data may have.
-    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
+    /// The most bytes that an event's data may have; no fewer than the producer allows.
+    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BYTES))]
     max_event_bytes: usize,
     /// How long the id of a finished event is remembered; the producer must have the same. That of one that
     /// came without a time is remembered for two minutes at least.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use doorbell_common::duration::DurationText;
+use doorbell_common::intake::MOST_BYTES;
 use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
@@ -40,8 +42,8 @@ struct Args {
     /// Where the API is served.
     #[arg(long, env = "DOORBELL_LISTEN", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
-    /// The most bytes that an event's data may have.
-    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024)]
+    /// The most bytes that an event's data may have; no more than the dispatcher allows.
+    #[arg(long, env = "DOORBELL_MAX_EVENT_BYTES", default_value_t = 256 * 1024, value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_BYTES))]
     max_event_bytes: usize,
     /// How long the id of a finished event is remembered; the dispatcher must have the same. That of one that
     /// came without a time is remembered for two minutes at least.

@@ -113,6 +113,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         publishing::ids_and_times_are_given_and_kept,
         publishing::the_http_api_accepts_what_is_confirmed,
         publishing::copies_that_come_at_once_are_delivered_once,
+        publishing::the_largest_events_go_every_way_that_others_go,
         publishing::an_id_that_is_given_again_later_is_another_event,
         aside::what_was_put_into_quarantine_comes_back,
         aside::what_was_rejected_comes_back,

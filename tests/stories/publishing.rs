@@ -163,6 +163,48 @@ pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     world.finish().await
 }
 
+pub(crate) async fn the_largest_events_go_every_way_that_others_go() -> anyhow::Result<()> {
+    const MOST: usize = 1008 * 1024;
+    let mut setup = Setup::default().without_breaker();
+    setup.extra.push(("DOORBELL_MAX_EVENT_BYTES".to_owned(), MOST.to_string()));
+    let world = World::with("largest", setup).await?;
+    world.receiver.behave("fails", Behaviour::FailFirst(1, 500));
+    let body = |endpoint: &str| {
+        let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
+        body["retry"] = json!({ "schedule": ["1s"] });
+        body
+    };
+    world.subscribe_as("acme", "fails", body("fails")).await?;
+    let paused = world.subscribe_as("acme", "paused", body("paused")).await?;
+    world.set_status("acme", &paused, "paused").await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    let data = format!("\"{}\"", "x".repeat(MOST - 2));
+    // At once, for later, without a time, and over HTTP.
+    let at = doorbell_platform::clock::now().plus(seconds(3)).to_string();
+    let tracestate = format!("a={}", "x".repeat(500));
+    let trace = [
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", tracestate.as_str()),
+    ];
+    let later = [("doorbell-deliver-at", at.as_str())];
+    for (id, properties) in [
+        ("at-once", amqp::event("acme", Some("at-once"), &trace)),
+        ("later", amqp::event("acme", Some("later"), &later)),
+        ("undated", amqp::event("acme", None, &[]).with_message_id("undated".into())),
+    ] {
+        world.ledger.accepted("acme", "a.b", id, &data);
+        outsider.publish("a.b", properties, &data).await?;
+    }
+    world.publish("acme", "a.b", json!("x".repeat(MOST - 2))).await?;
+    let retried = || async { world.receiver.accepted("fails") == 4 };
+    eventually("each is tried again", seconds(60), retried).await?;
+    world.set_status("acme", &paused, "active").await?;
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    world.finish().await
+}
+
 pub(crate) async fn an_id_that_is_given_again_later_is_another_event() -> anyhow::Result<()> {
     let mut setup = Setup::default().without_breaker();
     setup.extra.push(("DOORBELL_DUPLICATE_WINDOW".to_owned(), "1s".to_owned()));
