@@ -1,6 +1,8 @@
 //! What the services hand to each other: an event for later, a page of a fan-out, a parcel of deliveries.
 //! Each hand-off has a deterministic name, so that a copy of one can be told.
 
+mod parcel;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +15,8 @@ use crate::ids::SubscriptionId;
 use crate::outcome::OutcomeClass;
 use crate::time::Timestamp;
 
-/// Deliveries that travel together at most.
-const MOST: usize = 64;
-/// Those of an event with more bytes than this travel alone.
-const LARGE: usize = 512 * 1024;
+pub use parcel::Parcel;
+
 /// How long a hand-off that ended is remembered; copies come within moments of each other, if RabbitMQ does
 /// not stand still between.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -74,16 +74,6 @@ pub struct Page {
     pub slots: SlotRange,
     /// Raised by one at each publish of ours.
     pub sequence: u32,
-}
-
-/// Deliveries of one event that travel in one message. Nothing else binds them: each has its own name,
-/// time and end.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parcel {
-    /// The event.
-    pub event: Arc<Event>,
-    /// What travels beside it of each delivery: one at least, and at most [`Parcel::most`] in what we write.
-    pub states: Vec<DeliveryState>,
 }
 
 /// One event for one subscription.
@@ -263,61 +253,6 @@ impl DeliveryState {
     }
 }
 
-impl Parcel {
-    /// How many deliveries of an event travel together at most. RabbitMQ takes no message of more than a
-    /// mebibyte where we configure it, and a delivery may have a few thousand bytes beside its event.
-    #[must_use]
-    pub fn most(event: &Event) -> usize {
-        if event.data.len() <= LARGE { MOST } else { 1 }
-    }
-
-    /// These deliveries of an event, in as few parcels as they fit in.
-    pub fn pack(event: &Arc<Event>, states: Vec<DeliveryState>) -> impl Iterator<Item = Self> {
-        let (most, mut states) = (Self::most(event), states.into_iter());
-        std::iter::from_fn(move || {
-            let states: Vec<_> = states.by_ref().take(most).collect();
-            (!states.is_empty()).then(|| Self { event: Arc::clone(event), states })
-        })
-    }
-
-    /// What is left of it without those for which this does not hold, by their places; `None` if nothing is.
-    #[must_use]
-    pub fn keep(mut self, is_kept: impl Fn(usize) -> bool) -> Option<Self> {
-        let mut place = 0..;
-        self.states.retain(|_| place.next().is_some_and(&is_kept));
-        (!self.states.is_empty()).then_some(self)
-    }
-
-    /// The deliveries in it.
-    pub fn deliveries(self) -> impl Iterator<Item = Delivery> {
-        let Self { event, states } = self;
-        states.into_iter().map(move |state| Delivery { event: Arc::clone(&event), state })
-    }
-
-    /// The name of a delivery that travels alone; of several a digest of all their names.
-    #[must_use]
-    pub fn name(&self) -> String {
-        use sha2::Digest as _;
-        if let [alone] = self.states.as_slice() {
-            return alone.hand_off(&self.event).to_string();
-        }
-        let mut digest = sha2::Sha256::new();
-        for state in &self.states {
-            digest.update(state.hand_off(&self.event).to_string());
-            digest.update("\n");
-        }
-        let digest: String =
-            digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}/parcel-{digest}", self.event.name())
-    }
-}
-
-impl From<Delivery> for Parcel {
-    fn from(Delivery { event, state }: Delivery) -> Self {
-        Self { event, states: vec![state] }
-    }
-}
-
 impl Work {
     /// The name of the message that it travels in: the same for each copy, another one for each next
     /// hand-off. At most 255 bytes, so that it fits a message id.
@@ -426,142 +361,4 @@ mod optional_millis {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::Trace;
-    use crate::ids::SlotNumber;
-
-    fn event(tenant: &str, id: &str) -> Arc<Event> {
-        Arc::new(Event {
-            id: id.parse().unwrap(),
-            tenant: tenant.parse().unwrap(),
-            event_type: "a".parse().unwrap(),
-            timestamp: Timestamp::from_seconds(1),
-            trace: Trace::default(),
-            data: b"1".as_slice().into(),
-        })
-    }
-
-    #[test]
-    fn a_name_fits_a_message_id_and_changes_with_each_hand_off() {
-        let last = Timestamp::from_millis(i64::MAX);
-        let event = event(&"t".repeat(64), &"e".repeat(128));
-        let event = Arc::new(Event { timestamp: last, ..(*event).clone() });
-        let subscription = SubscriptionId::new(SlotNumber(1), 7);
-        let mut state =
-            Delivery::begin(Arc::clone(&event), subscription, Timestamp::from_seconds(1)).state;
-        state.generation = 99_999_999;
-        state.sequence = 99_999_999;
-        let parcel =
-            |count| Parcel { event: Arc::clone(&event), states: vec![state.clone(); count] };
-        let works = [
-            Work::Parcel(parcel(1)),
-            Work::Parcel(parcel(MOST)),
-            Work::Page(Page {
-                event: Arc::clone(&event),
-                slots: SlotRange::ALL,
-                sequence: 99_999_999,
-            }),
-            Work::Event(DueEvent { event, due: last, dated_by_us: false, sequence: 99_999_999 }),
-        ];
-        for work in works {
-            let name = work.name();
-            assert!(name.len() <= 255, "{name}");
-            assert_ne!(work.clone().next().name(), name);
-            assert_eq!(work.name(), name);
-        }
-    }
-
-    #[test]
-    fn another_event_with_the_same_id_has_other_names() {
-        let first = event("t", "e");
-        let second = Arc::new(Event { timestamp: Timestamp::from_seconds(2), ..(*first).clone() });
-        let hand_offs = |event: &Arc<Event>, dated_by_us| {
-            let (event, due) = (Arc::clone(event), Timestamp::from_seconds(3));
-            let delivery =
-                Delivery::begin(Arc::clone(&event), SubscriptionId::new(SlotNumber(1), 7), due);
-            let works = [
-                Work::Parcel(delivery.into()),
-                Work::Page(Page { event: Arc::clone(&event), slots: SlotRange::ALL, sequence: 1 }),
-                Work::Event(DueEvent { event, due, dated_by_us, sequence: 1 }),
-            ];
-            works.map(|work| work.hand_offs().remove(0))
-        };
-        for (one, other) in hand_offs(&first, false).iter().zip(hand_offs(&second, false)) {
-            assert_ne!(one.chain, other.chain);
-            assert_eq!(one.remembered, REMEMBERED);
-        }
-        // What we date anew each time it comes has one name, and that not for long.
-        let [.., one] = hand_offs(&first, true);
-        let [.., other] = hand_offs(&second, true);
-        assert_eq!((&one, one.remembered), (&other, REMEMBERED_BRIEFLY));
-    }
-
-    #[test]
-    fn a_parcel_is_named_by_all_that_is_in_it() {
-        let event = event("t", "e");
-        let states: Vec<DeliveryState> = (0..150)
-            .map(|n| SubscriptionId::new(SlotNumber(0), n))
-            .map(|id| Delivery::begin(Arc::clone(&event), id, Timestamp::from_seconds(1)).state)
-            .collect();
-        let parcels: Vec<Parcel> = Parcel::pack(&event, states.clone()).collect();
-        assert_eq!(
-            parcels.iter().map(|parcel| parcel.states.len()).collect::<Vec<_>>(),
-            [64, 64, 22]
-        );
-        assert_eq!(
-            parcels
-                .iter()
-                .cloned()
-                .flat_map(Parcel::deliveries)
-                .map(|d| d.state)
-                .collect::<Vec<_>>(),
-            states
-        );
-        assert_eq!(Parcel::pack(&event, vec![]).count(), 0);
-        let large = Arc::new(Event { data: vec![b'1'; LARGE + 1].into(), ..(*event).clone() });
-        assert_eq!(Parcel::pack(&large, states.clone()).count(), 150);
-        let kept = parcels[2].clone().keep(|place| place % 21 == 0).unwrap();
-        assert_eq!(kept.states, [states[128].clone(), states[149].clone()]);
-        assert_eq!(kept.keep(|_| false), None);
-        let name = |states: &[DeliveryState]| {
-            Work::Parcel(Parcel { event: Arc::clone(&event), states: states.to_vec() }).name()
-        };
-        let mut later = states[..3].to_vec();
-        later[2].sequence += 1;
-        let names = [name(&states[..3]), name(&states[..2]), name(&states[1..4]), name(&later)];
-        let distinct: std::collections::HashSet<&String> = names.iter().collect();
-        assert_eq!(distinct.len(), names.len(), "{names:?}");
-        assert_eq!(name(&states[..3]), names[0]);
-        // Who travels alone has the name that he has in company.
-        let work = Work::Parcel(Parcel { event: Arc::clone(&event), states: states[..2].to_vec() });
-        assert_eq!(work.hand_offs()[0].to_string(), name(&states[..1]));
-        let next: Vec<u32> =
-            work.next().hand_offs().iter().map(|hand_off| hand_off.sequence).collect();
-        assert_eq!(next, [1, 1]);
-    }
-
-    #[test]
-    fn held_time_adds_up() {
-        let at = Timestamp::from_seconds;
-        let delivery =
-            Delivery::begin(event("t", "e"), SubscriptionId::new(SlotNumber(0), 1), at(0));
-        let delivery = delivery
-            .hold(at(10))
-            .hold(at(15))
-            .resume(at(20))
-            .resume(at(25))
-            .hold(at(30))
-            .resume(at(31));
-        assert_eq!((delivery.state.held_ms, delivery.state.held_since), (11_000, None));
-    }
-
-    #[test]
-    fn chance_depends_on_the_name_alone() {
-        assert!((chance("a") - chance("a")).abs() < f64::EPSILON);
-        let names: Vec<f64> = (0..1000).map(|n| chance(&format!("t/e{n}/s/0/1"))).collect();
-        assert!(names.iter().all(|c| (0.0..1.0).contains(c)));
-        let mean = names.iter().sum::<f64>() / 1000.0;
-        assert!((0.45..0.55).contains(&mean), "{mean}");
-    }
-}
+mod tests;
