@@ -110,6 +110,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         held::schedulers_killed_while_deliveries_flow_again_lose_none,
         held::a_stream_deleted_under_us_begins_anew,
         publishing::messages_that_break_the_rules_are_rejected,
+        publishing::what_is_no_text_ends_nobodys_connection,
         publishing::ids_and_times_are_given_and_kept,
         publishing::the_http_api_accepts_what_is_confirmed,
         publishing::copies_that_come_at_once_are_delivered_once,

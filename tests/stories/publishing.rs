@@ -1,6 +1,7 @@
 //! What comes in, what is refused, and what is known of it.
 
 use anyhow::Context as _;
+use doorbell_local::services::Kind;
 use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
@@ -8,6 +9,8 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) async fn copies_that_come_at_once_are_delivered_once() -> anyhow::Result<()> {
     const MANY: u32 = 300;
@@ -107,6 +110,80 @@ pub(crate) async fn messages_that_break_the_rules_are_rejected() -> anyhow::Resu
     }
     assert!(world.receiver.posts().is_empty());
     world.finish().await
+}
+
+/// What publishers have who know no UTF-8: where they write DEL, it is no text any more.
+async fn careless(world: &World) -> anyhow::Result<amqp::Outsider> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = world.engines.amqp_url(&world.vhost);
+    let careful: lapin::uri::AMQPUri = url.parse().map_err(anyhow::Error::msg)?;
+    let careless = url.replace(
+        &format!(":{}/", careful.authority.port),
+        &format!(":{}/", listener.local_addr()?.port()),
+    );
+    let relaying = async move {
+        let (from, _) = listener.accept().await?;
+        let to =
+            TcpStream::connect((careful.authority.host.as_str(), careful.authority.port)).await?;
+        let ((mut from, mut back), (mut answers, mut to)) = (from.into_split(), to.into_split());
+        let answering = tokio::io::copy(&mut answers, &mut back);
+        let asking = async move {
+            let mut bytes = vec![0; 64 * 1024];
+            loop {
+                let count = from.read(&mut bytes).await?;
+                if count == 0 {
+                    return to.shutdown().await;
+                }
+                let bytes = &mut bytes[..count];
+                bytes.iter_mut().filter(|byte| **byte == 0x7f).for_each(|byte| *byte = 0xff);
+                to.write_all(bytes).await?;
+            }
+        };
+        tokio::try_join!(answering, asking).map(drop)
+    };
+    doorbell_tests::receiver::spawn(async move {
+        let _broken: std::io::Result<()> = relaying.await;
+    });
+    amqp::Outsider::connect(&careless).await
+}
+
+pub(crate) async fn what_is_no_text_ends_nobodys_connection() -> anyhow::Result<()> {
+    let world = World::start("no-text").await?;
+    world.subscribe("acme", "all", &["#"]).await?;
+    world.in_force().await;
+    let careless = careless(&world).await?;
+    let event = |id: &str, headers: &[(&str, &str)]| amqp::event("acme", Some(id), headers);
+    // Nothing says that these are no events.
+    for (id, properties) in [
+        ("app", event("app", &[]).with_app_id("caf\x7f".into())),
+        ("header", event("header", &[("caf\x7f", "caf\x7f")])),
+        ("reply", event("reply", &[]).with_reply_to("\x7f".into()).with_type("\x7f".into())),
+    ] {
+        world.ledger.accepted("acme", "a", id, "1");
+        careless.publish("a", properties, b"1").await?;
+    }
+    for (routing_key, properties) in [
+        ("caf\x7f", event("key", &[])),
+        ("a", event("caf\x7f", &[])),
+        ("a", event("content-type", &[]).with_content_type("text/\x7f".into())),
+        ("a", event("tenant", &[("doorbell-tenant", "caf\x7f")])),
+    ] {
+        careless.publish(routing_key, properties, b"1").await?;
+    }
+    let outsider = world.outsider().await?;
+    let rejected =
+        || async { outsider.depth("doorbell.rejected").await.is_ok_and(|depth| depth == 4) };
+    eventually("the others are rejected", seconds(30), rejected).await?;
+    world.settle(seconds(30)).await?;
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    // Whoever brings them back has no trouble with them, either.
+    world.command(Kind::RetryScheduler, &["redrive", "rejected"]).await?;
+    eventually("they are rejected again", seconds(30), rejected).await?;
+    for name in ["dispatcher-1", "dispatcher-2"] {
+        let log = std::fs::read_to_string(world.environment.logs.join(format!("{name}.log")))?;
+        assert!(!log.contains("lost"), "{name} has lost its connection:\n{log}");
+    }
+    world.finish_with(&[("doorbell.rejected", 4)]).await
 }
 
 pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {

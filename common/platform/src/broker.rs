@@ -11,6 +11,7 @@ pub mod consumer;
 mod errand;
 pub mod message;
 pub mod publisher;
+mod readable;
 pub mod stream;
 pub mod topology;
 

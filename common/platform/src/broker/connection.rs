@@ -16,6 +16,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use tokio::sync::OnceCell;
 
+use super::readable;
 use super::topology::{self, Sharding};
 use crate::tls::Trust;
 
@@ -102,10 +103,8 @@ impl Broker {
         let name = format!("{} {purpose}", self.inner.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = OwnedTLSConfig { identity: None, cert_chain: self.inner.trust.ca_pem.clone() };
-        let runtime =
-            lapin::runtime::default_runtime().context("no runtime for the RabbitMQ client")?;
-        let connecting =
-            Connection::connect_uri_with_config(node.clone(), properties, tls, runtime);
+        // On the heap, for it is large.
+        let connecting = Box::pin(readable::connect(node.clone(), properties, tls));
         tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .with_context(|| format!("RabbitMQ at {place} does not answer"))?
