@@ -1,5 +1,5 @@
-//! Counts what waits in the delay queues, in the sideline and for an operator, by asking RabbitMQ: the same few questions every time,
-//! however much waits.
+//! Counts what waits in the delay queues, in the sideline and for an operator, by asking RabbitMQ: the same few
+//! questions every time, however much waits.
 
 use std::time::Duration;
 
