@@ -86,11 +86,6 @@ impl Held {
         Ok(held)
     }
 
-    /// Up to where the stream was read.
-    pub(crate) fn through(&self) -> Option<u64> {
-        self.place.as_ref().map(|place| place.offset)
-    }
-
     /// Reads what is new, waits so long for something, and saves what that changes; answers
     /// whether anything was new.
     pub(crate) async fn follow(&mut self, patience: Duration) -> anyhow::Result<bool> {

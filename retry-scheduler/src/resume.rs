@@ -2,24 +2,26 @@
 //!
 //! The [index](crate::held) says which subscriptions have deliveries in the stream, and where. For
 //! those that are no longer suspended the stream is read from there, and each of their deliveries
-//! is handed to `doorbell.retries`, where the usual decision is made about it. How far that has
-//! come is saved after each batch, and noted in the stream itself, from which the index can be
-//! made anew. Each hand-off has its deterministic name, so reading twice does no harm.
+//! is handed to `doorbell.retries`, where the usual decision is made about it. What others have between
+//! its deliveries may be long, so they read in [turns](Turns). How far that has come is saved as it goes, and
+//! noted in the stream itself, from which the index can be made anew. Each hand-off has its deterministic
+//! name, so reading twice does no harm.
 //!
 //! A stream forgets without a word. So what has been held for too long is handed on, too, while it is still
 //! there: the same decision gives it up.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use doorbell_common::held::{HeldIndex, Resumed};
+use anyhow::Context as _;
+use doorbell_common::held::{HeldIndex, Resumed, Turn, Turns};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::subscription::Standing;
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{DeliveryState, Work};
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::{HELD, RETRIES};
-use doorbell_platform::broker::{Broker, Message, Publisher};
+use doorbell_platform::broker::{Broker, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
@@ -42,6 +44,10 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 const BELIEVED: Duration = Duration::from_secs(60);
 /// How long to read before looking again who is back.
 const PASS: Duration = Duration::from_secs(10);
+/// How long to read for one before it is the next one's turn.
+const TURN: Duration = Duration::from_secs(2);
+/// How long to read what is new before reading on for who is back.
+const CATCH_UP: Duration = Duration::from_secs(2);
 /// Hand-offs in flight at once.
 const AT_ONCE: usize = 100;
 /// How long the stream may say nothing although there is more to read.
@@ -66,16 +72,15 @@ pub(crate) struct Resumer {
 }
 
 /// What is to be handed on of the stream.
-struct Part<'a> {
-    /// Whose deliveries.
-    ids: &'a HashSet<SubscriptionId>,
-    /// Up to this offset, which is included.
-    end: u64,
+struct Part {
+    turn: Turn,
     /// Only what was held before this time, and nothing after the first that was not.
     held_before: Option<Timestamp>,
+    /// Until this time; the rest later.
+    stop_at: Instant,
 }
 
-impl Part<'_> {
+impl Part {
     fn goes_on(&self, offset: u64, entry: &Entry) -> bool {
         let is_old = match (entry, self.held_before) {
             (Entry::Held(parcel), Some(before)) => parcel
@@ -84,7 +89,7 @@ impl Part<'_> {
                 .all(|state| state.held_since.is_none_or(|since| since < before)),
             (Entry::Held(_) | Entry::Resumed(_) | Entry::Foreign, _) => true,
         };
-        is_old && offset <= self.end
+        is_old && offset <= self.turn.last
     }
 }
 
@@ -95,7 +100,7 @@ struct Passed {
     /// Whether that is all, or was as much as there was time for.
     is_all: bool,
     /// Whose deliveries there were.
-    touched: HashSet<SubscriptionId>,
+    touched: BTreeSet<SubscriptionId>,
 }
 
 impl Resumer {
@@ -133,6 +138,7 @@ impl Resumer {
         let held =
             held.insert(Held::open(&self.broker, &self.publisher, self.store.clone()).await?);
         let (mut look_at, mut last_came) = (Instant::now() + EVERY, Instant::now());
+        let mut turns = Turns::default();
         while last_came.elapsed() < BELIEVED {
             if held.follow(look_at.saturating_duration_since(Instant::now())).await? {
                 last_came = Instant::now();
@@ -143,13 +149,14 @@ impl Resumer {
             if !self.lease().await? {
                 break;
             }
-            self.look(held).await?;
+            let is_all = self.look(held, &mut turns).await?;
+            let again_at = Instant::now() + if is_all { EVERY } else { CATCH_UP };
             if *expire_at <= Instant::now() {
                 let is_all = self.expire(held).await?;
                 let pause = (self.expire_after / 100).clamp(EVERY, EXPIRE_EVERY);
                 *expire_at = Instant::now() + if is_all { pause } else { EVERY };
             }
-            look_at = Instant::now() + EVERY;
+            look_at = again_at;
         }
         Ok(())
     }
@@ -158,10 +165,32 @@ impl Resumer {
         Ok(self.store.lease(Lease::Held, &self.owner, LEASE).await?)
     }
 
-    /// Looks who is back, and hands their deliveries on.
-    async fn look(&self, held: &mut Held) -> anyhow::Result<()> {
+    /// Looks who is back, and hands their deliveries on; answers whether that was all.
+    async fn look(&self, held: &mut Held, turns: &mut Turns) -> anyhow::Result<bool> {
+        let back = self.back(held).await?;
+        let (stop_at, mut touched) = (Instant::now() + PASS, BTreeSet::new());
+        let mut is_all = false;
+        while !is_all && Instant::now() < stop_at {
+            let passed = match turns.next(&held.index, &back) {
+                Some(turn) => self.hand_on(held, turn, None, TURN).await?,
+                None => None,
+            };
+            match passed {
+                Some(passed) => touched.extend(passed.touched),
+                // Nobody has anything any more.
+                None => is_all = true,
+            }
+        }
+        if !touched.is_empty() {
+            tracing::info!(subscriptions = touched.len(), "held deliveries flow again");
+        }
+        Ok(is_all)
+    }
+
+    /// Who is no longer suspended, of those that have held deliveries.
+    async fn back(&self, held: &Held) -> anyhow::Result<BTreeSet<SubscriptionId>> {
         let ids: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
-        let mut back = HashSet::new();
+        let mut back = BTreeSet::new();
         for ids in ids.chunks(LOOKED_UP_AT_ONCE) {
             let known = self.snapshots.get_all(ids.to_vec()).await?.into_iter();
             let is_back = |known: &Known| match known.standing() {
@@ -170,10 +199,7 @@ impl Resumer {
             };
             back.extend(known.filter(|(_, known)| is_back(known)).map(|(id, _)| id));
         }
-        if let Some(passed) = self.hand_on(held, &back, None).await? {
-            tracing::info!(subscriptions = passed.touched.len(), "held deliveries flow again");
-        }
-        Ok(())
+        Ok(back)
     }
 
     /// Hands on what has been held for too long: it is given up, unless its subscription is back. Answers
@@ -181,8 +207,11 @@ impl Resumer {
     async fn expire(&self, held: &mut Held) -> anyhow::Result<bool> {
         // Somewhat longer: whoever decides about them may have another clock.
         let before = clock::now().minus(self.expire_after + self.expire_after / 100);
-        let all: HashSet<SubscriptionId> = held.index.subscriptions().cloned().collect();
-        let Some(passed) = self.hand_on(held, &all, Some(before)).await? else { return Ok(true) };
+        let turn = Turns::default().next(&held.index, held.index.subscriptions());
+        let Some(turn) = turn else { return Ok(true) };
+        let Some(passed) = self.hand_on(held, turn, Some(before), PASS).await? else {
+            return Ok(true);
+        };
         if !passed.touched.is_empty() {
             let subscriptions = passed.touched.len();
             tracing::info!(subscriptions, "deliveries were held for too long");
@@ -190,19 +219,20 @@ impl Resumer {
         Ok(passed.is_all)
     }
 
-    /// Hands on what these have in the stream, or what was held before a time, and notes how far that came.
+    /// Hands on what is in this part of the stream, or what of it was held before a time, for so long at most,
+    /// and notes how far that came.
     async fn hand_on(
         &self,
         held: &mut Held,
-        ids: &HashSet<SubscriptionId>,
+        turn: Turn,
         held_before: Option<Timestamp>,
+        time: Duration,
     ) -> anyhow::Result<Option<Passed>> {
-        let first = ids.iter().filter_map(|id| held.index.span(id)).map(|span| span.first).min();
-        let (Some(first), Some(end)) = (first, held.through()) else { return Ok(None) };
         // Before anything follows from the index: it may not be what Redis has any more.
         held.save().await?;
-        let mut reader = StreamReader::open(&self.broker, HELD, From::Offset(first)).await?;
-        let passed = self.pass(held, &mut reader, Part { ids, end, held_before }).await;
+        let mut reader = StreamReader::open(&self.broker, HELD, From::Offset(turn.first)).await?;
+        let part = Part { turn, held_before, stop_at: Instant::now() + time };
+        let passed = self.pass(held, &mut reader, part).await;
         reader.close().await;
         let passed = passed?;
         if let Some(Passed { through, touched, .. }) = &passed {
@@ -216,27 +246,32 @@ impl Resumer {
         &self,
         held: &mut Held,
         reader: &mut StreamReader,
-        part: Part<'_>,
+        part: Part,
     ) -> anyhow::Result<Option<Passed>> {
-        let stop_at = Instant::now() + PASS;
         let mut passed: Option<Passed> = None;
         loop {
             let batch = reader.batch(AT_ONCE, SILENCE).await?;
-            anyhow::ensure!(!batch.is_empty(), "the stream is silent");
+            let first =
+                batch.first().map(Received::stream_offset).context("the stream is silent")?;
             let entries = batch.iter().map(|came| (came.stream_offset(), Entry::read(came)));
             let entries: Vec<_> =
                 entries.take_while(|(offset, entry)| part.goes_on(*offset, entry)).collect();
-            let Some(through) = entries.last().map(|(offset, _)| *offset) else {
-                return Ok(passed.map(|passed| Passed { is_all: true, ..passed }));
+            let through = match entries.last() {
+                Some((offset, _)) => *offset,
+                // All that was left of this part is forgotten.
+                None if first > part.turn.last => part.turn.last,
+                None => return Ok(passed.map(|passed| Passed { is_all: true, ..passed })),
             };
-            let is_end = entries.len() < batch.len() || through >= part.end;
+            let is_all = entries.len() < batch.len() || through >= part.turn.last;
+            let is_end = is_all || Instant::now() >= part.stop_at;
             let (mut messages, mut resumed) = (Vec::new(), 0);
-            let mut touched = HashSet::new();
+            let mut touched = BTreeSet::new();
             for (offset, entry) in entries {
                 let Entry::Held(mut parcel) = entry else { continue };
                 parcel.states.retain(|DeliveryState { subscription, .. }| {
                     let span = held.index.span(subscription);
-                    part.ids.contains(subscription) && span.is_some_and(|span| span.first <= offset)
+                    let waits = span.is_some_and(|span| span.first <= offset);
+                    waits && part.turn.ids.contains(subscription)
                 });
                 if parcel.states.is_empty() {
                     continue;
@@ -248,32 +283,34 @@ impl Resumer {
             let handing_on = messages.iter().map(|message| self.publisher.publish_surely(message));
             futures_util::future::try_join_all(handing_on).await?;
             self.metrics.resumed.inc_by(u64::try_from(resumed)?);
-            let nothing = Passed { through, is_all: is_end, touched: HashSet::new() };
+            let nothing = Passed { through, is_all, touched: BTreeSet::new() };
             let so_far = passed.get_or_insert(nothing);
-            (so_far.through, so_far.is_all) = (through, is_end);
+            (so_far.through, so_far.is_all) = (through, is_all);
             so_far.touched.extend(touched.iter().cloned());
             if is_end {
-                self.tell_forgotten(&held.index, &part, so_far);
+                self.tell_forgotten(&held.index, &part.turn, so_far);
             }
-            // Only now is everything up to here confirmed. Whoever has nothing in this batch needs
-            // no note of it, unless this is the end: what an index names may be forgotten.
-            for id in if is_end { part.ids } else { &touched } {
+            // Only now is everything up to here confirmed. Whoever has nothing in this batch needs no note of
+            // it, but for the last one: the next turn begins where this one ends, and not where it began.
+            for id in if is_end { &part.turn.ids } else { &touched } {
                 held.index.resumed(id, through);
             }
-            held.save().await?;
-            anyhow::ensure!(self.lease().await?, "another replica has taken over");
-            if is_end || Instant::now() >= stop_at {
+            if is_end || !touched.is_empty() {
+                held.save().await?;
+                anyhow::ensure!(self.lease().await?, "another replica has taken over");
+            }
+            if is_end {
                 return Ok(passed);
             }
         }
     }
 
     /// Tells whose deliveries the stream has forgotten, because others have filled it.
-    fn tell_forgotten(&self, index: &HeldIndex, part: &Part<'_>, passed: &Passed) {
+    fn tell_forgotten(&self, index: &HeldIndex, turn: &Turn, passed: &Passed) {
         let forgotten = |id: &&SubscriptionId| {
             index.is_forgotten(id, passed.touched.contains(*id), passed.through)
         };
-        for id in part.ids.iter().filter(forgotten) {
+        for id in turn.ids.iter().filter(forgotten) {
             tracing::error!(
                 subscription.id = %id,
                 "held deliveries are lost: their stream was full, and has forgotten them before their time"
@@ -283,7 +320,7 @@ impl Resumer {
     }
 
     /// Notes in the stream how far these were handed on, for whoever makes the index anew.
-    async fn note(&self, ids: &HashSet<SubscriptionId>, through: u64) -> anyhow::Result<()> {
+    async fn note(&self, ids: &BTreeSet<SubscriptionId>, through: u64) -> anyhow::Result<()> {
         let ids: Vec<SubscriptionId> = ids.iter().cloned().collect();
         for named in ids.chunks(NAMED_AT_ONCE) {
             let resumed = Resumed { subscriptions: named.to_vec(), through };

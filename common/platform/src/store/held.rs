@@ -28,6 +28,9 @@ pub struct SavedHeld {
     pub version: String,
 }
 
+/// Changes saved in one go: a command has a million arguments at most, and others wait while Redis works on it.
+const AT_ONCE: usize = 10_000;
+
 /// The fields beside the subscriptions.
 const VERSION: &str = "version";
 const PLACE: &str = "place";
@@ -71,12 +74,33 @@ impl Store {
         place: &Place,
         changes: &[(SubscriptionId, Option<Span>)],
     ) -> Result<Option<String>, StoreError> {
+        let mut version = version.to_owned();
+        let before_last = changes.len().saturating_sub(1) / AT_ONCE * AT_ONCE;
+        let (most, last) = changes.split_at(before_last);
+        for part in most.chunks(AT_ONCE) {
+            // The place comes last: what was read after an older one is read once more, and none is left out.
+            let saved = self.save_part_of_held(&version, None, part).await?;
+            let Some(next) = saved else { return Ok(None) };
+            version = next;
+        }
+        self.save_part_of_held(&version, Some(place), last).await
+    }
+
+    async fn save_part_of_held(
+        &self,
+        version: &str,
+        place: Option<&Place>,
+        changes: &[(SubscriptionId, Option<Span>)],
+    ) -> Result<Option<String>, StoreError> {
         let mut link = self.link.clone();
         let next = crate::ids::token();
         let mut eval = redis::cmd("EVAL");
         let kept = changes.iter().filter(|(_, span)| span.is_some()).count();
-        eval.arg(SAVE).arg(1).arg(self.keys.held()).arg(version).arg(&next).arg(kept + 1);
-        eval.arg(PLACE).arg(format!("{} {}", place.offset, place.message_id));
+        eval.arg(SAVE).arg(1).arg(self.keys.held()).arg(version).arg(&next);
+        eval.arg(kept + usize::from(place.is_some()));
+        if let Some(Place { offset, message_id }) = place {
+            eval.arg(PLACE).arg(format!("{offset} {message_id}"));
+        }
         for (id, span) in changes {
             if let Some(Span { first, last }) = span {
                 eval.arg(id.to_string()).arg(format!("{first}:{last}"));
