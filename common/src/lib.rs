@@ -23,6 +23,7 @@ pub mod ids;
 pub mod intake;
 pub mod json;
 pub mod next_move;
+pub mod operational;
 pub mod outcome;
 pub mod pattern;
 pub mod payload;

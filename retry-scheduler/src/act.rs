@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use doorbell_common::event::Event;
 use doorbell_common::next_move::{DeadReason, Move};
+use doorbell_common::operational::subscription_disabled;
 use doorbell_common::rung::Rung;
-use doorbell_common::subscription::{DisabledReason, Status};
+use doorbell_common::subscription::{DisabledReason, Status, Subscription};
 use doorbell_common::work::{Delivery, DeliveryState, DueEvent, Page, Parcel, Work};
 use doorbell_platform::broker::Message;
 use doorbell_platform::broker::topology::{DEAD_LETTERS, DELIVERIES, HELD, PAGES};
@@ -112,7 +113,7 @@ impl Scheduler {
 
     async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
         if reason == DeadReason::Gone {
-            self.patiently(|| self.disable(&delivery, DisabledReason::Gone)).await?;
+            self.disable(&delivery, DisabledReason::Gone).await?;
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
         let work = Work::Parcel(delivery.into());
@@ -126,17 +127,36 @@ impl Scheduler {
     }
 
     /// Disables a subscription for this reason, which a failure at an endpoint brought about, if that
-    /// is still its endpoint; answers whether it is disabled now. One that someone has changed lately
-    /// has not been failing for long.
+    /// is still its endpoint, and tells the operators; answers whether it is disabled now.
     pub(crate) async fn disable(
         &self,
         delivery: &Delivery,
         reason: DisabledReason,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, Unanswered> {
+        let disabled = self.patiently(|| self.record_disabled(delivery, reason)).await?;
+        let Some(subscription) = disabled else { return Ok(false) };
+        // Told even if it was disabled before: whoever did that may not have come to tell of it.
+        if let Some(operators) = &self.operational_tenant {
+            let event = subscription_disabled(operators, &subscription, reason);
+            let due = event.timestamp;
+            let event = Arc::new(event);
+            let told = DueEvent { event, due, dated_by_us: false, sequence: 0 };
+            self.publish_next(DELIVERIES, Work::Event(told)).await?;
+        }
+        Ok(true)
+    }
+
+    /// Writes that a subscription is disabled, and answers what it is then; `None` if it is not to be: it has
+    /// another endpoint, or, as someone has changed it lately, has not been failing for long.
+    async fn record_disabled(
+        &self,
+        delivery: &Delivery,
+        reason: DisabledReason,
+    ) -> Result<Option<Subscription>, StoreError> {
         let id = &delivery.state.subscription;
         loop {
             let Lookup::Live(stored) = self.store.subscription(id).await? else {
-                return Ok(false);
+                return Ok(None);
             };
             let mut changed = stored.subscription.clone();
             let same_endpoint = delivery
@@ -145,14 +165,14 @@ impl Scheduler {
                 .as_ref()
                 .is_some_and(|failure| failure.endpoint == changed.endpoint());
             if changed.status == Status::Disabled && changed.disabled_reason == Some(reason) {
-                return Ok(true);
+                return Ok(Some(changed));
             }
             let now = clock::now();
             let not_yet = reason == DisabledReason::Failing
                 && (changed.status != Status::Active
                     || now.since(changed.updated_at) < self.disable_after);
             if not_yet || !same_endpoint {
-                return Ok(false);
+                return Ok(None);
             }
             changed.status = Status::Disabled;
             changed.disabled_reason = Some(reason);
@@ -162,7 +182,7 @@ impl Scheduler {
             if self.store.update_subscription(&stored, &changed).await? {
                 tracing::info!(subscription.id = %id, reason = reason.as_str(), "subscription disabled");
                 self.metrics.disabled.with_label_values(&[reason.as_str()]).inc();
-                return Ok(true);
+                return Ok(Some(changed));
             }
         }
     }

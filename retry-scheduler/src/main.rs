@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use doorbell_common::duration::DurationText;
+use doorbell_common::ids::TenantId;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::broker::topology::{HELD_DAYS, RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
@@ -63,6 +64,10 @@ struct Args {
     /// After how long with nothing but failures a subscription is disabled; 0s is never.
     #[arg(long, env = "DOORBELL_DISABLE_AFTER", default_value = "5d")]
     disable_after: DurationText,
+    /// The tenant, one of your own, whose events tell of what Doorbell has done: doorbell.subscription.disabled,
+    /// when one was disabled because its endpoint is gone or has only failed.
+    #[arg(long, env = "DOORBELL_OPERATIONAL_TENANT")]
+    operational_tenant: Option<TenantId>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -119,6 +124,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         expire_after: args.expire_after.0,
         expire_held_after: args.expire_held_after.0,
         disable_after: args.disable_after.0,
+        operational_tenant: args.operational_tenant,
         failing: Recent::new(
             (args.disable_after.0 / 20).min(FAILURE_GOOD_FOR),
             FAILURES_REMEMBERED,

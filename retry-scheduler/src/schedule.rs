@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorbell_common::ids::Addressee;
+use doorbell_common::ids::{Addressee, TenantId};
 use doorbell_common::next_move::{Keep, Move, next_move};
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
@@ -41,6 +41,8 @@ pub(crate) struct Scheduler {
     pub(crate) expire_held_after: Duration,
     /// Zero: never.
     pub(crate) disable_after: Duration,
+    /// Whose events say what we have done; nobody's, if there is none.
+    pub(crate) operational_tenant: Option<TenantId>,
     /// Subscriptions whose failure was noted lately.
     pub(crate) failing: Recent,
     pub(crate) unrouted: Redeclaration,
@@ -154,7 +156,7 @@ impl Scheduler {
         if now.since(since) < self.disable_after {
             return Ok(false);
         }
-        self.patiently(|| self.disable(delivery, DisabledReason::Failing)).await
+        self.disable(delivery, DisabledReason::Failing).await
     }
 
     async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {

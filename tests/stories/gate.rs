@@ -227,8 +227,10 @@ fn within(at: &[Instant], time: Duration) -> usize {
 pub(crate) async fn a_subscription_that_only_fails_is_disabled_in_the_end() -> anyhow::Result<()> {
     let mut setup = Setup::default().without_breaker();
     setup.extra.push(("DOORBELL_DISABLE_AFTER".to_owned(), "6s".to_owned()));
+    setup.extra.push(("DOORBELL_OPERATIONAL_TENANT".to_owned(), "operators".to_owned()));
     let world = World::with("failing", setup).await?;
     world.receiver.behave("broken", Behaviour::Status(500));
+    world.receiver.behave("gone", Behaviour::Status(410));
     world.receiver.behave("shaky", Behaviour::FailFirst(1, 500));
     let patient = |endpoint: &str| {
         let mut body = subscription(&world.receiver.url(endpoint), &["#"]);
@@ -237,6 +239,9 @@ pub(crate) async fn a_subscription_that_only_fails_is_disabled_in_the_end() -> a
     };
     let broken = world.subscribe_as("acme", "broken", patient("broken")).await?;
     let shaky = world.subscribe_as("acme", "shaky", patient("shaky")).await?;
+    let gone = world.subscribe("gone", "gone", &["#"]).await?;
+    world.ledger.expect_no_full_set("gone");
+    world.subscribe("operators", "bell", &["doorbell.subscription.*"]).await?;
     world.in_force().await;
     let show = |id: &str| {
         let path = format!("/v1/tenants/acme/subscriptions/{id}");
@@ -248,6 +253,7 @@ pub(crate) async fn a_subscription_that_only_fails_is_disabled_in_the_end() -> a
     };
     for n in 0..12 {
         world.publish("acme", "a", json!(n)).await?;
+        world.publish("gone", "a", json!(n)).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     eventually("it is disabled", seconds(40), || async {
@@ -258,9 +264,27 @@ pub(crate) async fn a_subscription_that_only_fails_is_disabled_in_the_end() -> a
     let disabled =
         world.metric("doorbell_subscriptions_disabled_total{reason=\"failing\"}").await?;
     assert!((disabled - 1.0).abs() < 0.1, "{disabled}");
+    // The operators are told of both, once.
+    let told = || world.receiver.posts_to("bell");
+    eventually("the operators know", seconds(20), || async { told().len() >= 2 }).await?;
+    for post in told() {
+        let body: serde_json::Value = serde_json::from_slice(&post.body)?;
+        let (id, tenant, reason) = if post.id.contains(&gone) {
+            (&gone, "gone", "gone")
+        } else {
+            (&broken, "acme", "failing")
+        };
+        let at = body["timestamp"].as_str().unwrap_or_default();
+        let data = json!({
+            "tenant": tenant, "subscription": id, "name": null, "reason": reason, "disabled_at": at,
+        });
+        let event_type = "doorbell.subscription.disabled";
+        world.ledger.accepted("operators", event_type, &post.id, &data.to_string());
+    }
     // What waits for it is kept, and comes when it is back.
     world.receiver.behave("broken", Behaviour::Status(200));
     world.set_status("acme", &broken, "active").await?;
     world.settle(seconds(60)).await?;
+    assert_eq!(told().len(), 2);
     world.finish().await
 }
