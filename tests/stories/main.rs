@@ -85,6 +85,8 @@ fn main() -> ExitCode {
 fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
     stories![
         runtime,
+        // The longest: nobody waits for it in the end.
+        deployments::a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing,
         delivery::each_subscriber_gets_what_it_wants,
         delivery::failures_are_retried_on_time,
         delivery::every_failure_has_its_end,
@@ -196,7 +198,6 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         deployments::everything_works_on_a_redis_cluster,
         deployments::a_redis_cluster_that_loses_its_masters_loses_nothing,
         deployments::a_redis_cluster_whose_keys_move_loses_nothing,
-        deployments::a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing,
         deployments::everything_works_without_the_plugin,
         deployments::several_retry_schedulers_share_the_work,
         interop::python_publishes_and_verifies,
