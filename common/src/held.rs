@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::SubscriptionId;
+use crate::ids::{SlotNumber, SubscriptionId};
 
 /// Where a subscription's held deliveries stand in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,12 @@ impl HeldIndex {
         self.spans.keys()
     }
 
+    /// Those of them whose records are in this slot.
+    pub fn in_slot(&self, slot: SlotNumber) -> impl Iterator<Item = &SubscriptionId> {
+        let first = SubscriptionId::new(slot, 0);
+        self.spans.range(first..).map(|(id, _)| id).take_while(move |id| id.slot() == slot)
+    }
+
     /// What has changed since this was last asked: new places, or `None` where nothing waits.
     pub fn take_changes(&mut self) -> Vec<(SubscriptionId, Option<Span>)> {
         let changed = std::mem::take(&mut self.changed);
@@ -141,7 +147,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::SlotNumber;
 
     fn id(number: u8) -> SubscriptionId {
         SubscriptionId::new(SlotNumber(1), u128::from(number))
@@ -181,6 +186,19 @@ mod tests {
             let found = index.is_forgotten(&id(subscription), seen, through);
             assert_eq!(found, is_forgotten, "{subscription}, {seen}, {through}");
         }
+    }
+
+    #[test]
+    fn those_of_a_slot_are_found() {
+        let mut index = HeldIndex::default();
+        let in_slot = |slot, number| SubscriptionId::new(SlotNumber(slot), number);
+        let most = u128::MAX >> 56;
+        for (slot, number) in [(1, most), (2, 0), (2, 7), (2, most), (3, 0)] {
+            index.held(&in_slot(slot, number), 1);
+        }
+        let found: Vec<_> = index.in_slot(SlotNumber(2)).cloned().collect();
+        assert_eq!(found, [in_slot(2, 0), in_slot(2, 7), in_slot(2, most)]);
+        assert_eq!(index.in_slot(SlotNumber(4)).count(), 0);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Follows the stream of held deliveries and keeps the index of it: who has deliveries there, and
 //! where. One replica at a time does, by a lease; should two, only one can save.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use doorbell_common::held::{HeldIndex, Resumed};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::wire;
-use doorbell_common::work::{Parcel, Work};
+use doorbell_common::work::{DeliveryState, Parcel, Work};
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::HELD;
 use doorbell_platform::broker::{Broker, Message, Publisher, Received};
@@ -45,6 +46,8 @@ pub(crate) struct Held {
     store: Store,
     tail: StreamReader,
     pub(crate) index: HeldIndex,
+    /// Those that are new to the index here.
+    news: BTreeSet<SubscriptionId>,
     place: Option<Place>,
     version: String,
 }
@@ -57,11 +60,11 @@ impl Held {
         store: Store,
     ) -> anyhow::Result<Self> {
         let SavedHeld { index, place, version } = store.held().await?;
-        // A mark, so that something comes in any case.
-        publisher.publish_surely(&Message::resumed(&Resumed::default())?).await?;
+        mark(publisher).await?;
+        let news = index.subscriptions().cloned().collect();
         let Some(known) = place else {
             let tail = StreamReader::open(broker, HELD, From::First).await?;
-            return Ok(Self { store, tail, index, place: None, version });
+            return Ok(Self { store, tail, index, news, place: None, version });
         };
         let mut tail = StreamReader::open(broker, HELD, From::Offset(known.offset)).await?;
         let first = tail.batch(1, SILENCE).await?;
@@ -69,8 +72,8 @@ impl Held {
         // An offset beyond the known one: what stood there has aged out.
         let same = |found: &Place| *found == known || found.offset > known.offset;
         if found.is_some_and(|found| same(&found)) {
-            let mut held = Self { store, tail, index, place: Some(known), version };
-            held.fold(&first);
+            let mut held = Self { store, tail, index, news, place: Some(known), version };
+            held.fold(&first)?;
             return Ok(held);
         }
         tail.close().await;
@@ -78,7 +81,7 @@ impl Held {
             "the stream of held deliveries is not the one that it was: reading it from its start"
         );
         let tail = StreamReader::open(broker, HELD, From::First).await?;
-        let mut held = Self { store, tail, index, place: None, version };
+        let mut held = Self { store, tail, index, news, place: None, version };
         let gone: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
         for id in gone {
             held.index.resumed(&id, u64::MAX);
@@ -93,22 +96,39 @@ impl Held {
         if batch.is_empty() {
             return Ok(false);
         }
-        self.fold(&batch);
+        self.fold(&batch)?;
         self.save().await?;
         Ok(true)
     }
 
-    fn fold(&mut self, batch: &[Received]) {
+    /// Makes sure that the stream still is the one that is read: what is put there comes.
+    pub(crate) async fn prove(&mut self, publisher: &Publisher) -> anyhow::Result<()> {
+        mark(publisher).await?;
+        anyhow::ensure!(self.follow(SILENCE).await?, "what is put into the stream does not come");
+        Ok(())
+    }
+
+    /// Those that have come into the index since this was last asked; all of them, the first time.
+    pub(crate) fn take_news(&mut self) -> BTreeSet<SubscriptionId> {
+        std::mem::take(&mut self.news)
+    }
+
+    fn fold(&mut self, batch: &[Received]) -> anyhow::Result<()> {
         for received in batch {
             let place = place_of(received);
             // The message where we stopped comes once more.
             if self.place.as_ref() == Some(&place) {
                 continue;
             }
+            let goes_on = self.place.as_ref().is_none_or(|known| known.offset < place.offset);
+            anyhow::ensure!(goes_on, "the stream is another one");
             match Entry::read(received) {
                 Entry::Held(parcel) => {
-                    for state in &parcel.states {
-                        self.index.held(&state.subscription, place.offset);
+                    for DeliveryState { subscription, .. } in &parcel.states {
+                        if self.index.span(subscription).is_none() {
+                            self.news.insert(subscription.clone());
+                        }
+                        self.index.held(subscription, place.offset);
                     }
                 }
                 Entry::Resumed(resumed) => {
@@ -120,6 +140,7 @@ impl Held {
             }
             self.place = Some(place);
         }
+        Ok(())
     }
 
     /// Saves what has changed since the last time.
@@ -134,6 +155,11 @@ impl Held {
     pub(crate) async fn close(self) {
         self.tail.close().await;
     }
+}
+
+/// Puts a mark into the stream, so that something comes in any case.
+async fn mark(publisher: &Publisher) -> anyhow::Result<()> {
+    Ok(publisher.publish_surely(&Message::resumed(&Resumed::default())?).await?)
 }
 
 fn place_of(received: &Received) -> Place {

@@ -27,7 +27,7 @@ use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::lease::Lease;
-use doorbell_platform::store::snapshots::{Known, Snapshots};
+use doorbell_platform::store::snapshots::{Changed, Snapshots};
 use tokio::time::Instant;
 
 use crate::held::{Entry, Held};
@@ -39,8 +39,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const LEASE: Duration = Duration::from_secs(15);
 /// How often to look what has been held for too long.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
-/// How long a silent stream is believed; then it is opened again, and the mark put there shows
-/// whether it is still the same.
+/// How long a silent stream is believed; then a mark is put there, which shows whether it is still the same.
 const BELIEVED: Duration = Duration::from_secs(60);
 /// How long to read before looking again who is back.
 const PASS: Duration = Duration::from_secs(10);
@@ -103,6 +102,13 @@ struct Passed {
     touched: BTreeSet<SubscriptionId>,
 }
 
+/// Who is back, as far as was looked, and whose turn it is.
+#[derive(Default)]
+struct Back {
+    ids: BTreeSet<SubscriptionId>,
+    turns: Turns,
+}
+
 impl Resumer {
     /// Takes its turn among the replicas, again and again, until the service is told to stop.
     pub(crate) async fn resume(self, shutdown: Shutdown) {
@@ -138,8 +144,13 @@ impl Resumer {
         let held =
             held.insert(Held::open(&self.broker, &self.publisher, self.store.clone()).await?);
         let (mut look_at, mut last_came) = (Instant::now() + EVERY, Instant::now());
-        let mut turns = Turns::default();
-        while last_came.elapsed() < BELIEVED {
+        // Whoever was here before may have asked last.
+        let mut back = Back::default();
+        loop {
+            if last_came.elapsed() >= BELIEVED {
+                held.prove(&self.publisher).await?;
+                last_came = Instant::now();
+            }
             if held.follow(look_at.saturating_duration_since(Instant::now())).await? {
                 last_came = Instant::now();
             }
@@ -147,9 +158,9 @@ impl Resumer {
                 continue;
             }
             if !self.lease().await? {
-                break;
+                return Ok(());
             }
-            let is_all = self.look(held, &mut turns).await?;
+            let is_all = self.look(held, &mut back).await?;
             let again_at = Instant::now() + if is_all { EVERY } else { CATCH_UP };
             if *expire_at <= Instant::now() {
                 let is_all = self.expire(held).await?;
@@ -158,7 +169,6 @@ impl Resumer {
             }
             look_at = again_at;
         }
-        Ok(())
     }
 
     async fn lease(&self) -> anyhow::Result<bool> {
@@ -166,12 +176,12 @@ impl Resumer {
     }
 
     /// Looks who is back, and hands their deliveries on; answers whether that was all.
-    async fn look(&self, held: &mut Held, turns: &mut Turns) -> anyhow::Result<bool> {
-        let back = self.back(held).await?;
+    async fn look(&self, held: &mut Held, back: &mut Back) -> anyhow::Result<bool> {
+        self.look_who_is_back(held, &mut back.ids).await?;
         let (stop_at, mut touched) = (Instant::now() + PASS, BTreeSet::new());
         let mut is_all = false;
         while !is_all && Instant::now() < stop_at {
-            let passed = match turns.next(&held.index, &back) {
+            let passed = match back.turns.next(&held.index, &back.ids) {
                 Some(turn) => self.hand_on(held, turn, None, TURN).await?,
                 None => None,
             };
@@ -187,19 +197,31 @@ impl Resumer {
         Ok(is_all)
     }
 
-    /// Who is no longer suspended, of those that have held deliveries.
-    async fn back(&self, held: &Held) -> anyhow::Result<BTreeSet<SubscriptionId>> {
-        let ids: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
-        let mut back = BTreeSet::new();
-        for ids in ids.chunks(LOOKED_UP_AT_ONCE) {
-            let known = self.snapshots.get_all(ids.to_vec()).await?.into_iter();
-            let is_back = |known: &Known| match known.standing() {
-                Standing::Suspended(_) | Standing::Missing => false,
-                Standing::Active(_) | Standing::Cancelled => true,
-            };
-            back.extend(known.filter(|(_, known)| is_back(known)).map(|(id, _)| id));
+    /// Looks who is no longer suspended, of those that are new to the index or may have changed: all may be a
+    /// million.
+    async fn look_who_is_back(
+        &self,
+        held: &mut Held,
+        back: &mut BTreeSet<SubscriptionId>,
+    ) -> anyhow::Result<()> {
+        let mut asked = held.take_news();
+        match self.snapshots.take_changed() {
+            Changed::Everything => asked.extend(held.index.subscriptions().cloned()),
+            Changed::Slots(slots) => {
+                asked.extend(slots.into_iter().flat_map(|slot| held.index.in_slot(slot)).cloned());
+            }
         }
-        Ok(back)
+        let asked: Vec<SubscriptionId> = asked.into_iter().collect();
+        for ids in asked.chunks(LOOKED_UP_AT_ONCE) {
+            for (id, known) in self.snapshots.get_all(ids.to_vec()).await? {
+                match known.standing() {
+                    Standing::Suspended(_) | Standing::Missing => back.remove(&id),
+                    Standing::Active(_) | Standing::Cancelled => back.insert(id),
+                };
+            }
+        }
+        back.retain(|id| held.index.span(id).is_some());
+        Ok(())
     }
 
     /// Hands on what has been held for too long: it is given up, unless its subscription is back. Answers

@@ -4,6 +4,7 @@
 //! With Redis away, what is known goes on being used; what is not known is an error, never an
 //! empty answer.
 
+mod changed;
 mod counts;
 mod follower;
 mod load;
@@ -24,8 +25,11 @@ use moka::ops::compute::Op;
 
 use super::{Store, StoreError};
 use crate::shutdown::Shutdown;
+use changed::Watched;
 use counts::Changes;
 use follower::Follower;
+
+pub use changed::Changed;
 
 /// What the indexes of tenants may weigh: a pattern of a subscription weighs 1, which is 16 bytes.
 const INDEXES: u64 = 4 * 1024 * 1024;
@@ -52,6 +56,7 @@ pub struct Snapshots {
     most_kept: usize,
     tenants: Cache<TenantId, Arc<Index>>,
     changes: Arc<Changes>,
+    watched: Arc<Watched>,
     /// Tenants whose index is known as it was before a change.
     stale: Arc<Mutex<HashSet<TenantId>>>,
 }
@@ -116,6 +121,7 @@ impl Snapshots {
                 .build(),
             tenants: Cache::builder().weigher(weigh_index).max_capacity(INDEXES).build(),
             changes: Arc::default(),
+            watched: Arc::default(),
             stale: Arc::default(),
         };
         let follower = Follower::new(snapshots.clone());
@@ -226,6 +232,13 @@ impl Snapshots {
         collect(by_slot(&ids).map(|(number, ids)| self.get_in_slot(number, ids))).await
     }
 
+    /// Which slots have changed since this was last asked: whoever asks this need not look at all that it knows
+    /// of again and again. What is read of them from now on is what they are since.
+    #[must_use]
+    pub fn take_changed(&self) -> Changed {
+        self.watched.take()
+    }
+
     /// The same of sorted ones, read anew and not kept.
     async fn read_all(
         &self,
@@ -317,9 +330,14 @@ impl Snapshots {
     async fn refresh_slot(&self, number: SlotNumber) -> Result<(), StoreError> {
         // Counted first, so that whoever reads just now does not keep what it finds.
         self.changes.raise(&number);
-        if !self.slots.contains_key(&number) {
-            return Ok(());
+        if self.slots.contains_key(&number) {
+            self.read_slot_again(number).await?;
         }
+        self.watched.slot(number);
+        Ok(())
+    }
+
+    async fn read_slot_again(&self, number: SlotNumber) -> Result<(), StoreError> {
         let refreshing = |known: Option<Entry<SlotNumber, Arc<Slot>>>| async move {
             let Some(known) = known else { return Ok(Op::Nop) };
             let ids = known.value().keys().cloned().collect();
@@ -354,6 +372,7 @@ impl Snapshots {
         self.slots.invalidate_all();
         self.tenants.invalidate_all();
         self.stale().clear();
+        self.watched.everything();
     }
 }
 
