@@ -123,7 +123,7 @@ pub(crate) fn understand(
     let is_ours = [PAGES, SIDELINE_PAGES, DELIVERIES].contains(&queue);
     // The sideline has both: what the producer published there, and what was moved there.
     if is_ours || (Lane::of(queue) == Lane::Sideline && received.is_work()) {
-        understand_work(received, now)
+        understand_work(received)
     } else {
         understand_event(received, max_bytes, now)
     }
@@ -137,15 +137,15 @@ fn understand_event(received: &Received, max_bytes: usize, now: Timestamp) -> (T
     }
 }
 
-/// What one of our own messages asks for.
-fn understand_work(received: &Received, now: Timestamp) -> (Task, Identity) {
+/// What one of our own messages asks for. It came because its time had come for whoever sent it, whose clock
+/// need not be ours.
+fn understand_work(received: &Received) -> (Task, Identity) {
     let work = match wire::decode(&received.body) {
         Ok(work) => work,
         Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
     };
     let identity = Identity::Work(work.hand_offs());
     let task = match work {
-        Work::Event(DueEvent { due, .. }) if now < due => Task::HandOn(work, Destination::Retries),
         Work::Event(due) => Task::FanOut(due),
         Work::Page(page) => Task::Page(page),
         Work::Parcel(parcel) => {
@@ -245,6 +245,25 @@ mod tests {
         ] {
             assert_eq!(brief(&received), expected);
         }
+    }
+
+    #[test]
+    fn what_was_due_for_others_is_due() {
+        let (task, _) = understand_event(
+            &published(BasicProperties::default(), &[("doorbell-tenant", "acme")]),
+            100,
+            now(),
+        );
+        let Task::HandOn(work, Destination::Deliveries) = task else { panic!("{task:?}") };
+        let message = Message::work(DELIVERIES, &work.next()).unwrap();
+        let received = Received {
+            properties: message.properties,
+            body: message.body,
+            ..published(BasicProperties::default(), &[])
+        };
+        let slower = Timestamp::from_millis(now().as_millis() - 5);
+        let (task, _) = understand(DELIVERIES, &received, 100, slower);
+        assert!(matches!(task, Task::FanOut(_)), "{task:?}");
     }
 
     #[test]
