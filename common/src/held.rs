@@ -111,6 +111,16 @@ impl HeldIndex {
         self.changed.insert(subscription.clone());
     }
 
+    /// There are none of this subscription up to an offset. That need not be saved, as long as there may be some
+    /// after it: whoever does not know it reads more, and a million may be told so at once.
+    pub fn passed(&mut self, subscription: &SubscriptionId, through: u64) {
+        match self.spans.get_mut(subscription) {
+            Some(span) if span.last <= through => self.resumed(subscription, through),
+            Some(span) => span.first = span.first.max(through.saturating_add(1)),
+            None => {}
+        }
+    }
+
     /// Where a subscription's held deliveries stand, if it has any.
     #[must_use]
     pub fn span(&self, subscription: &SubscriptionId) -> Option<Span> {
@@ -167,6 +177,23 @@ mod tests {
         assert_eq!(index.span(&id(1)), None);
         let changes = index.take_changes();
         assert_eq!(changes, [(id(1), None), (id(2), Some(Span { first: 4, last: 4 }))]);
+        assert_eq!(index.take_changes(), []);
+    }
+
+    #[test]
+    fn what_was_passed_is_saved_only_at_the_end() {
+        let mut index = HeldIndex::default();
+        index.held(&id(1), 3);
+        index.held(&id(1), 7);
+        index.take_changes();
+        index.passed(&id(1), 5);
+        assert_eq!(index.span(&id(1)), Some(Span { first: 6, last: 7 }));
+        index.passed(&id(1), 2);
+        assert_eq!(index.span(&id(1)), Some(Span { first: 6, last: 7 }), "that was known");
+        assert_eq!(index.take_changes(), []);
+        index.passed(&id(1), 7);
+        assert_eq!(index.take_changes(), [(id(1), None)]);
+        index.passed(&id(1), 8);
         assert_eq!(index.take_changes(), []);
     }
 
@@ -300,7 +327,7 @@ mod tests {
                 let through = turn.last.min(turn.first + read_in_a_turn);
                 for id in &turn.ids {
                     prop_assert!(index.span(id).is_some_and(|span| span.first >= turn.first));
-                    index.resumed(id, through);
+                    index.passed(id, through);
                 }
             }
             prop_assert!(back.iter().all(|id| index.span(id).is_none()), "something is left");

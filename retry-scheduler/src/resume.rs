@@ -312,10 +312,15 @@ impl Resumer {
             if is_end {
                 self.tell_forgotten(&held.index, &part.turn, so_far);
             }
-            // Only now is everything up to here confirmed. Whoever has nothing in this batch needs no note of
-            // it, but for the last one: the next turn begins where this one ends, and not where it began.
-            for id in if is_end { &part.turn.ids } else { &touched } {
+            // Only now is everything up to here confirmed.
+            for id in &touched {
                 held.index.resumed(id, through);
+            }
+            if is_end {
+                // The next turn begins where this one ends, and not where it began.
+                for id in &part.turn.ids {
+                    held.index.passed(id, through);
+                }
             }
             if is_end || !touched.is_empty() {
                 held.save().await?;
