@@ -3,13 +3,14 @@
 //!
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
-//! ones, [`resume`] lets these flow again, [`unrouted`] brings back what no queue took,
+//! ones, [`resume`] lets these flow again, at a certain [`pace`], [`unrouted`] brings back what no queue took,
 //! [`waiting`] counts what waits, [`way_back`] keeps it moving, [`roll`] lets streams forget. At an
 //! operator's word, [`redrive`] sends what we had put aside on its way again.
 
 mod act;
 mod held;
 mod metrics;
+mod pace;
 mod redrive;
 mod resume;
 mod roll;

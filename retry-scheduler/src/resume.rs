@@ -32,6 +32,7 @@ use tokio::time::Instant;
 
 use crate::held::{Entry, Held};
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 
 /// How often to look who is back.
 const EVERY: Duration = Duration::from_secs(5);
@@ -270,7 +271,7 @@ impl Resumer {
         reader: &mut StreamReader,
         part: Part,
     ) -> anyhow::Result<Option<Passed>> {
-        let mut passed: Option<Passed> = None;
+        let (mut passed, mut pace): (Option<Passed>, _) = (None, Pace::default());
         loop {
             let batch = reader.batch(AT_ONCE, SILENCE).await?;
             let first =
@@ -301,6 +302,9 @@ impl Resumer {
                 resumed += parcel.states.len();
                 touched.extend(parcel.states.iter().map(|state| state.subscription.clone()));
                 messages.push(Message::work(RETRIES, &Work::Parcel(parcel).next())?);
+            }
+            if !messages.is_empty() {
+                pace.next(reader).await?;
             }
             let handing_on = messages.iter().map(|message| self.publisher.publish_surely(message));
             futures_util::future::try_join_all(handing_on).await?;

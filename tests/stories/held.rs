@@ -7,6 +7,7 @@ use doorbell_tests::{Setup, World, eventually};
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::json;
+use tokio::time::Instant;
 
 pub(crate) async fn deliveries_are_kept_and_flow_again() -> anyhow::Result<()> {
     let world = World::start("paused").await?;
@@ -143,7 +144,14 @@ pub(crate) async fn schedulers_killed_while_deliveries_flow_again_lose_none() ->
     world.set_status("acme", &id, "paused").await?;
     world.in_force().await;
     hold(&world, EVENTS, EVENTS).await?;
+    for dispatcher in ["dispatcher-1", "dispatcher-2"] {
+        world.stop(dispatcher).await?;
+    }
     world.set_status("acme", &id, "active").await?;
+    they_do_not_pile_up(&world).await?;
+    for dispatcher in ["dispatcher-1", "dispatcher-2"] {
+        world.restart(dispatcher).await?;
+    }
     for _ in 0..3 {
         let before = world.receiver.count("pausing");
         eventually("some more flow", seconds(60), || async {
@@ -161,6 +169,23 @@ pub(crate) async fn schedulers_killed_while_deliveries_flow_again_lose_none() ->
         "both schedulers killed three times while {EVENTS} flow again: 0 lost, {duplicates} duplicates"
     );
     Arc::into_inner(world).unwrap().finish().await
+}
+
+/// Where nobody takes what flows again, it comes a hundred a second: others' retries would wait behind it.
+async fn they_do_not_pile_up(world: &World) -> anyhow::Result<()> {
+    let outsider = world.outsider().await?;
+    let in_line = || outsider.depth("doorbell.deliveries");
+    let until = |most: u32| {
+        eventually("some are in line", seconds(60), move || async move {
+            in_line().await.is_ok_and(|count| count >= most)
+        })
+    };
+    until(500).await?;
+    let (before, since) = (in_line().await?, Instant::now());
+    until(before + 300).await?;
+    let took = since.elapsed();
+    anyhow::ensure!(took > seconds(1), "{before} were in line, and {took:?} later 300 more");
+    Ok(())
 }
 
 pub(crate) async fn a_stream_deleted_under_us_begins_anew() -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::connection::{Broker, close, in_time};
 use super::message::Received;
+use super::topology;
 use crate::sentence::sentence;
 
 /// Messages fetched ahead.
@@ -90,6 +91,14 @@ impl StreamReader {
             in_time(&self.connection, acknowledging).await?;
         }
         Ok(batch)
+    }
+
+    /// How many messages are ready in a queue, asked over the same connection.
+    ///
+    /// # Errors
+    /// The connection was lost, or there is no such queue.
+    pub async fn waiting(&self, queue: &str) -> anyhow::Result<u32> {
+        in_time(&self.connection, topology::waiting(&self.channel, queue)).await
     }
 
     /// Ends the reading.
