@@ -166,6 +166,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         limits::a_tenant_gets_what_it_is_allowed,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_full_redis_loses_nothing,
+        store::who_has_held_deliveries_may_be_very_many,
         store::a_note_tells_copies_and_is_none_of_itself,
         store::what_came_back_is_told_by_one_clock,
         store::a_cluster_answers_again_after_each_failover,

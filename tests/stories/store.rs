@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorbell_common::ids::Addressee;
+use anyhow::Context as _;
+use doorbell_common::held::HeldIndex;
+use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId};
 use doorbell_common::rung::Rung;
 use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::ids::{self, token};
 use doorbell_platform::store::Store;
+use doorbell_platform::store::held::{Place, SavedHeld};
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::tls::Trust;
 use doorbell_tests::api::subscription;
@@ -161,6 +164,32 @@ pub(crate) async fn a_full_redis_loses_nothing() -> anyhow::Result<()> {
     let duplicates = world.ledger.duplicates(&world.receiver);
     eprintln!("Redis was full amid {accepted} events: 0 lost, {duplicates} duplicates");
     Arc::into_inner(world).unwrap().finish().await
+}
+
+pub(crate) async fn who_has_held_deliveries_may_be_very_many() -> anyhow::Result<()> {
+    const MOST: u32 = 600_000;
+    let engines = engines::shared().await?;
+    let store = store(&engines, &token())?;
+    store.init().await?;
+    let mut index = HeldIndex::default();
+    for n in 0..MOST {
+        index.held(&SubscriptionId::new(SlotNumber(n / 256), n.into()), n.into());
+    }
+    let place = |offset: u32| Place { offset: offset.into(), message_id: String::new() };
+    let saved = store.save_held("", &place(MOST), &index.take_changes()).await?;
+    let version = saved.context("nothing was there before")?;
+    let SavedHeld { index: mut read, place: at, version: of } = store.held().await?;
+    assert!(read == index && at == Some(place(MOST)) && of == version);
+    // All but the last have flowed again.
+    let before_last = u64::from(MOST - 2);
+    for n in 0..MOST {
+        read.resumed(&SubscriptionId::new(SlotNumber(n / 256), n.into()), before_last);
+    }
+    assert_eq!(store.save_held("", &place(0), &[]).await?, None, "of a state that is no more");
+    let saved = store.save_held(&version, &place(MOST + 1), &read.take_changes()).await?;
+    assert!(saved.is_some());
+    assert_eq!(store.held().await?.index.subscriptions().count(), 1);
+    Ok(())
 }
 
 pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Result<()> {

@@ -28,8 +28,11 @@ pub struct SavedHeld {
     pub version: String,
 }
 
-/// Changes saved in one go: a command has a million arguments at most, and others wait while Redis works on it.
+/// Changes saved, and fields read, in one go: a command has a million arguments at most, and others wait while Redis
+/// works on it.
 const AT_ONCE: usize = 10_000;
+/// How often all is read, where others change it meanwhile.
+const READS: usize = 3;
 
 /// The fields beside the subscriptions.
 const VERSION: &str = "version";
@@ -47,11 +50,16 @@ impl Store {
     /// What is remembered of the stream of held deliveries; nothing, if that was lost.
     ///
     /// # Errors
-    /// Redis did not answer or is not the store that it was.
+    /// Redis did not answer or is not the store that it was, or someone else changes it all the time.
     pub async fn held(&self) -> Result<SavedHeld, StoreError> {
-        let mut get = redis::pipe();
-        get.cmd("HGETALL").arg(self.keys.held());
-        let (mut fields,): (HashMap<String, String>,) = self.ask(get).await?;
+        let mut fields = None;
+        for _ in 0..READS {
+            fields = self.read_held().await?;
+            if fields.is_some() {
+                break;
+            }
+        }
+        let mut fields = fields.ok_or(StoreError::NotReady)?;
         let version = fields.remove(VERSION).unwrap_or_default();
         let place = fields.remove(PLACE).as_deref().and_then(read_place);
         // Without its place an index says nothing: all is read again.
@@ -61,6 +69,27 @@ impl Store {
         let spans =
             fields.iter().filter_map(|(id, span)| Some((id.parse().ok()?, read_span(span)?)));
         Ok(SavedHeld { index: HeldIndex::saved(spans), place, version })
+    }
+
+    /// Reads all fields, in pieces: they may be a million, and Redis does one thing at a time. `None` if that is not
+    /// one state: someone has changed it meanwhile, or a replica that has taken its master's place went over the
+    /// fields in another order.
+    async fn read_held(&self) -> Result<Option<HashMap<String, String>>, StoreError> {
+        let key = self.keys.held();
+        let (mut fields, mut cursor) = (HashMap::new(), 0);
+        loop {
+            let mut scan = redis::pipe();
+            scan.cmd("HSCAN").arg(&key).arg(cursor).arg("COUNT").arg(AT_ONCE);
+            scan.cmd("HLEN").arg(&key).cmd("HGET").arg(&key).arg(VERSION);
+            type Answer = ((u64, Vec<(String, String)>), usize, Option<String>);
+            let ((next, some), count, version): Answer = self.ask(scan).await?;
+            fields.extend(some);
+            cursor = next;
+            if cursor == 0 {
+                let is_whole = fields.len() == count && fields.get(VERSION) == version.as_ref();
+                return Ok(is_whole.then_some(fields));
+            }
+        }
     }
 
     /// Saves changes to a state of that version; answers the new version, or `None` if the state
