@@ -145,7 +145,7 @@ impl Resumer {
         let held =
             held.insert(Held::open(&self.broker, &self.publisher, self.store.clone()).await?);
         let (mut look_at, mut last_came) = (Instant::now() + EVERY, Instant::now());
-        // Whoever was here before may have asked last.
+        // All that is in the index is news at first, so nothing is missed of what changed before.
         let mut back = Back::default();
         loop {
             if last_came.elapsed() >= BELIEVED {
