@@ -49,8 +49,9 @@ const SUSPECT_AFTER: u64 = 3;
 /// Pages of one event that wait for their confirm at once.
 const PAGES_HANDED_ON_AT_ONCE: usize = 8;
 
-/// How long a suspect message is worked alone.
-const DANGEROUS: Duration = Duration::from_secs(1);
+/// How long a suspect message is worked alone. Not long: after hours without Redis all that was in hand is suspect, and
+/// whatever waits for an endpoint takes all of this time.
+const DANGEROUS: Duration = Duration::from_millis(200);
 
 /// Everything that a message's task needs.
 #[derive(Debug)]

@@ -159,7 +159,7 @@ impl Scheduler {
         self.disable(delivery, DisabledReason::Failing).await
     }
 
-    async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {
+    pub(crate) async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {
         tracing::info!(reason, "message rejected");
         self.metrics.rejected.inc();
         self.publish(&Message::rejected(received, reason)).await

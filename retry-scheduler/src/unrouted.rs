@@ -1,5 +1,6 @@
 //! Brings back messages that no queue took, which a queue deleted under us brings about: the
-//! topology is declared anew, and the message goes where it was to go.
+//! topology is declared anew, and the message goes where it was to go. One that finds no queue for a day never will:
+//! someone has published it to an exchange of ours with a key that leads nowhere.
 
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// So often a message is brought back, which takes about a day.
+const MOST: u32 = 1450;
+
 /// When the topology was last declared anew; locked while that is being done.
 #[derive(Debug, Default)]
 pub(crate) struct Redeclaration {
@@ -25,6 +29,9 @@ pub(crate) struct Redeclaration {
 
 impl Scheduler {
     pub(crate) async fn bring_back(&self, received: Received) -> Result<(), Unanswered> {
+        if received.returns() >= MOST {
+            return self.reject(received, "no queue has taken it for a day").await;
+        }
         // One that still finds no queue must not circulate hot.
         if self.shutdown.until(tokio::time::sleep(pause(received.returns()))).await.is_none() {
             return Err(Unanswered::Stopping);
@@ -83,5 +90,11 @@ mod tests {
         assert_eq!(pauses[1], FIRST_PAUSE);
         assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(pauses[39], LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_message_that_finds_no_queue_is_brought_back_for_a_day() {
+        let hours = (0..MOST).map(pause).sum::<Duration>().as_secs() / 3600;
+        assert_eq!(hours, 24);
     }
 }
