@@ -13,12 +13,16 @@ use doorbell_platform::sentence::sentence;
 use doorbell_platform::store::records::Lookup;
 use doorbell_platform::{clock, ids};
 use lapin::types::ShortString;
-use serde_json::{Value, json};
+use reqwest::header::HeaderMap;
+use serde_json::{Map, Value, json};
 
 use crate::dispatch::Dispatcher;
 use crate::sender::{Answer, Post};
 use crate::served::{NoBody, Served};
 
+/// Bytes of an answer's headers that are told: the client reads some 400 KB, and RabbitMQ takes no message of more
+/// than a mebibyte where we configure it, but closes the channel of whoever sends it one.
+const HEADER_BYTES: usize = 16 * 1024;
 /// What is POSTed as a test.
 const TEST_DATA: &[u8] = br#"{"message":"This is a test event from Doorbell."}"#;
 
@@ -139,20 +143,55 @@ impl Dispatcher {
 }
 
 fn describe(answer: &Answer) -> Value {
-    let mut headers = serde_json::Map::new();
-    for name in answer.headers.keys() {
-        let values = answer.headers.get_all(name).iter();
-        let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        // Several of one name are one list (RFC 9110 §5.3).
-        headers.insert(name.to_string(), values.collect::<Vec<String>>().join(", ").into());
-    }
+    let (headers, are_all) = told_headers(&answer.headers);
     json!({
         "outcome": answer.outcome.as_str(),
         "status": answer.status,
         "duration_ms": u64::try_from(answer.duration.as_millis()).unwrap_or(u64::MAX),
         "headers": headers,
         "body": String::from_utf8_lossy(&answer.body),
-        "truncated": answer.truncated,
+        "truncated": answer.truncated || !are_all,
         "detail": answer.detail,
     })
+}
+
+/// Headers as they are told, as many as there is room for, and whether that is all of them.
+fn told_headers(headers: &HeaderMap) -> (Map<String, Value>, bool) {
+    let (mut told, mut room, mut are_all) = (Map::new(), HEADER_BYTES, true);
+    for name in headers.keys() {
+        let values = headers.get_all(name).iter();
+        let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        // Several of one name are one list (RFC 9110 §5.3).
+        let value = values.collect::<Vec<_>>().join(", ");
+        match room.checked_sub(name.as_str().len() + value.len()) {
+            Some(left) => {
+                room = left;
+                told.insert(name.to_string(), value.into());
+            }
+            None => are_all = false,
+        }
+    }
+    (told, are_all)
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn headers_are_told_as_far_as_there_is_room() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-large", HeaderValue::from_bytes(&[0xff; HEADER_BYTES / 2]).unwrap());
+        for value in ["1", "2"] {
+            headers.append("x-small", HeaderValue::from_static(value));
+        }
+        let (told, are_all) = told_headers(&headers);
+        // What is no text takes three times its room.
+        assert_eq!(Value::Object(told), json!({ "x-small": "1, 2" }));
+        assert!(!are_all);
+        headers.remove("x-large");
+        assert!(told_headers(&headers).1);
+    }
 }

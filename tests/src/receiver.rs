@@ -298,6 +298,8 @@ pub enum Hostile {
     EndlessBody,
     /// Headers without end.
     EndlessHeaders,
+    /// 200, and as many headers as may just be read, of bytes that are no text.
+    LargeHeaders,
 }
 
 /// Starts such a server; answers its URL.
@@ -340,6 +342,16 @@ async fn misbehave(mut stream: tokio::net::TcpStream, how: Hostile) {
             while going {
                 going = stream.write_all(b"x-more: and more and more and more\r\n").await.is_ok();
             }
+        }
+        Hostile::LargeHeaders => {
+            let mut answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n".to_vec();
+            for n in 0..95 {
+                answer.extend(format!("x-{n}: ").bytes());
+                answer.extend([0xff; 4000]);
+                answer.extend(b"\r\n");
+            }
+            answer.extend(b"\r\n");
+            drop(stream.write_all(&answer).await);
         }
     }
 }

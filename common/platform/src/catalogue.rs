@@ -92,7 +92,7 @@ impl Versioned for Catalogue {
         store.event_types_version().await
     }
 
-    async fn read(store: &Store) -> Result<Self, StoreError> {
+    async fn read(store: &Store, _: Option<(&Self, &str)>) -> Result<Self, StoreError> {
         Ok(Self::of(&store.event_types().await?))
     }
 }

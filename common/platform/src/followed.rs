@@ -23,8 +23,12 @@ pub trait Versioned: Sized + Send + Sync + 'static {
     /// Another text after each change.
     fn version(store: &Store) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
-    /// As it is now.
-    fn read(store: &Store) -> impl Future<Output = Result<Self, StoreError>> + Send;
+    /// As it is now. `before` is what it was when last read, and its version then: what has changed since may be
+    /// less than all of it.
+    fn read(
+        store: &Store,
+        before: Option<(&Self, &str)>,
+    ) -> impl Future<Output = Result<Self, StoreError>> + Send;
 }
 
 /// Something as it was when last read. Cheap to clone.
@@ -117,7 +121,10 @@ async fn read<T: Versioned>(
     if known.as_ref() == Some(&version) {
         return Ok(());
     }
-    current.send_replace(Some(Arc::new(T::read(store).await?)));
+    let before = current.borrow().clone();
+    let before = before.as_deref().zip(known.as_ref().and_then(Option::as_deref));
+    let now = T::read(store, before).await?;
+    current.send_replace(Some(Arc::new(now)));
     *known = Some(version);
     Ok(())
 }

@@ -44,7 +44,20 @@ impl Versioned for AllLimits {
         store.tenant_limits_version().await
     }
 
-    async fn read(store: &Store) -> Result<Self, StoreError> {
+    async fn read(store: &Store, before: Option<(&Self, &str)>) -> Result<Self, StoreError> {
+        if let Some((Self(before), version)) = before
+            && let Some(changed) = store.tenant_limits_since(version).await?
+        {
+            let mut all = before.clone();
+            for (tenant, limits) in changed {
+                if limits.is_none() {
+                    all.remove(&tenant);
+                } else {
+                    all.insert(tenant, limits);
+                }
+            }
+            return Ok(Self(all));
+        }
         store.all_tenant_limits().await.map(Self)
     }
 }

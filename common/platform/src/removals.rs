@@ -39,7 +39,7 @@ impl Versioned for RemovedEvents {
         store.removals_version().await
     }
 
-    async fn read(store: &Store) -> Result<Self, StoreError> {
+    async fn read(store: &Store, _: Option<(&Self, &str)>) -> Result<Self, StoreError> {
         store.removed_events(clock::now()).await
     }
 }

@@ -100,9 +100,9 @@ impl Keys {
         format!("{}:{{main}}:tenant-limits", self.prefix)
     }
 
-    /// String: another one after each change of the limits.
-    pub(super) fn tenant_limits_version(&self) -> String {
-        format!("{}:{{main}}:tenant-limits-version", self.prefix)
+    /// Stream: the tenants whose limits have changed, capped.
+    pub(super) fn tenant_limits_changes(&self) -> String {
+        format!("{}:{{main}}:tenant-limits-changes", self.prefix)
     }
 
     /// Sorted set: what is being removed, by when that was asked for (in milliseconds).

@@ -1,18 +1,25 @@
-//! The limits of tenants that have some: together on one node, so that the services at the doors follow
-//! them at the same cost however many tenants there are.
+//! The limits of tenants that have some: together on one node, with a log of whose have changed, so that the
+//! services at the doors follow them at the same cost however many tenants there are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use doorbell_common::ids::TenantId;
 use doorbell_common::tenant_limits::TenantLimits;
 
 use redis::Value;
+use redis::streams::StreamRangeReply;
 
 use super::{COUNT, Store, StoreError};
 
 /// How long what was created is counted.
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How many changes are logged at least. Whoever has missed more reads all limits.
+const LOGGED: usize = 10_000;
+/// Limits, or changes of some, that are read in one go: others wait while Redis works on it.
+const AT_ONCE: usize = 1000;
+/// How often all limits are read, where that may have left some out.
+const READS: usize = 3;
 
 /// What a tenant has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +46,8 @@ impl Store {
         let key = self.keys.tenant_limits();
         let mut pipe = redis::pipe();
         pipe.atomic();
-        let version = self.keys.tenant_limits_version();
-        pipe.cmd("SET").arg(version).arg(crate::ids::token()).ignore();
+        let log = pipe.cmd("XADD").arg(self.keys.tenant_limits_changes());
+        log.arg("MAXLEN").arg("~").arg(LOGGED).arg("*").arg("tenant").arg(tenant.as_str()).ignore();
         if limits.is_none() {
             pipe.cmd("HDEL").arg(key).arg(tenant.as_str()).ignore();
         } else {
@@ -69,17 +76,84 @@ impl Store {
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn all_tenant_limits(&self) -> Result<HashMap<TenantId, TenantLimits>, StoreError> {
+        let (mut all, mut are_all) = self.read_tenant_limits().await?;
+        for _ in 1..READS {
+            if are_all {
+                break;
+            }
+            (all, are_all) = self.read_tenant_limits().await?;
+        }
+        // Where tenants come all the time, those that came meanwhile are in the log.
+        Ok(all)
+    }
+
+    /// Reads all limits, in pieces; and whether these are as many as there are. A replica that takes its master's
+    /// place in between goes over them in another order.
+    async fn read_tenant_limits(
+        &self,
+    ) -> Result<(HashMap<TenantId, TenantLimits>, bool), StoreError> {
         let key = self.keys.tenant_limits();
-        let mut get = redis::pipe();
-        get.cmd("HGETALL").arg(&key);
-        let (raw,): (Vec<(String, String)>,) = self.ask(get).await?;
-        let mut all = HashMap::new();
-        for (tenant, raw) in raw {
-            if let Ok(tenant) = tenant.parse() {
-                all.insert(tenant, read(&key, &raw)?);
+        let (mut all, mut cursor) = (HashMap::new(), 0_u64);
+        loop {
+            let mut scan = redis::pipe();
+            scan.cmd("HSCAN").arg(&key).arg(cursor).arg("COUNT").arg(AT_ONCE);
+            scan.cmd("HLEN").arg(&key);
+            type Answer = ((u64, Vec<(String, String)>), usize);
+            let ((next, some), count): Answer = self.ask(scan).await?;
+            for (tenant, raw) in some {
+                if let Ok(tenant) = tenant.parse() {
+                    all.insert(tenant, read(&key, &raw)?);
+                }
+            }
+            cursor = next;
+            if cursor == 0 {
+                let are_all = all.len() >= count;
+                return Ok((all, are_all));
             }
         }
-        Ok(all)
+    }
+
+    /// What has changed of these limits since a version: each tenant whose limits were written since, with those that
+    /// it has now. `None` if the log does not go back so far.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn tenant_limits_since(
+        &self,
+        version: &str,
+    ) -> Result<Option<HashMap<TenantId, TenantLimits>>, StoreError> {
+        let (mut tenants, mut from) = (BTreeSet::new(), version.to_owned());
+        loop {
+            let mut range = redis::pipe();
+            range.cmd("XRANGE").arg(self.keys.tenant_limits_changes());
+            range.arg(&from).arg("+").arg("COUNT").arg(AT_ONCE);
+            let (reply,): (StreamRangeReply,) = self.ask(range).await?;
+            // It begins with the entry that was seen, unless that was trimmed or lost.
+            let Some((known, news)) = reply.ids.split_first() else { return Ok(None) };
+            if known.id != from {
+                return Ok(None);
+            }
+            let changed = news.iter().filter_map(|entry| entry.get::<String>("tenant"));
+            tenants.extend(changed.filter_map(|tenant| tenant.parse::<TenantId>().ok()));
+            match news.last() {
+                Some(last) => last.id.clone_into(&mut from),
+                None => break,
+            }
+        }
+        let tenants: Vec<TenantId> = tenants.into_iter().collect();
+        let (key, mut limits) = (self.keys.tenant_limits(), HashMap::new());
+        for some in tenants.chunks(AT_ONCE) {
+            let mut get = redis::pipe();
+            let names: Vec<&str> = some.iter().map(TenantId::as_str).collect();
+            get.cmd("HMGET").arg(&key).arg(names);
+            let (raw,): (Vec<Option<String>>,) = self.ask(get).await?;
+            for (tenant, raw) in some.iter().zip(raw) {
+                let now =
+                    raw.map_or_else(|| Ok(TenantLimits::default()), |raw| read(&key, &raw))?;
+                limits.insert(tenant.clone(), now);
+            }
+        }
+        Ok(Some(limits))
     }
 
     /// What a tenant has, and has created within a day.
@@ -115,10 +189,11 @@ impl Store {
     /// # Errors
     /// Redis did not answer or is not the store that it was.
     pub async fn tenant_limits_version(&self) -> Result<Option<String>, StoreError> {
-        let mut get = redis::pipe();
-        get.cmd("GET").arg(self.keys.tenant_limits_version());
-        let (version,) = self.ask(get).await?;
-        Ok(version)
+        let mut last = redis::pipe();
+        last.cmd("XREVRANGE").arg(self.keys.tenant_limits_changes());
+        last.arg("+").arg("-").arg("COUNT").arg(1);
+        let (reply,): (StreamRangeReply,) = self.ask(last).await?;
+        Ok(reply.ids.into_iter().next().map(|entry| entry.id))
     }
 }
 

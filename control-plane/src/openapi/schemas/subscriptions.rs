@@ -131,7 +131,7 @@ fn single() -> Vec<(&'static str, Value)> {
                 "duration_ms": { "type": "integer" },
                 "headers": { "type": "object", "additionalProperties": { "type": "string" } },
                 "body": { "type": "string" },
-                "truncated": { "type": "boolean", "description": "Whether the body was longer." },
+                "truncated": { "type": "boolean", "description": "Whether the body was longer, or there were more headers." },
                 "detail": { "type": "string" },
             })),
         ),
