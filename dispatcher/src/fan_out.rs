@@ -32,27 +32,44 @@ use crate::understand::Destination;
 /// Deliveries of one event that are made at once.
 const AT_ONCE: usize = 256;
 
-/// How a delivery ended that is settled, or whose successor is confirmed: with the receipt of its
-/// attempt's record, if there was an attempt.
-pub(crate) type Settled = anyhow::Result<Option<Receipt>>;
+/// How a delivery ended that is settled, or whose successor is confirmed: with what is left of its attempt,
+/// if there was one.
+pub(crate) type Settled = anyhow::Result<Option<Made>>;
+
+/// What is left of an attempt.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// Of its record.
+    receipt: Receipt,
+    /// The permit of its POST, if nothing but the acknowledgement will say that it was made.
+    permit: Option<Permit<Addressee>>,
+}
+
+impl From<Receipt> for Made {
+    fn from(receipt: Receipt) -> Self {
+        Self { receipt, permit: None }
+    }
+}
 
 /// How those of a fan-out ended.
 #[derive(Default)]
 struct Ended {
     receipts: Vec<Receipt>,
+    permit: Option<Permit<Addressee>>,
     error: Option<anyhow::Error>,
 }
 
 impl Ended {
     fn add(&mut self, delivery: Settled) {
         match delivery {
-            Ok(receipt) => self.receipts.extend(receipt),
+            Ok(None) => {}
+            Ok(Some(Made { receipt, permit })) => {
+                self.receipts.push(receipt);
+                // Of one that is alone, if at all.
+                self.permit = permit;
+            }
             Err(error) => self.error = Some(error),
         }
-    }
-
-    fn receipts(self) -> anyhow::Result<Vec<Receipt>> {
-        self.error.map_or(Ok(self.receipts), Err)
     }
 }
 
@@ -103,14 +120,15 @@ struct Begun<'a> {
 }
 
 impl Dispatcher {
-    /// Makes these deliveries, and notes in the ledger which are done with. When the service is told to
+    /// Makes these deliveries, and notes in the ledger which are done with; of one alone, without a ledger,
+    /// answers the permit that is to be kept until its message is acknowledged. When the service is told to
     /// stop, what has not begun goes on as parcels.
     pub(crate) async fn fan_out(
         &self,
         served: &Served,
         targets: Vec<(Target, Known)>,
         ledger: Option<LedgerPage>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<Permit<Addressee>>> {
         let Some(ledger) = ledger else {
             return self.fan_out_in(None, served, targets).await;
         };
@@ -126,7 +144,7 @@ impl Dispatcher {
         company: Option<Company>,
         served: &Served,
         targets: Vec<(Target, Known)>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<Permit<Addressee>>> {
         let company = company.as_ref();
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
         let mut ended = Ended::default();
@@ -162,8 +180,12 @@ impl Dispatcher {
         };
         let (left, ()) = tokio::join!(leaving, ending);
         left?;
-        self.recorder.confirm(ended.receipts()?).await;
-        Ok(())
+        let Ended { receipts, permit, error } = ended;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        self.recorder.confirm(receipts).await;
+        Ok(permit)
     }
 
     /// A delivery, which begins now if it has not begun yet.
@@ -320,15 +342,18 @@ impl Dispatcher {
             outcome = answer.outcome.as_str(), "attempted"
         );
         if answer.outcome == OutcomeClass::Delivered {
-            match company {
-                Some(company) => company.ledger.note(&subscription.id, permit),
-                None => drop(permit),
-            }
+            let permit = match company {
+                Some(company) => {
+                    company.ledger.note(&subscription.id, permit);
+                    None
+                }
+                None => Some(permit),
+            };
             let record = record(&served.event, subscription, attempt, &answer);
             let receipt = self.recorder.record(&record).await;
             self.working.note(&subscription.id, attempt);
             self.metrics.ended(Final::Delivered);
-            return Ok(Some(receipt));
+            return Ok(Some(Made { receipt, permit }));
         }
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
@@ -351,7 +376,7 @@ impl Dispatcher {
             self.recorder.record(&record)
         );
         handed_on?;
-        Ok(Some(receipt))
+        Ok(Some(receipt.into()))
     }
 
     /// Hands a delivery on without an attempt, to come back later.

@@ -1,8 +1,8 @@
 //! The dispatcher: takes events and deliveries whose time has come, tries each delivery once, and
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
-//! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for,
-//! [`served`] makes bodies of an event, [`fan_out`] serves its subscriptions, [`ledger`] remembers whom
+//! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for, [`serve`] finds
+//! for whom that is, [`fan_out`] makes their deliveries, [`served`] has the bodies, [`ledger`] remembers whom
 //! it has served, [`parcels`] keep together what goes on. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
 //! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
 //! one POST, [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`]
@@ -19,6 +19,7 @@ mod metrics;
 mod parcels;
 mod recorder;
 mod sender;
+mod serve;
 mod served;
 mod understand;
 mod working;

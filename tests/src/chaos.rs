@@ -107,8 +107,7 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
     world.until_nothing_waits().await?;
     let given_up = world.outsider().await?.whole_stream(DEAD_LETTERS).await?;
     anyhow::ensure!(given_up.is_empty(), "{} deliveries were given up", given_up.len());
-    let (posts, duplicates) =
-        (world.receiver.posts().len(), world.ledger.duplicates(&world.receiver));
+    let (posts, duplicates) = (world.receiver.posts().len(), world.duplicates().await?);
     Arc::into_inner(world).context("a load goes on")?.finish().await?;
     Ok(Round { faults, events, posts, duplicates, ready_after, settled_after })
 }

@@ -40,7 +40,7 @@ pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_
     }
     let accepted = load.end().await?;
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "connections closed three times amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
@@ -99,7 +99,7 @@ pub(crate) async fn a_memory_alarm_refuses_and_then_resumes() -> anyhow::Result<
     assert_eq!(answer.status, 202, "{}", answer.body);
     world.ledger.accepted("acme", "during", "during", "1");
     world.settle(seconds(60)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 
@@ -155,7 +155,7 @@ pub(crate) async fn deliveries_go_on_while_the_stream_of_attempts_is_stuck() -> 
     let without = world.metric(unconfirmed).await?;
     eprintln!("{without} of {EVENTS} went on without their records");
     assert!(without > 0.5);
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     let_go_on(&world.engines).await?;
     let written = || async { world.check_history().await.is_ok() };
     eventually("those that were not waited for are written", seconds(60), written).await?;
@@ -189,7 +189,7 @@ pub(crate) async fn retries_go_round_where_the_way_back_is_blocked() -> anyhow::
         world.publish("acme", "a", json!(n)).await?;
     }
     world.settle(seconds(60)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     assert_eq!(world.receiver.count("flaky"), 40);
     world.finish().await
 }
@@ -384,7 +384,7 @@ pub(crate) async fn a_broker_killed_with_retries_waiting_loses_none() -> anyhow:
     world.until_all_ready().await?;
     world.publish("acme", "a", json!(2)).await?;
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!("kill -9 of RabbitMQ with {EVENTS} waiting: 0 lost, {duplicates} duplicates");
     world.check_history().await?;
     Arc::into_inner(world).unwrap().finish().await

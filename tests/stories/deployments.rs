@@ -46,7 +46,7 @@ async fn exercise(world: &World) -> anyhow::Result<()> {
     eventually("deliveries are held", seconds(30), || async { held().await >= 30.0 }).await?;
     world.control.call(Method::PATCH, &path, json!({"status": "active"})).await?;
     world.settle(seconds(90)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     assert_eq!(
         world.control.call(Method::DELETE, "/v1/tenants/acme", Value::Null).await?.status,
         204
@@ -133,7 +133,7 @@ pub(crate) async fn a_redis_cluster_that_loses_its_masters_loses_nothing() -> an
         accepted += load.end().await?;
     }
     world.settle(seconds(90)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "three masters of Redis killed in turn amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
@@ -184,7 +184,7 @@ pub(crate) async fn a_redis_cluster_whose_keys_move_loses_nothing() -> anyhow::R
         accepted += load.end().await?;
     }
     world.settle(seconds(90)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "keys of Redis moved amid {accepted} events: 0 lost, {duplicates} duplicates, {made} changes made, {refused} refused"
     );
@@ -314,7 +314,7 @@ pub(crate) async fn a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing() -> a
     }
     world.settle(seconds(150)).await?;
     world.until_nothing_waits().await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "one of three nodes killed, one frozen, then all killed, amid {accepted} events: 0 lost, {duplicates} duplicates"
     );

@@ -31,7 +31,7 @@ pub(crate) async fn a_kill_repeats_no_more_than_was_in_flight() -> anyhow::Resul
         world.publish("beside", "small", json!(part)).await?;
     }
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     let known = world.metric("doorbell_ledger_hits_total").await?;
     eprintln!(
         "one event for {ENDPOINTS}, both dispatchers killed three times: {duplicates} duplicates, {known} known to the ledger since the last kill"
@@ -65,7 +65,7 @@ pub(crate) async fn a_broadcast_reaches_everyone_once() -> anyhow::Result<()> {
     assert_eq!(world.receiver.count("paused"), 0);
     world.set_status("tenant-0", &paused, "active").await?;
     world.settle(seconds(60)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     assert_eq!(world.receiver.count("tenant-0-other-0"), 0);
     world.check_history().await?;
     // Each attempt stands in the history of the tenant whose endpoint it was.

@@ -50,7 +50,7 @@ pub(crate) async fn an_endpoint_that_is_down_is_left_alone_and_then_served() -> 
     world.settle(seconds(120)).await?;
     eprintln!("{EVENTS} events for an endpoint that was down: {attempts} attempts meanwhile");
     eventually("no breaker is open", seconds(10), || async { open().await < 0.5 }).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     let dead = world.metric("doorbell_dead_letters_total{reason=\"exhausted\"}").await?;
     assert!(dead < 0.5, "attempts were burnt: {dead} were given up");
     world.finish().await
@@ -93,7 +93,7 @@ pub(crate) async fn an_endpoint_that_hangs_holds_nobody_up() -> anyhow::Result<(
     assert!(world.receiver.accepted("hangs") == 0 && stuck <= 64, "{stuck} POSTs to it");
     world.receiver.behave("hangs", Behaviour::Status(200));
     world.settle(seconds(180)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 
@@ -111,7 +111,7 @@ pub(crate) async fn a_flood_for_a_slow_endpoint_holds_nobody_up() -> anyhow::Res
     assert!(held > 1000.0, "{held} were held");
     world.receiver.behave("slow", Behaviour::Status(200));
     world.settle(seconds(400)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     eprintln!("a flood of {FLOOD} for a slow endpoint: neighbours were served after {meanwhile}");
     world.finish().await
 }

@@ -36,7 +36,7 @@ pub(crate) async fn deliveries_are_kept_and_flow_again() -> anyhow::Result<()> {
     })
     .await?;
     assert!(world.receiver.posts_to("deleted").is_empty());
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 
@@ -87,7 +87,7 @@ pub(crate) async fn what_is_held_for_too_long_is_given_up() -> anyhow::Result<()
     #[expect(clippy::cast_precision_loss, reason = "they are few")]
     let (all, ended) = (accepted as f64, given_up().await + delivered as f64);
     assert!((all - ended).abs() < 0.5, "{accepted} accepted, {delivered} delivered, {ended} ended");
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     let outsider = world.outsider().await?;
     let dead = outsider.whole_stream("doorbell.dead-letters").await?;
     assert_eq!(dead.len(), accepted - delivered);
@@ -131,7 +131,7 @@ pub(crate) async fn what_redis_forgets_is_read_again() -> anyhow::Result<()> {
         named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
     })
     .await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0, "handed on before, and again");
+    assert_eq!(world.duplicates().await?, 0, "handed on before, and again");
     world.finish().await
 }
 
@@ -164,7 +164,7 @@ pub(crate) async fn schedulers_killed_while_deliveries_flow_again_lose_none() ->
         }
     }
     world.settle(seconds(90)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "both schedulers killed three times while {EVENTS} flow again: 0 lost, {duplicates} duplicates"
     );

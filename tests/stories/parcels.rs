@@ -67,7 +67,7 @@ pub(crate) async fn what_fails_together_goes_on_together() -> anyhow::Result<()>
     world.set_status("acme", paused, "active").await?;
     world.settle(seconds(60)).await?;
     world.until_nothing_waits().await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     for n in 0..FAILING {
         assert_eq!(
             world.receiver.posts_to(&format!("fails-{n}")).len(),
@@ -120,7 +120,7 @@ pub(crate) async fn a_kill_repeats_no_more_of_a_parcel_than_was_in_flight() -> a
     }
     world.settle(seconds(60)).await?;
     world.until_nothing_waits().await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     let known = world.metric("doorbell_ledger_hits_total").await?;
     eprintln!(
         "both dispatchers killed twice amid a parcel of {ENDPOINTS}: {duplicates} duplicates, {known} known to the ledger since"

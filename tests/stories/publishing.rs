@@ -175,7 +175,7 @@ pub(crate) async fn what_is_no_text_ends_nobodys_connection() -> anyhow::Result<
         || async { outsider.depth("doorbell.rejected").await.is_ok_and(|depth| depth == 4) };
     eventually("the others are rejected", seconds(30), rejected).await?;
     world.settle(seconds(30)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     // Whoever brings them back has no trouble with them, either.
     world.command(Kind::RetryScheduler, &["redrive", "rejected"]).await?;
     eventually("they are rejected again", seconds(30), rejected).await?;
@@ -236,7 +236,7 @@ pub(crate) async fn ids_and_times_are_given_and_kept() -> anyhow::Result<()> {
     assert!(!early, "it came before its time");
     let all_accepted = || async { world.receiver.accepted("all") == 3 };
     eventually("everything is delivered once", seconds(30), all_accepted).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 
@@ -278,7 +278,7 @@ pub(crate) async fn the_largest_events_go_every_way_that_others_go() -> anyhow::
     eventually("each is tried again", seconds(60), retried).await?;
     world.set_status("acme", &paused, "active").await?;
     world.settle(seconds(60)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 

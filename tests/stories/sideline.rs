@@ -60,7 +60,7 @@ pub(crate) async fn a_flood_over_http_goes_aside_at_ingest() -> anyhow::Result<(
     assert!(aside > f64::from(EVENTS) * 0.8, "{aside} events went aside");
     behave(&world, &Behaviour::Status(200));
     world.settle(seconds(120)).await?;
-    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }
 
@@ -86,7 +86,7 @@ pub(crate) async fn a_flood_over_amqp_is_moved_aside_once() -> anyhow::Result<()
     }
     behave(&world, &Behaviour::Status(200));
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "both dispatchers killed {KILLS} times amid what was moved aside: {duplicates} duplicates"
     );
@@ -106,7 +106,7 @@ pub(crate) async fn dispatchers_killed_while_they_move_a_flood_aside_repeat_litt
     }
     behave(&world, &Behaviour::Status(200));
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     let copies = world.metric("doorbell_handoff_copies_total").await?;
     eprintln!(
         "dispatchers killed {KILLS} times while they moved a flood aside: {duplicates} duplicates, {copies} copies dropped since the last kill"

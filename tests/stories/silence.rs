@@ -43,7 +43,7 @@ pub(crate) async fn connections_that_were_forgotten_are_made_anew() -> anyhow::R
 
     let accepted = load.end().await?;
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!("connections forgotten amid {accepted} events: 0 lost, {duplicates} duplicates");
     Arc::into_inner(world).unwrap().finish().await
 }

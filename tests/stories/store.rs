@@ -1,13 +1,15 @@
 //! Redis in trouble: the dispatcher goes on with what it knows where it can, and waits where it
 //! can't. No event is dropped, cancelled or dead-lettered for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use doorbell_common::held::HeldIndex;
-use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId};
+use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::rung::Rung;
+use doorbell_common::tenant_limits::TenantLimits;
 use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::ids::{self, token};
@@ -100,7 +102,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
     assert!(world.receiver.posts_to("kept").is_empty(), "it is paused");
     world.set_status("acme", &kept, "active").await?;
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!(
         "Redis killed, silent for {SILENCE:?} and emptied amid {accepted} events: 0 lost, {duplicates} duplicates"
     );
@@ -161,7 +163,7 @@ pub(crate) async fn a_full_redis_loses_nothing() -> anyhow::Result<()> {
     all_get("load flows as before").await?;
     let accepted = load.end().await?;
     world.settle(seconds(120)).await?;
-    let duplicates = world.ledger.duplicates(&world.receiver);
+    let duplicates = world.duplicates().await?;
     eprintln!("Redis was full amid {accepted} events: 0 lost, {duplicates} duplicates");
     Arc::into_inner(world).unwrap().finish().await
 }
@@ -189,6 +191,51 @@ pub(crate) async fn who_has_held_deliveries_may_be_very_many() -> anyhow::Result
     let saved = store.save_held(&version, &place(MOST + 1), &read.take_changes()).await?;
     assert!(saved.is_some());
     assert_eq!(store.held().await?.index.subscriptions().count(), 1);
+    Ok(())
+}
+
+/// Services at the doors know the limits of all tenants, and read what has changed of them, however many there are.
+pub(crate) async fn a_change_of_one_tenants_limits_is_read_alone() -> anyhow::Result<()> {
+    const TENANTS: u32 = 3000;
+    let engines = engines::shared().await?;
+    let prefix = token();
+    let store = store(&engines, &prefix)?;
+    store.init().await?;
+    assert_eq!(store.tenant_limits_version().await?, None);
+    let tenant = |n: u32| -> TenantId { format!("tenant-{n}").parse().unwrap() };
+    let limited = |most| TenantLimits { max_subscriptions: Some(most), ..TenantLimits::default() };
+    let mut expected = HashMap::new();
+    for n in 0..TENANTS {
+        store.set_tenant_limits(&tenant(n), &limited(n + 1)).await?;
+        expected.insert(tenant(n), limited(n + 1));
+    }
+    assert_eq!(store.all_tenant_limits().await?, expected);
+
+    let version = store.tenant_limits_version().await?.context("they have changed")?;
+    assert_eq!(store.tenant_limits_since(&version).await?, Some(HashMap::new()));
+    let (one, none) = (limited(1), TenantLimits::default());
+    for limits in [limited(7), one] {
+        store.set_tenant_limits(&tenant(5), &limits).await?;
+    }
+    store.set_tenant_limits(&tenant(6), &none).await?;
+    let changed = HashMap::from([(tenant(5), one), (tenant(6), none)]);
+    assert_eq!(store.tenant_limits_since(&version).await?, Some(changed));
+    expected.insert(tenant(5), one);
+    expected.remove(&tenant(6));
+    assert_eq!(store.all_tenant_limits().await?, expected);
+
+    // More changes than are read in one go, and then than the log still has.
+    for n in 0..TENANTS {
+        store.set_tenant_limits(&tenant(n), &none).await?;
+    }
+    let changed = store.tenant_limits_since(&version).await?.context("the log has them")?;
+    assert_eq!(changed.len(), usize::try_from(TENANTS)?);
+    let mut redis = engines.redis_link().await?;
+    let mut trim = redis::cmd("XTRIM");
+    trim.arg(format!("{prefix}:{{main}}:tenant-limits-changes")).arg("MAXLEN").arg(1);
+    trim.query_async::<()>(&mut redis).await?;
+    assert_eq!(store.tenant_limits_since(&version).await?, None);
+    assert_eq!(store.all_tenant_limits().await?, HashMap::new());
     Ok(())
 }
 

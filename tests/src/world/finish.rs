@@ -26,17 +26,7 @@ impl World {
     /// A service did not stop with 0, or something was left behind.
     pub async fn finish_with(self, expected: &[(&str, u32)]) -> anyhow::Result<()> {
         let outsider = self.outsider().await?;
-        let in_hand = || async { self.metric("doorbell_messages_in_hand").await.unwrap_or(1.0) };
-        // In hand, then in queues, then in hand again: a message on its way from one to the other
-        // is seen by one of these.
-        let quiet = || async {
-            in_hand().await < 0.5
-                && self.depths(&outsider).await.is_ok_and(|depths| depths == sorted(expected))
-                && in_hand().await < 0.5
-        };
-        let drained = eventually("nothing is left in queues or in hand", seconds(60), quiet).await;
-        let (depths, in_hand) = (self.depths(&outsider).await?, in_hand().await);
-        drained.with_context(|| format!("left behind: {depths:?}, and {in_hand} in hand"))?;
+        self.until_quiet(&outsider, expected).await?;
         let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
         for name in names {
             let code = self.stop(&name).await?;
@@ -54,6 +44,35 @@ impl World {
         drop(outsider);
         self.engines.manage(Method::DELETE, &format!("vhosts/{}", self.vhost)).await?;
         Ok(())
+    }
+
+    /// How many POSTs came again although their endpoint had accepted the event before, once no message is left that
+    /// could bring another one.
+    ///
+    /// # Errors
+    /// Some message is left.
+    pub async fn duplicates(&self) -> anyhow::Result<usize> {
+        self.until_quiet(&self.outsider().await?, &[]).await?;
+        Ok(self.ledger.duplicates(&self.receiver))
+    }
+
+    /// Waits until no message is left in any queue, but for those that are expected, nor in hand.
+    async fn until_quiet(
+        &self,
+        outsider: &Outsider,
+        expected: &[(&str, u32)],
+    ) -> anyhow::Result<()> {
+        let in_hand = || async { self.metric("doorbell_messages_in_hand").await.unwrap_or(1.0) };
+        // In hand, then in queues, then in hand again: a message on its way from one to the other
+        // is seen by one of these.
+        let quiet = || async {
+            in_hand().await < 0.5
+                && self.depths(outsider).await.is_ok_and(|depths| depths == sorted(expected))
+                && in_hand().await < 0.5
+        };
+        let drained = eventually("nothing is left in queues or in hand", seconds(60), quiet).await;
+        let (depths, in_hand) = (self.depths(outsider).await?, in_hand().await);
+        drained.with_context(|| format!("left behind: {depths:?}, and {in_hand} in hand"))
     }
 
     /// Waits until no queue has a message, not even one that RabbitMQ's own worker is about to move on:

@@ -1,0 +1,228 @@
+//! Serves what a message asks for: an event or a page, for whoever wants it, or deliveries that go on. What is for
+//! more than a page is split, and what is too much of one tenant moved aside.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use doorbell_common::event::Event;
+use doorbell_common::fan_out::{self, PAGE, SlotRange};
+use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_common::sideline;
+use doorbell_common::work::{DeliveryState, DueEvent, Page, Parcel, Work};
+use doorbell_platform::store::snapshots::{Known, Matching};
+use futures_util::future::try_join_all;
+
+use crate::dispatch::{Dispatcher, Done, Left, to_done};
+use crate::fan_out::Target;
+use crate::filtering::{Found, any_has_filter, takes_long};
+use crate::served::Served;
+use crate::understand::{Destination, Lane};
+
+/// Pages of one event that wait for their confirm at once.
+const PAGES_HANDED_ON_AT_ONCE: usize = 8;
+
+/// How a message came to us.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Came {
+    pub(crate) lane: Lane,
+    /// It may have been begun before.
+    pub(crate) redelivered: bool,
+}
+
+/// What is to be done about an event, for the subscriptions in a range of slots.
+enum Share {
+    /// Those who want it are more than a page: each of these ranges has a part of them.
+    Split(Vec<SlotRange>),
+    /// These are to be served.
+    Serve(Found),
+}
+
+impl Dispatcher {
+    /// Serves an event, or moves it aside.
+    pub(crate) async fn serve_event(&self, due: DueEvent, came: Came) -> Done {
+        let served = Served::new(Arc::clone(&due.event));
+        let matching = match self.matching(&served, SlotRange::ALL).await {
+            Ok(matching) => matching,
+            Err(done) => return done,
+        };
+        let is_main = came.lane == Lane::Main;
+        if is_main && self.filters_go_aside(&served, &matching, came.redelivered) {
+            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
+        }
+        let share = match self.share(&served, matching).await {
+            Ok(share) => share,
+            Err(done) => return done,
+        };
+        if is_main && self.goes_aside(&served.event.tenant, &share, came.redelivered) {
+            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
+        }
+        // It may have been begun before it was moved aside.
+        let came = Came { redelivered: came.redelivered || due.sequence > 0, ..came };
+        let done = self.serve_share(&served, SlotRange::ALL, share, came).await;
+        if matches!(done, Done::Finished(_)) {
+            self.metrics.events.inc();
+        }
+        done
+    }
+
+    /// Whether an event goes aside before its filters are asked.
+    fn filters_go_aside(&self, served: &Served, matching: &Matching, redelivered: bool) -> bool {
+        let (Matching::Few { found, .. }, Addressee::Tenant(tenant)) =
+            (matching, &served.event.tenant)
+        else {
+            return false;
+        };
+        // Looking at all of them takes time: only if so many wait.
+        sideline::is_too_much(self.filters.waiting(tenant), redelivered)
+            && any_has_filter(found)
+            && takes_long(found, served.elements())
+    }
+
+    fn goes_aside(&self, tenant: &Addressee, share: &Share, redelivered: bool) -> bool {
+        let deliveries = match share {
+            Share::Serve(targets) => targets.len(),
+            Share::Split(parts) => parts.len().saturating_mul(PAGE),
+        };
+        let waiting = self.posts.waiting(tenant).max(self.pages.waiting(tenant));
+        sideline::goes_aside(deliveries, waiting, redelivered)
+    }
+
+    /// The subscriptions in a range of slots whose patterns match an event.
+    async fn matching(&self, served: &Served, range: SlotRange) -> Result<Matching, Done> {
+        self.patiently(|| self.snapshots.matching(&served.event, range)).await
+    }
+
+    /// What is to be done about an event, whose filters may leave so few that it need not be split.
+    async fn share(&self, served: &Served, matching: Matching) -> Result<Share, Done> {
+        let (found, parts) = match matching {
+            Matching::Many(parts) => return Ok(Share::Split(parts)),
+            Matching::Few { found, parts } => (found, parts),
+        };
+        if !parts.is_empty() && !any_has_filter(&found) {
+            return Ok(Share::Split(parts));
+        }
+        let wanted = self.filter(served, found).await.ok_or(Done::NotBegun)?;
+        Ok(if !parts.is_empty() && wanted.len() > PAGE {
+            Share::Split(parts)
+        } else {
+            Share::Serve(wanted)
+        })
+    }
+
+    /// Serves the subscriptions in a range of slots, or splits them among pages.
+    async fn serve_share(
+        &self,
+        served: &Served,
+        range: SlotRange,
+        share: Share,
+        came: Came,
+    ) -> Done {
+        let event = &served.event;
+        match share {
+            Share::Serve(targets) => {
+                let name = format!("{}/{}-{}", event.name(), range.first, range.end);
+                let begin = |(id, known)| (Target::Begin(id), known);
+                let targets = targets.into_iter().map(begin).collect();
+                self.serve_all(served, targets, &name, came.redelivered).await
+            }
+            Share::Split(parts) => to_done(self.split(event, parts, came.lane).await),
+        }
+    }
+
+    /// Hands each part of an event's subscriptions on as a page. The pages have the same names
+    /// whenever this event is split.
+    async fn split(
+        &self,
+        event: &Arc<Event>,
+        parts: Vec<SlotRange>,
+        lane: Lane,
+    ) -> anyhow::Result<()> {
+        // What comes from the sideline stays there, and those of a few pages do not wait behind
+        // those of thousands.
+        let to = if lane == Lane::Sideline || fan_out::is_large(&parts) {
+            Destination::SidelinePages
+        } else {
+            Destination::Pages
+        };
+        for parts in parts.chunks(PAGES_HANDED_ON_AT_ONCE) {
+            let pages = parts.iter().map(|range| {
+                Work::Page(Page { event: Arc::clone(event), slots: *range, sequence: 0 })
+            });
+            try_join_all(pages.map(|page| self.hand_on(page, to))).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn serve_page(&self, page: Page, came: Came) -> Done {
+        let turn = match self.pages.acquire(&page.event.tenant).await {
+            Ok(turn) => turn,
+            Err(error) => return to_done(Err(error)),
+        };
+        if self.shutdown.is_stopping() {
+            return Done::NotBegun;
+        }
+        let served = Served::new(page.event);
+        let share = match self.matching(&served, page.slots).await {
+            Ok(matching) => self.share(&served, matching).await,
+            Err(done) => Err(done),
+        };
+        let done = match share {
+            Ok(share) => self.serve_share(&served, page.slots, share, came).await,
+            Err(done) => done,
+        };
+        drop(turn);
+        done
+    }
+
+    /// Serves these subscriptions, but for those that the ledger of this name says were served
+    /// before a crash.
+    async fn serve_all(
+        &self,
+        served: &Served,
+        mut targets: Vec<(Target, Known)>,
+        name: &str,
+        redelivered: bool,
+    ) -> Done {
+        // The acknowledgement says enough about a single one.
+        let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
+        if let Some(page) = &ledger
+            && redelivered
+        {
+            let done_with = page.served().await;
+            let before = targets.len();
+            targets.retain(|(target, _)| !done_with.contains(target.id()));
+            self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
+        }
+        match self.fan_out(served, targets, ledger.clone()).await {
+            Ok(permit) => {
+                let permit = permit.map(|_permit| Left::Permit { _permit });
+                Done::Finished(ledger.map(Left::Page).or(permit))
+            }
+            Err(error) => to_done(Err(error)),
+        }
+    }
+
+    pub(crate) async fn serve_parcel(&self, parcel: Parcel, name: &str, redelivered: bool) -> Done {
+        let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
+        let known = match self.patiently(|| self.snapshots.get_all(ids())).await {
+            Ok(known) => known,
+            Err(done) => return done,
+        };
+        let served = Served::new(Arc::clone(&parcel.event));
+        let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
+        let go_on = |state: DeliveryState| {
+            let known = known.get(&state.subscription).cloned().unwrap_or(Known::Missing);
+            (self.target(state, &known), known)
+        };
+        let targets = parcel.states.into_iter().map(go_on).collect();
+        self.serve_all(&served, targets, name, redelivered).await
+    }
+
+    /// A delivery that goes on.
+    fn target(&self, state: DeliveryState, known: &Known) -> Target {
+        let has_limit =
+            matches!(known, Known::Live(subscription) if subscription.rate_limit.is_some());
+        let waits = has_limit || self.gates.closed(&state.subscription).is_some();
+        Target::GoOn { state: Box::new(state), waits }
+    }
+}
