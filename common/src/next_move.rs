@@ -56,11 +56,14 @@ pub enum DeadReason {
     /// Too much time has passed since its last nominal attempt, or it was held too long for its
     /// subscription's return.
     Expired,
+    /// There was little room left for held deliveries, and its tenant had more of them than its share.
+    Overflow,
 }
 
 impl DeadReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 4] = [Self::Exhausted, Self::Gone, Self::Blocked, Self::Expired];
+    pub const ALL: [Self; 5] =
+        [Self::Exhausted, Self::Gone, Self::Blocked, Self::Expired, Self::Overflow];
 
     /// The reason as it stands in metrics and JSON.
     #[must_use]
@@ -70,6 +73,7 @@ impl DeadReason {
             Self::Gone => "gone",
             Self::Blocked => "blocked",
             Self::Expired => "expired",
+            Self::Overflow => "overflow",
         }
     }
 }

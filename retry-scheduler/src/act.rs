@@ -50,6 +50,15 @@ impl FromIterator<Move> for Moves {
     }
 }
 
+/// A delivery for the stream of those that were given up, with the reason.
+pub(crate) fn dead_letter(reason: DeadReason, delivery: Delivery) -> anyhow::Result<Message> {
+    let mut message = Message::work(DEAD_LETTERS, &Work::Parcel(delivery.into()).next())?;
+    let mut headers = FieldTable::default();
+    headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.as_str().into()));
+    message.properties = message.properties.with_headers(headers);
+    Ok(message)
+}
+
 impl Scheduler {
     /// Carries out what was decided of the deliveries of a parcel.
     pub(crate) async fn act(
@@ -116,12 +125,7 @@ impl Scheduler {
             self.disable(&delivery, DisabledReason::Gone).await?;
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
-        let work = Work::Parcel(delivery.into());
-        let mut message = Message::work(DEAD_LETTERS, &work.next()).map_err(unwritable)?;
-        let mut headers = FieldTable::default();
-        headers.insert("doorbell-reason".into(), AMQPValue::LongString(reason.as_str().into()));
-        message.properties = message.properties.with_headers(headers);
-        self.publish(&message).await?;
+        self.publish(&dead_letter(reason, delivery).map_err(unwritable)?).await?;
         self.metrics.dead(reason);
         Ok(())
     }

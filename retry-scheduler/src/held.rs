@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use doorbell_common::held::{HeldIndex, Resumed};
+use doorbell_common::held::{HeldIndex, Measure, Resumed};
 use doorbell_common::ids::SubscriptionId;
 use doorbell_common::wire;
 use doorbell_common::work::{DeliveryState, Parcel, Work};
@@ -19,6 +19,13 @@ use doorbell_platform::store::held::{Place, SavedHeld};
 const BATCH: usize = 200;
 /// How long a stream may take to show the message that was just put there.
 const SILENCE: Duration = Duration::from_secs(10);
+/// What a message takes of the stream beside its body, at most: its properties, and what RabbitMQ adds.
+const BESIDE: u64 = 512;
+
+/// How many bytes of the stream a message takes, about.
+pub(crate) fn size_of(received: &Received) -> u64 {
+    u64::try_from(received.body.len()).unwrap_or(u64::MAX).saturating_add(BESIDE)
+}
 
 /// What stands in the stream.
 pub(crate) enum Entry {
@@ -46,6 +53,8 @@ pub(crate) struct Held {
     store: Store,
     tail: StreamReader,
     pub(crate) index: HeldIndex,
+    /// How large the stream is, from the first that may wait there.
+    pub(crate) measure: Measure,
     /// Those that are new to the index here.
     news: BTreeSet<SubscriptionId>,
     place: Option<Place>,
@@ -53,18 +62,21 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Goes on where the last one stopped reading, or begins at the stream's start.
+    /// Goes on where the last one stopped reading, or begins at the stream's start. Its size is known to within a
+    /// `step` of bytes.
     pub(crate) async fn open(
         broker: &Broker,
         publisher: &Publisher,
         store: Store,
+        step: u64,
     ) -> anyhow::Result<Self> {
-        let SavedHeld { index, place, version } = store.held().await?;
+        let SavedHeld { index, place, measure, version } = store.held().await?;
         mark(publisher).await?;
         let news = index.subscriptions().cloned().collect();
+        let afresh = || Measure::new(step);
         let Some(known) = place else {
             let tail = StreamReader::open(broker, HELD, From::First).await?;
-            return Ok(Self { store, tail, index, news, place: None, version });
+            return Ok(Self { store, tail, index, measure: afresh(), news, place: None, version });
         };
         let mut tail = StreamReader::open(broker, HELD, From::Offset(known.offset)).await?;
         let first = tail.batch(1, SILENCE).await?;
@@ -72,7 +84,8 @@ impl Held {
         // An offset beyond the known one: what stood there has aged out.
         let same = |found: &Place| *found == known || found.offset > known.offset;
         if found.is_some_and(|found| same(&found)) {
-            let mut held = Self { store, tail, index, news, place: Some(known), version };
+            let measure = measure.map_or_else(afresh, |known| known.with_step(step));
+            let mut held = Self { store, tail, index, measure, news, place: Some(known), version };
             held.fold(&first)?;
             return Ok(held);
         }
@@ -81,7 +94,7 @@ impl Held {
             "the stream of held deliveries is not the one that it was: reading it from its start"
         );
         let tail = StreamReader::open(broker, HELD, From::First).await?;
-        let mut held = Self { store, tail, index, news, place: None, version };
+        let mut held = Self { store, tail, index, measure: afresh(), news, place: None, version };
         let gone: Vec<SubscriptionId> = held.index.subscriptions().cloned().collect();
         for id in gone {
             held.index.resumed(&id, u64::MAX);
@@ -122,13 +135,16 @@ impl Held {
             }
             let goes_on = self.place.as_ref().is_none_or(|known| known.offset < place.offset);
             anyhow::ensure!(goes_on, "the stream is another one");
+            let size = size_of(received);
+            self.measure.add(place.offset, size);
             match Entry::read(received) {
-                Entry::Held(parcel) => {
-                    for DeliveryState { subscription, .. } in &parcel.states {
+                Entry::Held(Parcel { event, states }) => {
+                    let each = size / u64::try_from(states.len()).unwrap_or(1);
+                    for DeliveryState { subscription, .. } in &states {
                         if self.index.span(subscription).is_none() {
                             self.news.insert(subscription.clone());
                         }
-                        self.index.held(subscription, place.offset);
+                        self.index.held(subscription, (place.offset, each), &event.tenant);
                     }
                 }
                 Entry::Resumed(resumed) => {
@@ -147,7 +163,8 @@ impl Held {
     pub(crate) async fn save(&mut self) -> anyhow::Result<()> {
         let Some(place) = &self.place else { return Ok(()) };
         let changes = self.index.take_changes();
-        let saved = self.store.save_held(&self.version, place, &changes).await?;
+        let read = (place, &self.measure);
+        let saved = self.store.save_held(&self.version, read, &changes).await?;
         self.version = saved.context("the index of held deliveries is not as we left it")?;
         Ok(())
     }

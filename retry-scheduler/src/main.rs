@@ -3,14 +3,17 @@
 //!
 //! [`schedule`] takes messages in and settles them, [`act`] carries out what
 //! `doorbell_common::next_move` decides, [`held`] knows who has deliveries in the stream of held
-//! ones, [`resume`] lets these flow again, at a certain [`pace`], [`unrouted`] brings back what no queue took,
+//! ones, [`resume`] lets these flow again, reading in [`pass`], at a certain [`pace`], [`compact`] makes room for
+//! more of them, [`unrouted`] brings back what no queue took,
 //! [`waiting`] counts what waits, [`way_back`] keeps it moving, [`roll`] lets streams forget. At an
 //! operator's word, [`redrive`] sends what we had put aside on its way again.
 
 mod act;
+mod compact;
 mod held;
 mod metrics;
 mod pace;
+mod pass;
 mod redrive;
 mod resume;
 mod roll;
@@ -27,7 +30,7 @@ use clap::{Parser, Subcommand};
 use doorbell_common::duration::DurationText;
 use doorbell_common::ids::TenantId;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::broker::topology::{HELD_DAYS, RETRIES, UNROUTED};
+use doorbell_platform::broker::topology::{HELD_BYTES, HELD_DAYS, RETRIES, UNROUTED};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::ids;
 use doorbell_platform::limits::Limits;
@@ -62,6 +65,10 @@ struct Args {
     /// How long a delivery is held for the return of its subscription, 7d at most; then it is given up.
     #[arg(long, env = "DOORBELL_EXPIRE_HELD_AFTER", default_value = "7d", value_parser = held_at_most)]
     expire_held_after: DurationText,
+    /// How many bytes of held deliveries there may be, if a policy of yours lets their stream have fewer than 20 GB: when
+    /// it is nearly full, tenants that have more there than their share have the oldest of it given up.
+    #[arg(long, env = "DOORBELL_MOST_HELD_BYTES", default_value_t = HELD_BYTES, value_parser = clap::value_parser!(u64).range(1_000_000..=HELD_BYTES))]
+    most_held_bytes: u64,
     /// After how long with nothing but failures a subscription is disabled; 0s is never.
     #[arg(long, env = "DOORBELL_DISABLE_AFTER", default_value = "5d")]
     disable_after: DurationText,
@@ -153,8 +160,10 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             publisher,
             store,
             snapshots,
+            removals: scheduler.removals.clone(),
             metrics: metrics.clone(),
             expire_after: args.expire_held_after.0,
+            most_bytes: args.most_held_bytes,
             owner: ids::token(),
         };
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));

@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     pub(crate) held: IntCounter,
     pub(crate) resumed: IntCounter,
     pub(crate) forgotten: IntCounter,
+    pub(crate) moved: IntCounter,
     pub(crate) rejected: IntCounter,
     pub(crate) copies: IntCounter,
     pub(crate) removed: IntCounter,
@@ -48,6 +49,10 @@ impl Metrics {
             forgotten: count(
                 "doorbell_held_forgotten_total",
                 "Subscriptions of which held deliveries were lost: their stream was full, and has forgotten them before their time.",
+            )?,
+            moved: count(
+                "doorbell_held_moved_total",
+                "Held deliveries put at the end of their stream again, because it was nearly full and would have forgotten them.",
             )?,
             rejected: count(
                 "doorbell_events_rejected_total",

@@ -114,7 +114,7 @@ pub(crate) async fn what_was_rejected_comes_back() -> anyhow::Result<()> {
     world.command(Kind::RetryScheduler, &["redrive", "rejected"]).await?;
     world.settle(seconds(60)).await?;
     rejected(1).await?;
-    assert_eq!(world.duplicates().await?, 0);
+    assert_eq!(world.ledger.duplicates(&world.receiver), 0);
     let left = outsider.take(REJECTED).await?.context("it is gone")?;
     assert_eq!(amqp::header(&left, "doorbell-routing-key").as_deref(), Some("a.b"));
     assert!(amqp::header(&left, "doorbell-reason").is_some_and(|said| said.contains("JSON")));

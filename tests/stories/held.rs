@@ -1,9 +1,11 @@
 //! Deliveries of paused subscriptions are kept in a stream, and flow again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use doorbell_common::wire;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Setup, World, eventually};
+use doorbell_tests::{Setup, World, amqp, eventually};
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::json;
@@ -216,6 +218,76 @@ pub(crate) async fn a_stream_deleted_under_us_begins_anew() -> anyhow::Result<()
         named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
     })
     .await?;
+    world.finish().await
+}
+
+/// RabbitMQ forgets what is oldest in a stream that is full, whosever it is.
+pub(crate) async fn who_fills_the_stream_pushes_out_nobody_elses() -> anyhow::Result<()> {
+    const FEW: usize = 30;
+    const FLOOD: usize = 500;
+    let mut setup = Setup { schedulers: 2, ..Setup::default() };
+    setup.extra.push(("DOORBELL_MOST_HELD_BYTES".to_owned(), "2000000".to_owned()));
+    let world = World::with("crowded", setup).await?;
+    let few = world.subscribe("few", "few", &["#"]).await?;
+    let flood = world.subscribe("flood", "flood", &["#"]).await?;
+    world.ledger.expect_no_full_set("flood");
+    for (tenant, id) in [("few", &few), ("flood", &flood)] {
+        world.set_status(tenant, id, "paused").await?;
+    }
+    world.in_force().await;
+    for n in 0..FEW {
+        world.publish("few", "a", json!(n)).await?;
+    }
+    held(&world, u32::try_from(FEW)?).await?;
+    let metric = async |name: &str| world.metric(name).await.unwrap_or(0.0);
+    let overflow = || metric("doorbell_dead_letters_total{reason=\"overflow\"}");
+    let moved = || metric("doorbell_held_moved_total");
+    // Some 11 KB each: there is room for 120 of them, beside those few.
+    for n in 0..FLOOD {
+        let data = format!("{n} {}", "x".repeat(10_000));
+        world.publish("flood", "a", json!(data)).await?;
+        if n == FLOOD / 2 {
+            eventually("room is made", seconds(60), || async { overflow().await > 50.0 }).await?;
+            assert!(moved().await > 29.5, "what others have is moved out of the way");
+            for scheduler in ["retry-scheduler-1", "retry-scheduler-2"] {
+                world.kill_and_restart(scheduler).await?;
+            }
+        }
+    }
+    eventually("room is made again", seconds(60), || async { overflow().await > 50.0 }).await?;
+    for (tenant, id) in [("few", &few), ("flood", &flood)] {
+        world.set_status(tenant, id, "active").await?;
+    }
+    world.settle(seconds(60)).await?;
+    let redis = world.engines.redis_link().await?;
+    eventually("no one looks for any", seconds(60), || async {
+        named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
+    })
+    .await?;
+    world.until_nothing_waits().await?;
+    // Each is delivered or given up, but what a kill had done twice.
+    let outsider = world.outsider().await?;
+    let dead = outsider.whole_stream("doorbell.dead-letters").await?;
+    let reasons: BTreeSet<_> =
+        dead.iter().filter_map(|letter| amqp::header(letter, "doorbell-reason")).collect();
+    assert_eq!(reasons, BTreeSet::from(["overflow".to_owned()]));
+    let dead: BTreeSet<String> = dead
+        .iter()
+        .map(|letter| match wire::decode(&letter.data) {
+            Ok(work) => work.event().id.to_string(),
+            Err(error) => panic!("{error}"),
+        })
+        .collect();
+    let delivered: BTreeSet<String> =
+        world.receiver.posts_to("flood").into_iter().map(|post| post.id).collect();
+    let all = dead.union(&delivered).count();
+    eprintln!("a flood of {FLOOD}: {} given up, {} delivered", dead.len(), delivered.len());
+    assert_eq!(all, FLOOD, "none is lost");
+    assert!(delivered.len() >= 50, "a share is left to whoever floods");
+    assert!(dead.intersection(&delivered).count() <= 100);
+    let duplicates = world.duplicates().await?;
+    assert!(duplicates <= 100, "{duplicates} duplicates");
+    drop(outsider);
     world.finish().await
 }
 

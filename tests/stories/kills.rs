@@ -77,7 +77,7 @@ pub(crate) async fn a_kill_repeats_no_more_of_single_deliveries_than_may_be_in_f
     const IN_FLIGHT: usize = 16;
     let mut setup = Setup { dispatchers: 1, ..Setup::private() };
     setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
-    let world = World::with("single", setup).await?;
+    let world = World::with("alone", setup).await?;
     world.receiver.behave("all", Behaviour::Slow(Duration::from_millis(100)));
     world.subscribe("acme", "all", &["#"]).await?;
     world.in_force().await;

@@ -111,6 +111,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         held::what_redis_forgets_is_read_again,
         held::schedulers_killed_while_deliveries_flow_again_lose_none,
         held::a_stream_deleted_under_us_begins_anew,
+        held::who_fills_the_stream_pushes_out_nobody_elses,
         publishing::messages_that_break_the_rules_are_rejected,
         publishing::what_is_no_text_ends_nobodys_connection,
         publishing::ids_and_times_are_given_and_kept,

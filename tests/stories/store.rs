@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use doorbell_common::held::HeldIndex;
+use doorbell_common::held::{HeldIndex, Measure};
 use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::rung::Rung;
 use doorbell_common::tenant_limits::TenantLimits;
@@ -175,20 +175,27 @@ pub(crate) async fn who_has_held_deliveries_may_be_very_many() -> anyhow::Result
     store.init().await?;
     let mut index = HeldIndex::default();
     for n in 0..MOST {
-        index.held(&SubscriptionId::new(SlotNumber(n / 256), n.into()), n.into());
+        let id = SubscriptionId::new(SlotNumber(n / 256), n.into());
+        index.held(&id, (n.into(), 1000), &Addressee::Everyone);
     }
     let place = |offset: u32| Place { offset: offset.into(), message_id: String::new() };
-    let saved = store.save_held("", &place(MOST), &index.take_changes()).await?;
+    let mut measure = Measure::new(1);
+    (0..1000).for_each(|offset| measure.add(offset, 1000));
+    let changes = index.take_changes();
+    let saved = store.save_held("", (&place(MOST), &measure), &changes).await?;
     let version = saved.context("nothing was there before")?;
-    let SavedHeld { index: mut read, place: at, version: of } = store.held().await?;
+    let SavedHeld { index: mut read, place: at, measure: size, version: of } = store.held().await?;
     assert!(read == index && at == Some(place(MOST)) && of == version);
+    assert_eq!(size.map(|size| size.with_step(1)), Some(measure.clone()));
     // All but the last have flowed again.
     let before_last = u64::from(MOST - 2);
     for n in 0..MOST {
         read.resumed(&SubscriptionId::new(SlotNumber(n / 256), n.into()), before_last);
     }
-    assert_eq!(store.save_held("", &place(0), &[]).await?, None, "of a state that is no more");
-    let saved = store.save_held(&version, &place(MOST + 1), &read.take_changes()).await?;
+    let older = store.save_held("", (&place(0), &measure), &[]).await?;
+    assert_eq!(older, None, "of a state that is no more");
+    let changes = read.take_changes();
+    let saved = store.save_held(&version, (&place(MOST + 1), &measure), &changes).await?;
     assert!(saved.is_some());
     assert_eq!(store.held().await?.index.subscriptions().count(), 1);
     Ok(())

@@ -42,9 +42,16 @@ pub const DEAD_LETTERS: &str = "doorbell.dead-letters";
 /// The stream of deliveries that wait for their subscription's return.
 pub const HELD: &str = "doorbell.held";
 
-/// The streams: for how many days they keep what is in them, and how many gigabytes of it.
-const STREAMS: [(&str, u64, i64); 3] =
-    [(ATTEMPTS, 3, 5), (DEAD_LETTERS, 30, 20), (HELD, HELD_DAYS + 1, 20)];
+const GIGABYTE: u64 = 1_000_000_000;
+
+/// The streams: for how many days they keep what is in them, and how many bytes of it.
+const STREAMS: [(&str, u64, u64); 3] = [
+    (ATTEMPTS, 3, 5 * GIGABYTE),
+    (DEAD_LETTERS, 30, 20 * GIGABYTE),
+    (HELD, HELD_DAYS + 1, HELD_BYTES),
+];
+/// How large the stream of held deliveries grows before RabbitMQ forgets what is oldest there.
+pub const HELD_BYTES: u64 = 20 * GIGABYTE;
 /// For how many days a delivery may be held for its subscription's return; its stream keeps it for a day more, so
 /// that it is given up rather than forgotten.
 pub const HELD_DAYS: u64 = 7;
@@ -366,12 +373,12 @@ fn dead_lettering_to(queue: &str) -> FieldTable {
 }
 
 /// A stream with bounds that policies may tighten.
-fn stream(days: u64, max_gigabytes: i64) -> FieldTable {
+fn stream(days: u64, max_bytes: u64) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("stream"));
     arguments.insert("x-max-age".into(), long(&format!("{days}D")));
-    arguments
-        .insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max_gigabytes * 1_000_000_000));
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max_bytes));
     let segment = i64::try_from(SEGMENT_BYTES).unwrap_or(i64::MAX);
     arguments.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
     arguments

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use doorbell_common::held::{HeldIndex, Span};
+use doorbell_common::held::{HeldIndex, Measure, Span, Waiting};
 use doorbell_common::ids::SubscriptionId;
 
 use super::{Store, StoreError};
@@ -24,6 +24,8 @@ pub struct SavedHeld {
     pub index: HeldIndex,
     /// Up to where the stream was read; `None` if it never was.
     pub place: Option<Place>,
+    /// How large the stream was then; `None` if nobody counted.
+    pub measure: Option<Measure>,
     /// Which state this is: whoever changes it names the one that it knows.
     pub version: String,
 }
@@ -37,6 +39,7 @@ const READS: usize = 3;
 /// The fields beside the subscriptions.
 const VERSION: &str = "version";
 const PLACE: &str = "place";
+const MEASURE: &str = "measure";
 
 /// Changes the hash, if it is in the state that is known to us. ARGV: that state's version, the
 /// next version, the number of values that follow as pairs, those pairs, fields to remove.
@@ -66,9 +69,10 @@ impl Store {
         if place.is_none() {
             return Ok(SavedHeld { version, ..SavedHeld::default() });
         }
-        let spans =
-            fields.iter().filter_map(|(id, span)| Some((id.parse().ok()?, read_span(span)?)));
-        Ok(SavedHeld { index: HeldIndex::saved(spans), place, version })
+        let measure = fields.remove(MEASURE).and_then(|text| text.parse().ok());
+        let waiting =
+            fields.iter().filter_map(|(id, text)| Some((id.parse().ok()?, read_waiting(text)?)));
+        Ok(SavedHeld { index: HeldIndex::saved(waiting), place, measure, version })
     }
 
     /// Reads all fields, in pieces: they may be a million, and Redis does one thing at a time. `None` if that is not
@@ -100,8 +104,8 @@ impl Store {
     pub async fn save_held(
         &self,
         version: &str,
-        place: &Place,
-        changes: &[(SubscriptionId, Option<Span>)],
+        read: (&Place, &Measure),
+        changes: &[(SubscriptionId, Option<Waiting>)],
     ) -> Result<Option<String>, StoreError> {
         let mut version = version.to_owned();
         let before_last = changes.len().saturating_sub(1) / AT_ONCE * AT_ONCE;
@@ -112,31 +116,32 @@ impl Store {
             let Some(next) = saved else { return Ok(None) };
             version = next;
         }
-        self.save_part_of_held(&version, Some(place), last).await
+        self.save_part_of_held(&version, Some(read), last).await
     }
 
     async fn save_part_of_held(
         &self,
         version: &str,
-        place: Option<&Place>,
-        changes: &[(SubscriptionId, Option<Span>)],
+        read: Option<(&Place, &Measure)>,
+        changes: &[(SubscriptionId, Option<Waiting>)],
     ) -> Result<Option<String>, StoreError> {
         let mut link = self.link.clone();
         let next = crate::ids::token();
         let mut eval = redis::cmd("EVAL");
-        let kept = changes.iter().filter(|(_, span)| span.is_some()).count();
+        let kept = changes.iter().filter(|(_, waiting)| waiting.is_some()).count();
         eval.arg(SAVE).arg(1).arg(self.keys.held()).arg(version).arg(&next);
-        eval.arg(kept + usize::from(place.is_some()));
-        if let Some(Place { offset, message_id }) = place {
+        eval.arg(kept + 2 * usize::from(read.is_some()));
+        if let Some((Place { offset, message_id }, measure)) = read {
             eval.arg(PLACE).arg(format!("{offset} {message_id}"));
+            eval.arg(MEASURE).arg(measure.to_string());
         }
-        for (id, span) in changes {
-            if let Some(Span { first, last }) = span {
-                eval.arg(id.to_string()).arg(format!("{first}:{last}"));
+        for (id, waiting) in changes {
+            if let Some(Waiting { span: Span { first, last }, bytes, owner }) = waiting {
+                eval.arg(id.to_string()).arg(format!("{first}:{last}:{bytes}:{owner}"));
             }
         }
-        for (id, span) in changes {
-            if span.is_none() {
+        for (id, waiting) in changes {
+            if waiting.is_none() {
                 eval.arg(id.to_string());
             }
         }
@@ -150,7 +155,9 @@ fn read_place(text: &str) -> Option<Place> {
     Some(Place { offset: offset.parse().ok()?, message_id: message_id.to_owned() })
 }
 
-fn read_span(text: &str) -> Option<Span> {
-    let (first, last) = text.split_once(':')?;
-    Some(Span { first: first.parse().ok()?, last: last.parse().ok()? })
+fn read_waiting(text: &str) -> Option<Waiting> {
+    let mut parts = text.splitn(4, ':');
+    let mut number = || parts.next()?.parse().ok();
+    let (span, bytes) = (Span { first: number()?, last: number()? }, number()?);
+    Some(Waiting { span, bytes, owner: parts.next()?.parse().ok()? })
 }
