@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::event::EventType;
 use crate::json;
 use crate::pattern::Pattern;
+use crate::text::shortened;
 use crate::time::Timestamp;
 
 /// A type of events, as the catalogue has it.
@@ -80,8 +81,9 @@ pub enum Objection {
     Schema(Vec<(String, String)>),
 }
 
-/// The most places of an event's data that are named.
+/// The most places of an event's data that are named, and bytes of each: names of the event's own are in it.
 const NAMED: usize = 10;
+const NAMED_BYTES: usize = 200;
 
 impl fmt::Display for Objection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,8 +158,9 @@ fn compile(schema: &Value) -> Result<Validator, InvalidSchema> {
 }
 
 fn violations(schema: &Validator, data: &Value) -> Option<Vec<(String, String)>> {
+    let short = |text: String| shortened(text, NAMED_BYTES);
     let named = |error: jsonschema::ValidationError<'_>| {
-        (error.instance_path().to_string(), error.masked().to_string())
+        (short(error.instance_path().to_string()), short(error.masked().to_string()))
     };
     let places: Vec<(String, String)> = schema.iter_errors(data).take(NAMED).map(named).collect();
     (!places.is_empty()).then_some(places)
@@ -188,8 +191,11 @@ mod tests {
             "type": "object", "required": ["id"],
             "properties": {"id": {"type": "integer", "minimum": 1}, "code": {"pattern": "^[A-Z]+$"}},
         });
-        let catalogue =
-            Catalogue::of(&[known("order.paid", schema), known("order.any", Value::Null)]);
+        let catalogue = Catalogue::of(&[
+            known("order.paid", schema),
+            known("order.any", Value::Null),
+            known("order.open", json!({"additionalProperties": {"type": "string"}})),
+        ]);
         let objection =
             |name: &str, data: &str| catalogue.objection(&name.parse().unwrap(), data.as_bytes());
         assert_eq!(objection("order.paid", r#"{"id": 7, "code": "AB"}"#), None);
@@ -204,6 +210,11 @@ mod tests {
         assert!(objection("order.paid", "1e999").is_some());
         let told = objection("order.paid", r#"{"id": "hidden"}"#).unwrap().to_string();
         assert!(told.contains("/data/id") && !told.contains("hidden"), "{told}");
+        let names =
+            (0..20).map(|n| format!("\"{n}{}\": 1", "x".repeat(10_000))).collect::<Vec<_>>();
+        let long = format!("{{{}}}", names.join(","));
+        let told = objection("order.open", &long).unwrap().to_string();
+        assert!(told.len() < 20 * NAMED_BYTES * 2, "{}", told.len());
     }
 
     #[test]

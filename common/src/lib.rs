@@ -37,7 +37,7 @@ pub mod signature;
 pub mod subscription;
 pub mod template;
 pub mod tenant_limits;
-mod text;
+pub mod text;
 pub mod time;
 pub mod verification;
 pub mod window;

@@ -29,7 +29,7 @@ use tokio::sync::Mutex;
 use crate::gates::Gates;
 use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Final, Metrics};
 use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::serve::Came;
@@ -163,6 +163,9 @@ impl Dispatcher {
             && self.removals.has(&event.tenant, &event.id)
         {
             self.metrics.removed.inc();
+            if let Task::Deliver(parcel, _) = &task {
+                parcel.states.iter().for_each(|_| self.metrics.ended(Final::Cancelled));
+            }
             return Done::Finished(None);
         }
         let notes = self.notes(&identity);

@@ -13,6 +13,7 @@ use doorbell_common::duration::DurationText;
 use doorbell_common::event::Event;
 use doorbell_common::outcome::{OutcomeClass, classify};
 use doorbell_common::subscription::{SignatureFormat, Subscription};
+use doorbell_common::text::shortened;
 use doorbell_common::time::Timestamp;
 use doorbell_common::verification::{PATIENCE, REQUEST_ORIGIN};
 use doorbell_platform::clock;
@@ -32,7 +33,7 @@ use resolver::GuardedResolver;
 const READ_BYTES: usize = 64 * 1024;
 /// How much of it is kept.
 const KEPT_BYTES: usize = 16 * 1024;
-/// Bytes of what is said of an answer, at most.
+/// Bytes of what is said of an answer, at most: it travels along with a delivery.
 const DETAIL_BYTES: usize = 500;
 /// How long an unused connection is kept: less than any receiver's own limit, so that a POST
 /// seldom meets a connection that was just closed.
@@ -96,7 +97,7 @@ impl Answer {
         Self {
             outcome,
             status: None,
-            detail: shortened(detail),
+            detail: shortened(detail, DETAIL_BYTES),
             retry_after: None,
             headers: HeaderMap::new(),
             body: Vec::new(),
@@ -221,7 +222,7 @@ impl Sender {
             Ok(response) => response,
             Err(error) => {
                 let (outcome, detail) = explain(&error);
-                (answer.outcome, answer.detail) = (outcome, shortened(detail));
+                (answer.outcome, answer.detail) = (outcome, shortened(detail, DETAIL_BYTES));
                 return;
             }
         };
@@ -236,16 +237,6 @@ impl Sender {
         answer.headers = std::mem::take(response.headers_mut());
         answer.read_body(response).await;
     }
-}
-
-/// A sentence that is short enough to travel along with a delivery. What endpoints and templates say may be
-/// in it: the names in a certificate, for one.
-fn shortened(mut detail: String) -> String {
-    if detail.len() > DETAIL_BYTES {
-        detail.truncate(detail.floor_char_boundary(DETAIL_BYTES));
-        detail.push('…');
-    }
-    detail
 }
 
 fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
@@ -287,21 +278,5 @@ fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValue>) {
     if let Ok(value) = value.try_into() {
         headers.insert(name, value);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_say_of_themselves_is_shortened() {
-        for (said, bytes) in [
-            ("x".repeat(DETAIL_BYTES), DETAIL_BYTES),
-            ("x".repeat(100_000), DETAIL_BYTES + '…'.len_utf8()),
-            ("ä".repeat(DETAIL_BYTES), DETAIL_BYTES + '…'.len_utf8()),
-        ] {
-            assert_eq!(Answer::unsent(OutcomeClass::Template, said).detail.len(), bytes);
-        }
     }
 }

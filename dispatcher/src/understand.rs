@@ -258,7 +258,7 @@ mod tests {
         let message = Message::work(DELIVERIES, &work.next()).unwrap();
         let received = Received {
             properties: message.properties,
-            body: message.body,
+            body: message.body.into(),
             ..published(BasicProperties::default(), &[])
         };
         let slower = Timestamp::from_millis(now().as_millis() - 5);
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!((moved.exchange.as_str(), moved.routing_key.as_str()), (SIDELINE, "a.b"));
         let work = || Received {
             properties: moved.properties.clone(),
-            body: moved.body.clone(),
+            body: moved.body.to_vec(),
             ..publication()
         };
         assert_eq!(work().header("doorbell-tenant"), Some("acme"));

@@ -98,7 +98,7 @@ pub(crate) fn prepare(event: &NewEvent, max_bytes: usize) -> Result<Ready, Refus
         exchange: topology::EVENTS.to_owned(),
         routing_key: arrival.event_type.as_str().to_owned(),
         properties,
-        body: event.data.clone(),
+        body: event.data.clone().into(),
     };
     Ok(Ready { id, tenant: arrival.tenant, event_type: arrival.event_type, message })
 }

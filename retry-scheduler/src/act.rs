@@ -19,7 +19,7 @@ use futures_util::future::try_join_all;
 use lapin::types::{AMQPValue, FieldTable};
 use prometheus::IntCounter;
 
-use crate::schedule::{Scheduler, unwritable};
+use crate::schedule::{Scheduler, count, unwritable};
 
 /// What becomes of the deliveries of a parcel. Those that go to the same queue go on as parcels.
 #[derive(Default)]
@@ -82,13 +82,13 @@ impl Scheduler {
     /// Publishes an event whose time has come, or puts it into a delay queue.
     pub(crate) async fn act_on_event(&self, due: DueEvent) -> Result<(), Unanswered> {
         let wait = due.due.since(clock::now());
-        let (queue, count) = if wait.is_zero() {
+        let (queue, counter) = if wait.is_zero() {
             (DELIVERIES.to_owned(), &self.metrics.released)
         } else {
             (Rung::for_wait(wait).queue(), &self.metrics.parked)
         };
         self.publish_next(&queue, Work::Event(due)).await?;
-        count.inc();
+        counter.inc();
         Ok(())
     }
 
@@ -105,12 +105,12 @@ impl Scheduler {
         event: &Arc<Event>,
         queue: &str,
         states: Vec<DeliveryState>,
-        count: &IntCounter,
+        counter: &IntCounter,
     ) -> Result<(), Unanswered> {
         let parcels = Parcel::pack(event, states).map(|parcel| async {
-            let deliveries = u64::try_from(parcel.states.len()).unwrap_or(u64::MAX);
+            let deliveries = count(parcel.states.len());
             self.publish_next(queue, Work::Parcel(parcel)).await?;
-            count.inc_by(deliveries);
+            counter.inc_by(deliveries);
             Ok(())
         });
         try_join_all(parcels).await.map(drop)

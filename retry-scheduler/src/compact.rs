@@ -17,6 +17,7 @@ use crate::act::dead_letter;
 use crate::held::Held;
 use crate::pass::{Part, Passed, Whereto};
 use crate::resume::{PASS, Resumer};
+use crate::schedule::count;
 
 /// It is known to within so many steps how large the stream is.
 pub(crate) const STEPS: u64 = 256;
@@ -85,6 +86,7 @@ impl Resumer {
         for (Parcel { event, states }, bytes) in parcels {
             if self.removals.has(&event.tenant, &event.id) {
                 self.metrics.removed.inc();
+                self.metrics.cancelled(count(states.len()));
                 continue;
             }
             let each = bytes / u64::try_from(states.len()).unwrap_or(1).max(1);
@@ -105,7 +107,7 @@ impl Resumer {
             }
         }
         self.publish_all(&messages).await?;
-        self.metrics.moved.inc_by(u64::try_from(moved)?);
+        self.metrics.moved.inc_by(count(moved));
         (0..given_up).for_each(|_| self.metrics.dead(DeadReason::Overflow));
         Ok(())
     }

@@ -15,8 +15,6 @@ use doorbell_platform::broker::{Broker, Message, Publisher, Received};
 use doorbell_platform::store::Store;
 use doorbell_platform::store::held::{Place, SavedHeld};
 
-/// Messages folded in one go.
-const BATCH: usize = 200;
 /// How long a stream may take to show the message that was just put there.
 const SILENCE: Duration = Duration::from_secs(10);
 /// What a message takes of the stream beside its body, at most: its properties, and what RabbitMQ adds.
@@ -79,14 +77,14 @@ impl Held {
             return Ok(Self { store, tail, index, measure: afresh(), news, place: None, version });
         };
         let mut tail = StreamReader::open(broker, HELD, From::Offset(known.offset)).await?;
-        let first = tail.batch(1, SILENCE).await?;
-        let found = first.first().map(place_of);
+        let first = tail.one(SILENCE).await?;
+        let found = first.as_ref().map(place_of);
         // An offset beyond the known one: what stood there has aged out.
         let same = |found: &Place| *found == known || found.offset > known.offset;
         if found.is_some_and(|found| same(&found)) {
             let measure = measure.map_or_else(afresh, |known| known.with_step(step));
             let mut held = Self { store, tail, index, measure, news, place: Some(known), version };
-            held.fold(&first)?;
+            held.fold(first.as_slice())?;
             return Ok(held);
         }
         tail.close().await;
@@ -105,7 +103,7 @@ impl Held {
     /// Reads what is new, waits so long for something, and saves what that changes; answers
     /// whether anything was new.
     pub(crate) async fn follow(&mut self, patience: Duration) -> anyhow::Result<bool> {
-        let batch = self.tail.batch(BATCH, patience).await?;
+        let batch = self.tail.batch(patience).await?;
         if batch.is_empty() {
             return Ok(false);
         }

@@ -19,9 +19,8 @@ use crate::compact::Compaction;
 use crate::held::{Entry, Held, size_of};
 use crate::pace::Pace;
 use crate::resume::Resumer;
+use crate::schedule::count;
 
-/// Hand-offs in flight at once.
-const AT_ONCE: usize = 100;
 /// How long the stream may say nothing although there is more to read.
 const SILENCE: Duration = Duration::from_secs(30);
 /// Subscriptions named in one note.
@@ -113,7 +112,7 @@ impl Resumer {
         let stop_at = Instant::now() + part.time;
         let (mut passed, mut pace): (Option<Passed>, _) = (None, Pace::default());
         loop {
-            let batch = reader.batch(AT_ONCE, SILENCE).await?;
+            let batch = reader.batch(SILENCE).await?;
             let first =
                 batch.first().map(Received::stream_offset).context("the stream is silent")?;
             let count = batch.len();
@@ -185,7 +184,7 @@ impl Resumer {
         });
         let messages = messages.collect::<anyhow::Result<Vec<Message>>>()?;
         self.publish_all(&messages).await?;
-        self.metrics.resumed.inc_by(u64::try_from(resumed)?);
+        self.metrics.resumed.inc_by(count(resumed));
         Ok(())
     }
 

@@ -89,13 +89,16 @@ impl Scheduler {
         let event = work.event();
         if self.removals.has(&event.tenant, &event.id) {
             self.metrics.removed.inc();
+            if let Work::Parcel(parcel) = &work {
+                self.metrics.cancelled(count(parcel.states.len()));
+            }
             return Ok(());
         }
         let notes: Vec<Note> =
             work.hand_offs().iter().map(|hand_off| self.store.work_note(hand_off)).collect();
         let taken = self.store.take_all(&notes, received.redelivered).await;
         let copies = taken.iter().filter(|taken| **taken == Taken::Copy).count();
-        self.metrics.copies.inc_by(u64::try_from(copies).unwrap_or(u64::MAX));
+        self.metrics.copies.inc_by(count(copies));
         let is_ours = |place: usize| taken.get(place) == Some(&Taken::Go);
         match work {
             Work::Event(due) if is_ours(0) => self.act_on_event(due).await?,
@@ -178,6 +181,11 @@ impl Scheduler {
     {
         patiently(&self.shutdown, ask).await
     }
+}
+
+/// A number of things for a metric.
+pub(crate) fn count(things: usize) -> u64 {
+    u64::try_from(things).unwrap_or(u64::MAX)
 }
 
 /// What is left after every try at publishing: a message that cannot be written at all.

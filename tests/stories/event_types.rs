@@ -47,6 +47,21 @@ pub(crate) async fn what_the_catalogue_objects_to_is_refused() -> anyhow::Result
     })
     .await?;
 
+    // What is said of an event has names of the event's own in it, and must fit beside a message.
+    let open = json!({"schema": {"additionalProperties": {"type": "integer"}}});
+    assert_eq!(
+        world.control.call(Method::PUT, "/v1/event-types/order.open", open).await?.status,
+        201
+    );
+    world.in_force().await;
+    let long = format!(r#"{{"{}":"x"}}"#, "y".repeat(200_000));
+    outsider.publish("order.open", amqp::event("acme", Some("long"), &[]), long.as_bytes()).await?;
+    eventually("that is rejected, too", seconds(20), || async {
+        outsider.depth("doorbell.rejected").await.is_ok_and(|depth| depth == 1)
+    })
+    .await?;
+    outsider.take("doorbell.rejected").await?.unwrap();
+
     // A change is in force within two seconds.
     assert_eq!(world.control.call(Method::DELETE, path, Value::Null).await?.status, 204);
     assert_eq!(world.control.call(Method::GET, path, Value::Null).await?.status, 404);

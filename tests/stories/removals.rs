@@ -50,6 +50,16 @@ pub(crate) async fn a_removed_event_is_delivered_no_more_and_forgotten() -> anyh
     let kept = world.publish("acme", "a.made", json!("kept")).await?;
     world.settle(seconds(60)).await?;
     dropped(&world, 3.0).await?;
+    // Those that had begun have ended, each in one way.
+    let deliveries = async |state: &str| {
+        world.metric(&format!("doorbell_deliveries_total{{state=\"{state}\"}}")).await
+    };
+    let ended = deliveries("delivered").await? + deliveries("cancelled").await?;
+    let begun = world.metric("doorbell_deliveries_begun_total").await?;
+    assert!(
+        (begun - 4.0).abs() < 0.5 && (begun - ended).abs() < 0.5,
+        "{begun} begun, {ended} ended"
+    );
     let came = |endpoint: &str| -> Vec<String> {
         world.receiver.posts_to(endpoint).into_iter().map(|post| post.id).collect()
     };

@@ -3,11 +3,13 @@
 
 mod redriven;
 
+use bytes::Bytes;
 use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
     DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
 };
 use doorbell_common::rung::Rung;
+use doorbell_common::text::shortened;
 use doorbell_common::wire;
 use doorbell_common::work::Work;
 use lapin::BasicProperties;
@@ -19,6 +21,9 @@ use super::topology;
 /// The most bytes of headers that travel on. All properties must fit one frame (128 KiB by
 /// default), and a frame that does not closes the connection, again and again.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// The most bytes of a reason, which has its place beside those.
+const MAX_REASON_BYTES: usize = 4 * 1024;
 
 /// The content type of work that our services hand to each other.
 const WORK_TYPE: &str = "application/vnd.doorbell.work";
@@ -48,8 +53,8 @@ pub struct Message {
     pub routing_key: String,
     /// Everything beside the body.
     pub properties: BasicProperties,
-    /// The body.
-    pub body: Vec<u8>,
+    /// The body. Cheap to clone, for a message may have to be published again.
+    pub body: Bytes,
 }
 
 /// A message that came.
@@ -70,12 +75,12 @@ pub struct Received {
 impl Message {
     /// A message to one of our own queues.
     #[must_use]
-    pub fn internal(queue: &str, body: Vec<u8>) -> Self {
+    pub fn internal(queue: &str, body: impl Into<Bytes>) -> Self {
         Self {
             exchange: topology::INTERNAL.to_owned(),
             routing_key: queue.to_owned(),
             properties: persistent(),
-            body,
+            body: body.into(),
         }
     }
 
@@ -122,7 +127,7 @@ impl Message {
     /// A message for a delay queue that says nothing and expires at once, if it is alone there.
     #[must_use]
     pub fn nudge(queue: &str) -> Self {
-        let mut message = Self::internal(queue, Vec::new());
+        let mut message = Self::internal(queue, Bytes::new());
         message.properties =
             message.properties.with_expiration("1".into()).with_content_type(NUDGE_TYPE.into());
         message
@@ -148,6 +153,7 @@ impl Message {
         message.exchange = topology::INTERNAL.to_owned();
         message.routing_key = topology::REJECTED.to_owned();
         let mut headers = message.properties.headers().clone().unwrap_or_default();
+        let reason = shortened(reason.to_owned(), MAX_REASON_BYTES);
         headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
         headers.insert(ROUTING_KEY_HEADER.into(), routing_key);
         message.properties = message.properties.with_headers(headers);
@@ -222,7 +228,7 @@ impl Message {
             exchange: received.exchange,
             routing_key: received.routing_key,
             properties,
-            body: received.body,
+            body: received.body.into(),
         }
     }
 }
@@ -381,9 +387,13 @@ mod tests {
             properties: BasicProperties::default().with_headers(headers),
             body: vec![],
         };
-        let message = Message::again(received);
+        let message = Message::rejected(received, &"why".repeat(100_000));
         let headers = message.properties.headers().clone().unwrap();
         assert!(headers.contains_key("doorbell-headers-dropped") && !headers.contains_key("own"));
+        let Some(AMQPValue::LongString(reason)) = headers.inner().get(REASON_HEADER) else {
+            panic!("no reason")
+        };
+        assert!(reason.as_bytes().len() <= MAX_REASON_BYTES + '…'.len_utf8(), "nor would that");
     }
 
     #[test]

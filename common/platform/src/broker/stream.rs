@@ -14,8 +14,9 @@ use super::message::Received;
 use super::topology;
 use crate::sentence::sentence;
 
-/// Messages fetched ahead.
-const PREFETCH: u16 = 200;
+/// Messages fetched ahead, and so the most that come at once. RabbitMQ counts no bytes: of the largest there may be
+/// this is some 64 MiB.
+pub const AT_ONCE: u16 = 64;
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,16 +64,24 @@ impl StreamReader {
         }
     }
 
-    /// The next messages: those that are there, at most so many, or the first that comes within
+    /// The next messages: those that are there, at most [so many](AT_ONCE), or the first that comes within
     /// that time. None, if none comes.
     ///
     /// # Errors
     /// The connection was lost, or the stream deleted.
-    pub async fn batch(
-        &mut self,
-        most: usize,
-        patience: Duration,
-    ) -> anyhow::Result<Vec<Received>> {
+    pub async fn batch(&mut self, patience: Duration) -> anyhow::Result<Vec<Received>> {
+        self.next(AT_ONCE.into(), patience).await
+    }
+
+    /// The same of one.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn one(&mut self, patience: Duration) -> anyhow::Result<Option<Received>> {
+        Ok(self.next(1, patience).await?.pop())
+    }
+
+    async fn next(&mut self, most: usize, patience: Duration) -> anyhow::Result<Vec<Received>> {
         let mut batch = Vec::new();
         let mut until = Instant::now() + patience;
         let mut last_tag = None;
@@ -116,7 +125,7 @@ async fn begin(
     // Someone may have deleted it.
     broker.declare_topology(connection).await?;
     let channel = in_time(connection, connection.create_channel()).await?;
-    in_time(connection, channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+    in_time(connection, channel.basic_qos(AT_ONCE, BasicQosOptions::default())).await?;
     let mut arguments = FieldTable::default();
     let offset = match from {
         From::First => AMQPValue::LongString("first".into()),
