@@ -171,7 +171,8 @@ pub(crate) async fn a_full_redis_loses_nothing() -> anyhow::Result<()> {
 pub(crate) async fn who_has_held_deliveries_may_be_very_many() -> anyhow::Result<()> {
     const MOST: u32 = 600_000;
     let engines = engines::shared().await?;
-    let store = store(&engines, &token())?;
+    let prefix = token();
+    let store = store(&engines, &prefix)?;
     store.init().await?;
     let mut index = HeldIndex::default();
     for n in 0..MOST {
@@ -198,6 +199,19 @@ pub(crate) async fn who_has_held_deliveries_may_be_very_many() -> anyhow::Result
     let saved = store.save_held(&version, (&place(MOST + 1), &measure), &changes).await?;
     assert!(saved.is_some());
     assert_eq!(store.held().await?.index.subscriptions().count(), 1);
+    // What is not understood strands nobody: then all is read again.
+    let mut redis = engines.redis_link().await?;
+    let mut write = redis::cmd("HSET");
+    write.arg(format!("{prefix}:{{main}}:held")).arg("sub_000000000000000000000001").arg("1:2");
+    write.query_async::<()>(&mut redis).await?;
+    let read = store.held().await?;
+    assert_eq!((read.place, read.index.subscriptions().count()), (None, 0));
+    let changes = index.take_changes();
+    assert!(
+        store.save_held("", (&place(1), &measure), &changes).await?.is_some(),
+        "from the start"
+    );
+    assert_eq!(store.held().await?.place, Some(place(1)));
     Ok(())
 }
 

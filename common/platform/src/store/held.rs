@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use doorbell_common::held::{HeldIndex, Measure, Span, Waiting};
 use doorbell_common::ids::SubscriptionId;
+use redis::Value;
 
 use super::{Store, StoreError};
 
@@ -65,14 +66,18 @@ impl Store {
         let mut fields = fields.ok_or(StoreError::NotReady)?;
         let version = fields.remove(VERSION).unwrap_or_default();
         let place = fields.remove(PLACE).as_deref().and_then(read_place);
-        // Without its place an index says nothing: all is read again.
-        if place.is_none() {
-            return Ok(SavedHeld { version, ..SavedHeld::default() });
-        }
         let measure = fields.remove(MEASURE).and_then(|text| text.parse().ok());
-        let waiting =
-            fields.iter().filter_map(|(id, text)| Some((id.parse().ok()?, read_waiting(text)?)));
-        Ok(SavedHeld { index: HeldIndex::saved(waiting), place, measure, version })
+        let waiting = fields.iter().map(|(id, text)| Some((id.parse().ok()?, read_waiting(text)?)));
+        let waiting: Option<Vec<(SubscriptionId, Waiting)>> = waiting.collect();
+        if let (Some(place), Some(waiting)) = (place, waiting) {
+            let (index, place) = (HeldIndex::saved(waiting), Some(place));
+            return Ok(SavedHeld { index, place, measure, version });
+        }
+        // Without its place an index says nothing, and with less than all it would strand who is left out: all is
+        // read again.
+        let mut forget = redis::cmd("UNLINK");
+        forget.arg(self.keys.held()).query_async::<Value>(&mut self.link.clone()).await?;
+        Ok(SavedHeld::default())
     }
 
     /// Reads all fields, in pieces: they may be a million, and Redis does one thing at a time. `None` if that is not
