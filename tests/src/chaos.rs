@@ -14,14 +14,16 @@ use doorbell_platform::broker::topology::DEAD_LETTERS;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::api::subscription;
 use crate::load::Load;
 use crate::receiver::Behaviour;
+use crate::redis_cluster::RedisCluster;
 use crate::wait::seconds;
 use crate::world::{Setup, World};
-use fault::{Fault, Shaky};
+use fault::{Fault, Scene, Shaky};
 
 /// How long it may take until everything has arrived, once nothing happens any more.
 const SETTLED: Duration = seconds(300);
@@ -50,21 +52,36 @@ impl fmt::Display for Round {
     }
 }
 
-/// Plays one round: a fresh Doorbell with engines of its own, a RabbitMQ of so many nodes, and faults for
-/// so long. The seed says which ones; when each of them meets what, no seed can say.
+/// The engines of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Engines {
+    /// How many nodes RabbitMQ has.
+    pub nodes: usize,
+    /// Whether Redis is a cluster of three masters, with a replica each.
+    pub has_redis_cluster: bool,
+}
+
+/// Plays one round: a fresh Doorbell with engines of its own, and faults for so long. The seed says which ones; when each of them meets what, no seed can say.
 ///
 /// # Errors
 /// Something was lost, foreign, changed, early, given up or left behind, or a service did not recover
 /// or did not stop cleanly.
-pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Round> {
+pub async fn round(seed: u64, time: Duration, engines: Engines) -> anyhow::Result<Round> {
     let mut random = StdRng::seed_from_u64(seed);
+    let Engines { nodes, has_redis_cluster } = engines;
     let mut setup = Setup { schedulers: 2, nodes, ..Setup::private() };
+    let mut cluster = None;
+    if has_redis_cluster {
+        let started = RedisCluster::start(&format!("chaos-{seed}-redis"), 1).await?;
+        setup.redis_url = Some(started.urls());
+        cluster = Some(Mutex::new(started));
+    }
     let has_breaker = random.random_bool(0.5);
     if !has_breaker {
         setup = setup.without_breaker();
     }
     let world = Arc::new(World::with(&format!("chaos-{seed}"), setup).await?);
-    let shaky = subscribe(&world).await?;
+    let scene = Scene { shaky: subscribe(&world).await?, cluster };
     if !has_breaker {
         // A breaker would hardly ever let through what fails the first time.
         world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));
@@ -87,10 +104,10 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
         let at = begun.elapsed();
         if is_pair {
             eprintln!("{seed} {at:.1?}: {fault}; {other}");
-            tokio::try_join!(fault.happen(&world, &shaky), other.happen(&world, &shaky))?;
+            tokio::try_join!(fault.happen(&world, &scene), other.happen(&world, &scene))?;
         } else {
             eprintln!("{seed} {at:.1?}: {fault}");
-            fault.happen(&world, &shaky).await?;
+            fault.happen(&world, &scene).await?;
         }
         faults += 1 + u32::from(is_pair);
         tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
@@ -109,6 +126,9 @@ pub async fn round(seed: u64, time: Duration, nodes: usize) -> anyhow::Result<Ro
     anyhow::ensure!(given_up.is_empty(), "{} deliveries were given up", given_up.len());
     let (posts, duplicates) = (world.receiver.posts().len(), world.duplicates().await?);
     Arc::into_inner(world).context("a load goes on")?.finish().await?;
+    if let Some(cluster) = scene.cluster {
+        cluster.into_inner().end().await;
+    }
     Ok(Round { faults, events, posts, duplicates, ready_after, settled_after })
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use doorbell_tests::api::subscription;
+use doorbell_tests::chaos::{self, Engines};
 use doorbell_tests::load::{Load, publish_many};
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, Setup, World, amqp, chaos, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::Instant;
@@ -249,7 +250,9 @@ pub(crate) async fn everything_killed_in_turn_loses_nothing() -> anyhow::Result<
 /// Another seed each time; `cargo run -p doorbell-tests --bin chaos -- --seed SEED` plays it again.
 pub(crate) async fn whatever_happens_loses_nothing() -> anyhow::Result<()> {
     let seed = u64::from(rand::random::<u16>());
-    let round = chaos::round(seed, seconds(45), 1).await.with_context(|| format!("seed {seed}"))?;
+    let engines = Engines { nodes: 1, has_redis_cluster: false };
+    let round = chaos::round(seed, seconds(45), engines).await;
+    let round = round.with_context(|| format!("seed {seed}"))?;
     eprintln!("{round}");
     Ok(())
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use doorbell_tests::{chaos, engines};
+use doorbell_tests::chaos::{self, Engines};
+use doorbell_tests::engines;
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
@@ -30,6 +31,9 @@ struct Args {
     /// How many nodes RabbitMQ has.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=7))]
     nodes: u8,
+    /// Whether Redis is a cluster, whose masters are lost, and not one server.
+    #[arg(long)]
+    redis_cluster: bool,
     /// How many rounds to play at once, each on engines of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     at_once: u8,
@@ -54,7 +58,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     let rounds = || async {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            let round = chaos::round(seed, time, args.nodes.into()).await;
+            let engines =
+                Engines { nodes: args.nodes.into(), has_redis_cluster: args.redis_cluster };
+            let round = chaos::round(seed, time, engines).await;
             let round = round.with_context(|| format!("seed {seed}"))?;
             eprintln!("seed {seed}: {round}");
             if begun.elapsed() >= Duration::from_secs(args.minutes * 60) {

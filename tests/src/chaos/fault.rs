@@ -9,9 +9,11 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::receiver::Behaviour;
+use crate::redis_cluster::RedisCluster;
 use crate::world::World;
 
 /// Who can be killed, stopped and frozen.
@@ -59,7 +61,19 @@ pub(super) enum Victim {
     Services,
     /// A node of RabbitMQ, by its number.
     RabbitMq(usize),
-    Redis,
+    /// Redis; of a cluster the master that has this just now.
+    Redis(&'static str),
+}
+
+/// What the masters of a cluster have between them: where these lie, everything does.
+const OF_REDIS: [&str; 4] = ["{main}", "{tenant-acme}", "{slot-000000}", "{slot-000001}"];
+
+/// What things happen to beside the services and the engines that every story has.
+#[derive(Debug)]
+pub(super) struct Scene {
+    pub(super) shaky: Shaky,
+    /// Instead of the one Redis.
+    pub(super) cluster: Option<Mutex<RedisCluster>>,
 }
 
 /// The subscription that is paused and whose secret changes.
@@ -79,7 +93,7 @@ impl Fault {
             0..=5 => Victim::Service(service),
             6 => Victim::Services,
             7..=8 => Victim::RabbitMq(node),
-            _ => Victim::Redis,
+            _ => Victim::Redis(OF_REDIS[random.random_range(0..OF_REDIS.len())]),
         };
         let down = millis(random, 5_000);
         match random.random_range(0..20) {
@@ -100,7 +114,8 @@ impl Fault {
     pub(super) fn goes_with(self, other: Self) -> bool {
         // A service that is to stop has its grace, and an engine may be frozen for longer.
         let stops = |fault| matches!(fault, Self::Stop(..));
-        let freezes = |fault| matches!(fault, Self::Freeze(Victim::RabbitMq(_) | Victim::Redis, _));
+        let freezes =
+            |fault| matches!(fault, Self::Freeze(Victim::RabbitMq(_) | Victim::Redis(_), _));
         if stops(self) && freezes(other) || stops(other) && freezes(self) {
             return false;
         }
@@ -108,7 +123,8 @@ impl Fault {
             (Some(Victim::Services), Some(Victim::Service(_)))
             | (Some(Victim::Service(_)), Some(Victim::Services)) => false,
             // Two nodes of three: none is left that could do anything.
-            (Some(Victim::RabbitMq(_)), Some(Victim::RabbitMq(_))) => false,
+            (Some(Victim::RabbitMq(_)), Some(Victim::RabbitMq(_)))
+            | (Some(Victim::Redis(_)), Some(Victim::Redis(_))) => false,
             (Some(one), Some(another)) => one != another,
             (one, another) => one.is_some() || another.is_some(),
         }
@@ -128,7 +144,23 @@ impl Fault {
     ///
     /// # Errors
     /// Something could not be done or put in order; a service did not stop cleanly.
-    pub(super) async fn happen(self, world: &World, shaky: &Shaky) -> anyhow::Result<()> {
+    pub(super) async fn happen(self, world: &World, scene: &Scene) -> anyhow::Result<()> {
+        let Scene { shaky, cluster } = scene;
+        match (self, cluster) {
+            (Self::Kill(Victim::Redis(of), time), Some(cluster)) => {
+                let mut cluster = cluster.lock().await;
+                let number = cluster.kill_master_of(of).await?;
+                tokio::time::sleep(time).await;
+                return cluster.start_again(number).await;
+            }
+            (Self::Freeze(Victim::Redis(of), time), Some(cluster)) => {
+                let mut cluster = cluster.lock().await;
+                let number = cluster.freeze_master_of(of).await?;
+                tokio::time::sleep(time).await;
+                return cluster.thaw(number).await;
+            }
+            (_, _) => {}
+        }
         match self {
             Self::Kill(victim, down) => victim.kill(world, down).await,
             Self::Freeze(victim, time) => {
@@ -191,7 +223,7 @@ impl Victim {
                 tokio::time::sleep(down).await;
                 node.start_again().await
             }
-            Self::Redis => {
+            Self::Redis(_) => {
                 let mut redis = world.engines.redis.lock().await;
                 redis.kill().await;
                 tokio::time::sleep(down).await;
@@ -212,7 +244,7 @@ impl Victim {
                 let node = world.engines.nodes().nth(number).context("no such node")?;
                 node.lock().await.process().signal(signal)?;
             }
-            Self::Redis => world.engines.redis.lock().await.process().signal(signal)?,
+            Self::Redis(_) => world.engines.redis.lock().await.process().signal(signal)?,
         }
         Ok(())
     }
@@ -281,7 +313,7 @@ impl fmt::Display for Victim {
             Self::Service(name) => formatter.write_str(name),
             Self::Services => formatter.write_str("all services"),
             Self::RabbitMq(number) => write!(formatter, "RabbitMQ's node {}", number + 1),
-            Self::Redis => formatter.write_str("Redis"),
+            Self::Redis(of) => write!(formatter, "the Redis that has {of}"),
         }
     }
 }
