@@ -1,9 +1,11 @@
-//! The rungs: 18 delay queues whose lengths are the powers of two from 1 s to 2^17 s. Any wait is
-//! a few of them, one after the other.
+//! The rungs: 18 waits whose lengths are the powers of two from 1 s to 2^17 s, each with a delay queue in each
+//! [lane](Lane). Any wait is a few of them, one after the other.
 
 use std::time::Duration;
 
-/// One delay queue.
+use crate::sideline::Lane;
+
+/// One of the waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rung(u32);
 
@@ -22,33 +24,52 @@ impl Rung {
         Duration::from_secs(1 << self.0)
     }
 
-    /// The queue's name, such as `doorbell.delay.16s`.
-    #[must_use]
-    pub fn queue(self) -> String {
-        format!("doorbell.delay.{}s", self.length().as_secs())
-    }
-
-    /// The rung of this queue, if it is one's.
-    #[must_use]
-    pub fn of_queue(name: &str) -> Option<Self> {
-        let seconds = name.strip_prefix("doorbell.delay.")?.strip_suffix('s')?;
-        let seconds: u64 = seconds.parse().ok()?;
-        let rung = Self(seconds.checked_ilog2()?);
-        (seconds.is_power_of_two() && rung.0 < Self::COUNT).then_some(rung)
-    }
-
-    /// Its number, 0 for the shortest.
-    #[must_use]
-    pub fn number(self) -> usize {
-        usize::try_from(self.0).unwrap_or_default()
-    }
-
     /// The rung to wait in while `remaining` is left: the longest that does not overshoot. Under
     /// a second it is the shortest, which overshoots by less than a second.
     #[must_use]
     pub fn for_wait(remaining: Duration) -> Self {
         let seconds = remaining.as_secs().max(1);
         Self(seconds.ilog2().min(Self::COUNT - 1))
+    }
+}
+
+/// The queue in which messages wait for as long as a rung says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DelayQueue {
+    /// For how long.
+    pub rung: Rung,
+    /// Among whom.
+    pub lane: Lane,
+}
+
+impl DelayQueue {
+    /// Every delay queue, those of the main lane first, the shortest of each lane first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Lane::ALL.into_iter().flat_map(|lane| Rung::all().map(move |rung| Self { rung, lane }))
+    }
+
+    /// Its name, such as `doorbell.delay.16s`.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{}{}s", prefix(self.lane), self.rung.length().as_secs())
+    }
+
+    /// The delay queue of this name, if it is one's.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Lane::ALL.into_iter().find_map(|lane| {
+            let seconds = name.strip_prefix(prefix(lane))?.strip_suffix('s')?;
+            let seconds: u64 = seconds.parse().ok()?;
+            let rung = Rung(seconds.checked_ilog2()?);
+            (seconds.is_power_of_two() && rung.0 < Rung::COUNT).then_some(Self { rung, lane })
+        })
+    }
+}
+
+fn prefix(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Main => "doorbell.delay.",
+        Lane::Sideline => "doorbell.sideline.delay.",
     }
 }
 
@@ -75,19 +96,28 @@ mod tests {
 
     #[test]
     fn the_longest_rung_that_does_not_overshoot() {
-        for (millis, queue) in [
-            (0, "doorbell.delay.1s"),
-            (999, "doorbell.delay.1s"),
-            (1999, "doorbell.delay.1s"),
-            (2000, "doorbell.delay.2s"),
-            (3_600_000, "doorbell.delay.2048s"),
-            (604_800_000, "doorbell.delay.131072s"),
-        ] {
-            assert_eq!(Rung::for_wait(Duration::from_millis(millis)).queue(), queue, "{millis} ms");
+        for (millis, seconds) in
+            [(0, 1), (999, 1), (1999, 1), (2000, 2), (3_600_000, 2048), (604_800_000, 131_072)]
+        {
+            let rung = Rung::for_wait(Duration::from_millis(millis));
+            assert_eq!(rung.length().as_secs(), seconds, "{millis} ms");
         }
         assert_eq!(Rung::all().count(), 18);
-        assert!(Rung::all().all(|rung| Rung::of_queue(&rung.queue()) == Some(rung)));
-        assert_eq!(Rung::of_queue("doorbell.delay.3s"), None);
+    }
+
+    #[test]
+    fn each_rung_has_a_queue_in_each_lane() {
+        let names: Vec<String> = DelayQueue::all().map(DelayQueue::name).collect();
+        assert_eq!(names.len(), 36);
+        assert_eq!(names[0], "doorbell.delay.1s");
+        assert_eq!(names[17], "doorbell.delay.131072s");
+        assert_eq!(names[18], "doorbell.sideline.delay.1s");
+        for queue in DelayQueue::all() {
+            assert_eq!(DelayQueue::of_name(&queue.name()), Some(queue));
+        }
+        for other in ["doorbell.delay.3s", "doorbell.delay.262144s", "doorbell.retries"] {
+            assert_eq!(DelayQueue::of_name(other), None, "{other}");
+        }
     }
 
     proptest! {

@@ -1,26 +1,40 @@
-//! The sideline: queues of their own for the events of a tenant that floods, so that the others of
-//! its shard do not wait behind them. Whoever is there is served like everyone else, and may have
+//! The sideline: queues of their own for what a tenant floods us with, so that the others do not
+//! wait behind it. Whoever is there is served like everyone else, and may have
 //! all that the others leave.
 //!
-//! Who publishes over HTTP is moved aside by the producer, which costs nothing: its events go to
-//! the sideline instead. The dispatcher moves an event aside that came another way; that costs a
+//! What is published anyway may as well be published there, which costs nothing: events that come over HTTP,
+//! and whatever our services hand to each other for later, go to the sideline where they are more than
+//! their tenant's [share]. The dispatcher moves an event aside that came another way; that costs a
 //! message, and so is done only where it is little beside the deliveries that others would wait for.
 
 use std::time::Duration;
 
 use crate::rate::RateLimit;
 
+/// One of the two ways that messages go, each with queues of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Among those of everyone else.
+    Main,
+    /// Among those of others who flood, and of very large fan-outs.
+    Sideline,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Main, Self::Sideline];
+}
+
 /// An event for fewer is as soon delivered as moved.
 const WORTH_MOVING: usize = 16;
 /// Messages of one tenant that wait for a permit: it has more to do than its share, then.
 const MANY_WAITING: usize = 10;
-/// So much of what a tenant publishes in a time longer than this is within its share.
+/// So much of what a tenant brings in a time longer than this is within its share.
 const BURST: Duration = Duration::from_secs(10);
 
-/// What the producer lets a tenant publish beside all others: so many events a second, and those of
-/// ten seconds at once.
+/// What a tenant may have beside all others: so many messages a second, and those of ten seconds at once.
 #[must_use]
-pub fn share_of_ingest(per_second: u32) -> RateLimit {
+pub fn share(per_second: u32) -> RateLimit {
     let seconds = u32::try_from(BURST.as_secs()).unwrap_or(u32::MAX);
     RateLimit { per_second, burst: per_second.saturating_mul(seconds) }
 }
@@ -62,8 +76,8 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_ingest_has_ten_seconds_at_once() {
-        assert_eq!(share_of_ingest(100), RateLimit { per_second: 100, burst: 1000 });
-        assert_eq!(share_of_ingest(u32::MAX).burst, u32::MAX);
+    fn a_share_has_ten_seconds_at_once() {
+        assert_eq!(share(100), RateLimit { per_second: 100, burst: 1000 });
+        assert_eq!(share(u32::MAX).burst, u32::MAX);
     }
 }

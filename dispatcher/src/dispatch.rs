@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, TenantId};
+use doorbell_common::sideline::Lane;
 use doorbell_common::work::Work;
-use doorbell_platform::broker::topology::{DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, TESTS};
+use doorbell_platform::broker::topology::{TESTS, lane_of};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
@@ -19,6 +20,7 @@ use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sentence::sentence;
+use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
@@ -33,7 +35,7 @@ use crate::metrics::{Final, Metrics};
 use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::serve::Came;
-use crate::understand::{Destination, Identity, Lane, Task, understand};
+use crate::understand::{Destination, Identity, Task, understand};
 use crate::working::Working;
 
 /// A message that came so often without an end is worked alone: it may be what ends us.
@@ -70,6 +72,7 @@ pub(crate) struct Dispatcher {
     pub(crate) judge: Judge,
     pub(crate) tenant_limits: TenantLimits,
     pub(crate) removals: Removals,
+    pub(crate) shares: Shares,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
@@ -172,7 +175,7 @@ impl Dispatcher {
         let taken = self.store.take_all(&notes, received.redelivered).await;
         self.count_copies(&identity, &taken);
         let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
-        let came = Came { lane: Lane::of(queue), redelivered: received.redelivered };
+        let came = Came { lane: lane_of(queue), redelivered: received.redelivered };
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
@@ -259,16 +262,11 @@ impl Dispatcher {
     /// Publishes work under its next name, until it is confirmed.
     pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
         let work = work.next();
-        let message = match to {
-            Destination::Retries => Message::work(RETRIES, &work),
-            Destination::Deliveries => Message::work(DELIVERIES, &work),
-            Destination::Pages => Message::work(PAGES, &work),
-            Destination::Sideline => Message::aside(&work),
-            Destination::SidelinePages => Message::work(SIDELINE_PAGES, &work),
-            Destination::Delay(rung) => Message::work(&rung.queue(), &work),
-        }?;
+        let lane =
+            if to.goes_by_share() { self.shares.lane(&work.event().tenant) } else { Lane::Main };
+        let (message, label) = to.message(lane, &work)?;
         self.publisher.publish_surely(&message).await?;
-        self.metrics.handed_on.with_label_values(&[to.as_str()]).inc();
+        self.metrics.handed_on.with_label_values(&[label]).inc();
         Ok(())
     }
 }

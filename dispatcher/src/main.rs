@@ -47,6 +47,7 @@ use doorbell_platform::removals::Removals;
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
+use doorbell_platform::shares::{ShareArgs, Shares};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 use doorbell_platform::targets::TargetArgs;
 use doorbell_platform::workshop::Workshop;
@@ -79,6 +80,8 @@ struct Args {
     sealing: SealingArgs,
     #[command(flatten)]
     catalogue: CatalogueArgs,
+    #[command(flatten)]
+    shares: ShareArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
@@ -169,6 +172,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,
         tenant_limits: TenantLimits::start(store.clone(), &shutdown),
         removals: Removals::start(store.clone(), &shutdown),
+        shares: Shares::new(&args.shares),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
         origin: args.webhook_origin.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId};
-use doorbell_common::sideline;
+use doorbell_common::sideline::{self, Lane};
 use doorbell_common::work::{DeliveryState, DueEvent, Page, Parcel, Work};
 use doorbell_platform::store::snapshots::{Known, Matching};
 use futures_util::future::try_join_all;
@@ -16,7 +16,7 @@ use crate::dispatch::{Dispatcher, Done, Left, to_done};
 use crate::fan_out::Target;
 use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::served::Served;
-use crate::understand::{Destination, Lane};
+use crate::understand::Destination;
 
 /// Pages of one event that wait for their confirm at once.
 const PAGES_HANDED_ON_AT_ONCE: usize = 8;

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use doorbell_common::event::Event;
 use doorbell_common::intake::{Arrival, admit};
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::{DelayQueue, Rung};
+use doorbell_common::sideline::Lane;
 use doorbell_common::time::Timestamp;
 use doorbell_common::wire;
 use doorbell_common::work::{DueEvent, HandOff, Page, Parcel, Work};
-use doorbell_platform::broker::Received;
-use doorbell_platform::broker::topology::{DELIVERIES, PAGES, SIDELINE, SIDELINE_PAGES};
+use doorbell_platform::broker::topology::{
+    DELIVERIES, PAGES, RETRIES, SIDELINE_PAGES, SIDELINE_RETRIES, lane_of,
+};
+use doorbell_platform::broker::{Message, Received};
 use doorbell_platform::ids;
 use doorbell_platform::store::notes::Taken;
 
@@ -69,36 +72,54 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Every destination, for metrics that show each one from the start.
-    pub(crate) const LABELS: [&'static str; 6] =
-        ["retries", "deliveries", "pages", "sideline", "sideline_pages", "delays"];
+    /// Every label, for metrics that show each one from the start.
+    pub(crate) const LABELS: [&'static str; 8] = [
+        "retries",
+        "sideline_retries",
+        "deliveries",
+        "pages",
+        "sideline",
+        "sideline_pages",
+        "delays",
+        "sideline_delays",
+    ];
 
-    /// The destination as it stands in metrics.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// Whether what goes there goes to the sideline where it is more than its tenant's share. Events and pages that
+    /// were begun have their own reasons for where they go.
+    pub(crate) fn goes_by_share(self) -> bool {
         match self {
-            Self::Retries => "retries",
-            Self::Deliveries => "deliveries",
-            Self::Pages => "pages",
-            Self::Sideline => "sideline",
-            Self::SidelinePages => "sideline_pages",
-            Self::Delay(_) => "delays",
+            Self::Retries | Self::Deliveries | Self::Delay(_) => true,
+            Self::Pages | Self::Sideline | Self::SidelinePages => false,
         }
     }
-}
 
-/// How a message comes to us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
-    /// Among those of everyone else.
-    Main,
-    /// Among those of others who flood, and of very large fan-outs.
-    Sideline,
-}
-
-impl Lane {
-    /// The lane of a queue.
-    pub(crate) fn of(queue: &str) -> Self {
-        if queue.starts_with(SIDELINE) { Self::Sideline } else { Self::Main }
+    /// The message that brings this work there, in this lane if it has several, and the destination as it stands
+    /// in metrics.
+    pub(crate) fn message(
+        self,
+        lane: Lane,
+        work: &Work,
+    ) -> anyhow::Result<(Message, &'static str)> {
+        let (message, label) = match (self, lane) {
+            (Self::Retries, Lane::Main) => (Message::work(RETRIES, work), "retries"),
+            (Self::Retries, Lane::Sideline) => {
+                (Message::work(SIDELINE_RETRIES, work), "sideline_retries")
+            }
+            (Self::Deliveries, Lane::Main) => (Message::work(DELIVERIES, work), "deliveries"),
+            (Self::Deliveries, Lane::Sideline) | (Self::Sideline, _) => {
+                (Message::aside(work), "sideline")
+            }
+            (Self::Pages, _) => (Message::work(PAGES, work), "pages"),
+            (Self::SidelinePages, _) => (Message::work(SIDELINE_PAGES, work), "sideline_pages"),
+            (Self::Delay(rung), lane) => {
+                let label = match lane {
+                    Lane::Main => "delays",
+                    Lane::Sideline => "sideline_delays",
+                };
+                (Message::work(&DelayQueue { rung, lane }.name(), work), label)
+            }
+        };
+        Ok((message?, label))
     }
 }
 
@@ -122,7 +143,7 @@ pub(crate) fn understand(
 ) -> (Task, Identity) {
     let is_ours = [PAGES, SIDELINE_PAGES, DELIVERIES].contains(&queue);
     // The sideline has both: what the producer published there, and what was moved there.
-    if is_ours || (Lane::of(queue) == Lane::Sideline && received.is_work()) {
+    if is_ours || (lane_of(queue) == Lane::Sideline && received.is_work()) {
         understand_work(received)
     } else {
         understand_event(received, max_bytes, now)
@@ -179,7 +200,9 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
 
 #[cfg(test)]
 mod tests {
-    use doorbell_platform::broker::Message;
+    use std::time::Duration;
+
+    use doorbell_platform::broker::topology::SIDELINE;
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldTable};
 
@@ -267,6 +290,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_later_has_two_lanes() {
+        let full = published(
+            BasicProperties::default().with_message_id("evt".into()).with_timestamp(5),
+            &[("doorbell-tenant", "acme")],
+        );
+        let (Task::FanOut(due), _) = understand_event(&full, 100, now()) else {
+            panic!("not an event")
+        };
+        let work = Work::Event(due);
+        for (to, lane, by_share, routing_key) in [
+            (Destination::Retries, Lane::Main, true, "doorbell.retries"),
+            (Destination::Retries, Lane::Sideline, true, "doorbell.sideline.retries"),
+            (
+                Destination::Delay(Rung::for_wait(Duration::ZERO)),
+                Lane::Main,
+                true,
+                "doorbell.delay.1s",
+            ),
+            (
+                Destination::Delay(Rung::for_wait(Duration::ZERO)),
+                Lane::Sideline,
+                true,
+                "doorbell.sideline.delay.1s",
+            ),
+            (Destination::Deliveries, Lane::Main, true, "doorbell.deliveries"),
+            // By an exchange that spreads tenants, with the event's own key.
+            (Destination::Deliveries, Lane::Sideline, true, "a.b"),
+            (Destination::Sideline, Lane::Main, false, "a.b"),
+            (Destination::Pages, Lane::Main, false, "doorbell.pages"),
+            (Destination::SidelinePages, Lane::Main, false, "doorbell.sideline.pages"),
+        ] {
+            let (message, label) = to.message(lane, &work).unwrap();
+            assert_eq!((to.goes_by_share(), message.routing_key.as_str()), (by_share, routing_key));
+            assert!(Destination::LABELS.contains(&label), "{label}");
+        }
+    }
+
+    #[test]
     fn the_sideline_has_publications_and_work() {
         let properties = || BasicProperties::default().with_message_id("evt".into());
         let publication =
@@ -290,7 +351,7 @@ mod tests {
         ] {
             let (task, identity) = understand(queue, &received, 100, now());
             let Task::FanOut(DueEvent { sequence, .. }) = task else { panic!("{queue}: {task:?}") };
-            assert_eq!((sequence, Lane::of(queue), kind(&identity)), expected, "{queue}");
+            assert_eq!((sequence, lane_of(queue), kind(&identity)), expected, "{queue}");
         }
         // Nobody publishes our own work as an event.
         let (task, _) = understand("doorbell.events.3", &work(), 100_000, now());

@@ -7,7 +7,6 @@ use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 use doorbell_common::duration::DurationText;
 use doorbell_common::intake::MOST_BYTES;
-use doorbell_common::sideline::share_of_ingest;
 use doorbell_platform::args::CommonArgs;
 use doorbell_platform::auth::{AdminKeyArgs, Guard};
 use doorbell_platform::catalogue::{CatalogueArgs, Judge};
@@ -18,6 +17,7 @@ use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs};
+use doorbell_platform::shares::{ShareArgs, Shares};
 
 mod accept;
 mod api;
@@ -26,7 +26,7 @@ mod metrics;
 mod openapi;
 mod request;
 
-use accept::{Acceptor, Shares, Tenants};
+use accept::{Acceptor, Tenants};
 use metrics::Metrics;
 
 /// Accepts events over HTTP and publishes them to RabbitMQ.
@@ -49,9 +49,8 @@ struct Args {
     /// came without a time is remembered for two minutes at least.
     #[arg(long, env = "DOORBELL_DUPLICATE_WINDOW", default_value = "1h")]
     duplicate_window: DurationText,
-    /// How many events a second of one tenant go among those of all others (and ten times as many at once); what is more goes to the sideline.
-    #[arg(long, env = "DOORBELL_SIDELINE_ABOVE", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    sideline_above: u32,
+    #[command(flatten)]
+    shares: ShareArgs,
 }
 
 impl ServiceArgs for Args {
@@ -86,7 +85,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         metrics: Metrics::new(&service.registry)?,
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
-        shares: Shares::new(share_of_ingest(args.sideline_above)),
+        shares: Shares::new(&args.shares),
     };
     let listener = service::listen(args.listen, "--listen").await?;
     // Those who come meanwhile wait.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use doorbell_common::event::Event;
 use doorbell_common::next_move::{DeadReason, Move};
 use doorbell_common::operational::subscription_disabled;
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::{DelayQueue, Rung};
+use doorbell_common::sideline::Lane;
 use doorbell_common::subscription::{DisabledReason, Status, Subscription};
 use doorbell_common::work::{Delivery, DeliveryState, DueEvent, Page, Parcel, Work};
 use doorbell_platform::broker::Message;
@@ -20,6 +21,15 @@ use lapin::types::{AMQPValue, FieldTable};
 use prometheus::IntCounter;
 
 use crate::schedule::{Scheduler, count, unwritable};
+
+/// Where work goes on to.
+#[derive(Clone, Copy)]
+enum Onward {
+    Dispatchers,
+    Delay(Rung),
+    Pages,
+    Held,
+}
 
 /// What becomes of the deliveries of a parcel. Those that go to the same queue go on as parcels.
 #[derive(Default)]
@@ -67,11 +77,11 @@ impl Scheduler {
         moves: impl IntoIterator<Item = Move>,
     ) -> Result<(), Unanswered> {
         let Moves { released, parked, held, given_up, cancelled } = moves.into_iter().collect();
-        let releasing = self.hand_on(event, DELIVERIES, released, &self.metrics.released);
+        let releasing = self.hand_on(event, Onward::Dispatchers, released, &self.metrics.released);
         let parking = parked.into_iter().map(|(rung, states)| async move {
-            self.hand_on(event, &rung.queue(), states, &self.metrics.parked).await
+            self.hand_on(event, Onward::Delay(rung), states, &self.metrics.parked).await
         });
-        let holding = self.hand_on(event, HELD, held, &self.metrics.held);
+        let holding = self.hand_on(event, Onward::Held, held, &self.metrics.held);
         let giving_up =
             given_up.into_iter().map(|(reason, delivery)| self.give_up(reason, delivery));
         tokio::try_join!(releasing, try_join_all(parking), holding, try_join_all(giving_up))?;
@@ -82,19 +92,19 @@ impl Scheduler {
     /// Publishes an event whose time has come, or puts it into a delay queue.
     pub(crate) async fn act_on_event(&self, due: DueEvent) -> Result<(), Unanswered> {
         let wait = due.due.since(clock::now());
-        let (queue, counter) = if wait.is_zero() {
-            (DELIVERIES.to_owned(), &self.metrics.released)
+        let (to, counter) = if wait.is_zero() {
+            (Onward::Dispatchers, &self.metrics.released)
         } else {
-            (Rung::for_wait(wait).queue(), &self.metrics.parked)
+            (Onward::Delay(Rung::for_wait(wait)), &self.metrics.parked)
         };
-        self.publish_next(&queue, Work::Event(due)).await?;
+        self.publish_next(to, Work::Event(due)).await?;
         counter.inc();
         Ok(())
     }
 
     /// Publishes a page, for which it is always time.
     pub(crate) async fn act_on_page(&self, page: Page) -> Result<(), Unanswered> {
-        self.publish_next(PAGES, Work::Page(page)).await?;
+        self.publish_next(Onward::Pages, Work::Page(page)).await?;
         self.metrics.released.inc();
         Ok(())
     }
@@ -103,21 +113,37 @@ impl Scheduler {
     async fn hand_on(
         &self,
         event: &Arc<Event>,
-        queue: &str,
+        to: Onward,
         states: Vec<DeliveryState>,
         counter: &IntCounter,
     ) -> Result<(), Unanswered> {
         let parcels = Parcel::pack(event, states).map(|parcel| async {
             let deliveries = count(parcel.states.len());
-            self.publish_next(queue, Work::Parcel(parcel)).await?;
+            self.publish_next(to, Work::Parcel(parcel)).await?;
             counter.inc_by(deliveries);
             Ok(())
         });
         try_join_all(parcels).await.map(drop)
     }
 
-    async fn publish_next(&self, queue: &str, work: Work) -> Result<(), Unanswered> {
-        self.publish(&Message::work(queue, &work.next()).map_err(unwritable)?).await
+    /// What is more than its tenant's share waits, and is delivered, beside all others'.
+    async fn publish_next(&self, to: Onward, work: Work) -> Result<(), Unanswered> {
+        let work = work.next();
+        let lane = || {
+            let lane = self.shares.lane(&work.event().tenant);
+            self.metrics.sidelined.inc_by(u64::from(lane == Lane::Sideline));
+            lane
+        };
+        let message = match to {
+            Onward::Dispatchers => match lane() {
+                Lane::Main => Message::work(DELIVERIES, &work),
+                Lane::Sideline => Message::aside(&work),
+            },
+            Onward::Delay(rung) => Message::work(&DelayQueue { rung, lane: lane() }.name(), &work),
+            Onward::Pages => Message::work(PAGES, &work),
+            Onward::Held => Message::work(HELD, &work),
+        };
+        self.publish(&message.map_err(unwritable)?).await
     }
 
     async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
@@ -145,7 +171,7 @@ impl Scheduler {
             let due = event.timestamp;
             let event = Arc::new(event);
             let told = DueEvent { event, due, dated_by_us: false, sequence: 0 };
-            self.publish_next(DELIVERIES, Work::Event(told)).await?;
+            self.publish_next(Onward::Dispatchers, Work::Event(told)).await?;
         }
         Ok(true)
     }

@@ -30,7 +30,9 @@ use clap::{Parser, Subcommand};
 use doorbell_common::duration::DurationText;
 use doorbell_common::ids::TenantId;
 use doorbell_platform::args::CommonArgs;
-use doorbell_platform::broker::topology::{HELD_BYTES, HELD_DAYS, RETRIES, UNROUTED};
+use doorbell_platform::broker::topology::{
+    HELD_BYTES, HELD_DAYS, RETRIES, SIDELINE_RETRIES, UNROUTED,
+};
 use doorbell_platform::broker::{ConsumerSpec, Intake};
 use doorbell_platform::ids;
 use doorbell_platform::limits::Limits;
@@ -38,6 +40,7 @@ use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::service::{self, Service, ServiceArgs};
+use doorbell_platform::shares::{ShareArgs, Shares};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
 
 use metrics::Metrics;
@@ -56,6 +59,8 @@ struct Args {
     common: CommonArgs,
     #[command(flatten)]
     snapshots: SnapshotArgs,
+    #[command(flatten)]
+    shares: ShareArgs,
     /// How many messages of each queue may be in hand at once, if they are small: fewer, if they are large.
     #[arg(long, env = "DOORBELL_PREFETCH", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=2000))]
     prefetch: u16,
@@ -129,6 +134,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         limits: Limits::start(store.clone(), &shutdown),
         removals: Removals::start(store.clone(), &shutdown),
+        shares: Shares::new(&args.shares),
         expire_after: args.expire_after.0,
         expire_held_after: args.expire_held_after.0,
         disable_after: args.disable_after.0,
@@ -169,8 +175,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         shutdown.spawn_vital("resumer", resumer.resume(shutdown.clone()));
         let counting = waiting::count(broker.clone(), metrics, shutdown.clone());
         shutdown.spawn_vital("counter of waiting messages", counting);
-        let queues =
-            [RETRIES, UNROUTED].map(|queue| ConsumerSpec { queue: queue.to_owned(), weight: 1 });
+        let queues = [RETRIES, SIDELINE_RETRIES, UNROUTED]
+            .map(|queue| ConsumerSpec { queue: queue.to_owned(), weight: 1 });
         let intake = Intake::start(&plumbing, (queues.to_vec(), args.prefetch), &service)?;
         scheduler.schedule(intake).await;
     }

@@ -10,6 +10,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 pub(crate) struct Metrics {
     pub(crate) parked: IntCounter,
     pub(crate) released: IntCounter,
+    pub(crate) sidelined: IntCounter,
     pub(crate) held: IntCounter,
     pub(crate) resumed: IntCounter,
     pub(crate) forgotten: IntCounter,
@@ -40,6 +41,10 @@ impl Metrics {
             released: count(
                 "doorbell_retries_released_total",
                 "Deliveries, events and pages whose time had come, released to the dispatchers.",
+            )?,
+            sidelined: count(
+                "doorbell_retries_sidelined_total",
+                "Messages parked or released by way of the sideline, because they are more than their tenant's share.",
             )?,
             held: held_deliveries(registry, ["suspended"])?.with_label_values(&["suspended"]),
             resumed: count(
@@ -87,7 +92,7 @@ impl Metrics {
             sideline: gauge(
                 registry,
                 "doorbell_sideline_waiting",
-                "Messages in the sideline, as RabbitMQ counts them: events of tenants that flood, pages of very large fan-outs.",
+                "Messages in the sideline, as RabbitMQ counts them: events and deliveries of tenants that flood, pages of very large fan-outs.",
             )?,
             quarantine: gauge(
                 registry,

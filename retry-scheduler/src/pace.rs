@@ -1,12 +1,14 @@
-//! How fast held deliveries flow again: no faster than they go on. They go the same way as everyone's retries,
-//! which would wait behind them, and millions at once, for endpoints that take a few at a time, would be looked at
-//! again and again.
+//! How fast held deliveries flow again: no faster than they go on. They go by the sideline, where all that floods
+//! would wait behind them; and millions at once, for endpoints that take a few at a time, would be looked at again and
+//! again.
 
 use std::time::Duration;
 
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
 use doorbell_platform::broker::stream::StreamReader;
-use doorbell_platform::broker::topology::{DELIVERIES, RETRIES, UNROUTED};
+use doorbell_platform::broker::topology::{
+    DELIVERIES, SIDELINE_RETRIES, UNROUTED, sideline_queues,
+};
 use tokio::time::Instant;
 
 /// There is room while no more than so many messages are in line to be decided about or delivered,
@@ -44,8 +46,10 @@ impl Pace {
 }
 
 async fn has_room(reader: &StreamReader) -> anyhow::Result<bool> {
-    let line = [RETRIES, UNROUTED, DELIVERIES].map(str::to_owned);
-    let soon = Rung::all().take_while(|rung| rung.length() <= MOMENTS).map(Rung::queue);
+    let line = [SIDELINE_RETRIES, UNROUTED, DELIVERIES].map(str::to_owned);
+    let line = line.into_iter().chain(sideline_queues());
+    let soon = DelayQueue::all().filter(|queue| queue.rung.length() <= MOMENTS);
+    let soon = soon.map(DelayQueue::name);
     Ok(waiting(reader, line).await? <= LINE && waiting(reader, soon).await? <= SOON)
 }
 

@@ -10,7 +10,7 @@ use doorbell_common::ids::SubscriptionId;
 use doorbell_common::time::Timestamp;
 use doorbell_common::work::{DeliveryState, Parcel, Work};
 use doorbell_platform::broker::stream::{From, StreamReader};
-use doorbell_platform::broker::topology::{HELD, RETRIES};
+use doorbell_platform::broker::topology::{HELD, SIDELINE_RETRIES};
 use doorbell_platform::broker::{Message, Received};
 use futures_util::future::try_join_all;
 use tokio::time::Instant;
@@ -176,11 +176,12 @@ impl Resumer {
         }
     }
 
+    /// Others' retries do not wait behind them.
     async fn to_retries(&self, parcels: Vec<(Parcel, u64)>) -> anyhow::Result<()> {
         let mut resumed = 0;
         let messages = parcels.into_iter().map(|(parcel, _)| {
             resumed += parcel.states.len();
-            Message::work(RETRIES, &Work::Parcel(parcel).next())
+            Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next())
         });
         let messages = messages.collect::<anyhow::Result<Vec<Message>>>()?;
         self.publish_all(&messages).await?;

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, TenantId};
 use doorbell_common::next_move::{Keep, Move, next_move};
+use doorbell_common::sideline::Lane;
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
 use doorbell_common::work::{Delivery, Stage, Work, chance};
-use doorbell_platform::broker::topology::{INTERNAL, RETRIES};
+use doorbell_platform::broker::topology::{self, INTERNAL};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
 use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
+use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
@@ -37,6 +39,7 @@ pub(crate) struct Scheduler {
     pub(crate) shutdown: Shutdown,
     pub(crate) limits: Limits,
     pub(crate) removals: Removals,
+    pub(crate) shares: Shares,
     pub(crate) expire_after: Duration,
     pub(crate) expire_held_after: Duration,
     /// Zero: never.
@@ -63,8 +66,9 @@ impl Scheduler {
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
         // What was for us is for us, whichever way it came.
-        let is_ours = *queue == *RETRIES
-            || (received.exchange == INTERNAL && received.routing_key == RETRIES);
+        let is_ours = Lane::ALL.map(topology::retries).into_iter().any(|inbox| {
+            *queue == *inbox || (received.exchange == INTERNAL && received.routing_key == inbox)
+        });
         let worked = if is_ours {
             self.came_back.note(&received);
             self.work(received).await

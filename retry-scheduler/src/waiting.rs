@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
 use doorbell_platform::broker::Broker;
 use doorbell_platform::broker::connection::{close, in_time};
 use doorbell_platform::broker::topology::{
-    self, QUARANTINE, REJECTED, RETRIES, SIDELINE_PAGES, UNROUTED, sideline_queues,
+    self, QUARANTINE, REJECTED, RETRIES, SIDELINE_PAGES, SIDELINE_RETRIES, UNROUTED,
+    sideline_queues,
 };
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
@@ -59,7 +60,8 @@ async fn waiting(broker: &Broker, connection: &mut Option<Connection>) -> anyhow
 
 async fn count_over(connection: &Connection) -> anyhow::Result<Waiting> {
     let channel = connection.create_channel().await?;
-    let later = Rung::all().map(Rung::queue).chain([RETRIES, UNROUTED].map(str::to_owned));
+    let later = DelayQueue::all().map(DelayQueue::name);
+    let later = later.chain([RETRIES, SIDELINE_RETRIES, UNROUTED].map(str::to_owned));
     let aside = sideline_queues().into_iter().chain([SIDELINE_PAGES.to_owned()]);
     let waiting = Waiting {
         later: sum(&channel, later).await?,

@@ -1,28 +1,30 @@
 //! The way back from the delay queues: keeps it moving, and leads it round where it is blocked.
 //!
-//! RabbitMQ's own workers, one for each delay queue, move what has expired to `doorbell.retries`. Two
-//! things were seen to stop them (3.10):
+//! RabbitMQ's own workers, one for each delay queue, move what has expired to the retry-schedulers' inboxes,
+//! `doorbell.retries` and that of the sideline. Two things were seen to stop them (3.10):
 //!
 //! - After a kill of RabbitMQ a lone message may be nowhere for minutes, neither ready in a queue nor with
 //!   a consumer. It seems that the worker loses sight of it while queues begin anew: it asks for what it
 //!   has missed only when the next one comes the same way. So each delay queue gets a next one, now and
 //!   then: a nudge.
 //! - In a cluster, a worker that begins anew because its node has died may be quicker than the new leader
-//!   of `doorbell.retries`. It believes then that the dead node leads that queue, and moves nothing until
+//!   of the inbox. It believes then that the dead node leads that queue, and moves nothing until
 //!   this node is back. But it tries again every few seconds, and each time asks the exchange where the
-//!   message is to go (`rabbit_fifo_dlx_worker`). So, when nudges do not come back, `doorbell.retries` is
-//!   unbound for a while: everything for it comes by the alternate exchange to `doorbell.unrouted`, where
+//!   message is to go (`rabbit_fifo_dlx_worker`). So, when nudges do not come back, the inboxes are
+//!   unbound for a while: everything for them comes by the alternate exchange to `doorbell.unrouted`, where
 //!   we take it all the same.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
+use doorbell_common::sideline::Lane;
 use doorbell_common::time::Timestamp;
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::connection::{close, in_time};
-use doorbell_platform::broker::topology::{self, RETRIES};
+use doorbell_platform::broker::topology;
 use doorbell_platform::broker::{Broker, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::sentence::sentence;
@@ -48,35 +50,43 @@ const DETOUR: Duration = Duration::from_secs(30 * 60);
 const TELL: Duration = Duration::from_secs(2);
 
 /// When something last came back from each delay queue, to this replica. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct CameBack {
-    /// By the rung's number, in milliseconds; 0: never.
-    at: Arc<[AtomicI64; Rung::COUNT as usize]>,
+    /// In milliseconds; 0: never.
+    at: Arc<HashMap<DelayQueue, AtomicI64>>,
+}
+
+impl Default for CameBack {
+    fn default() -> Self {
+        Self { at: Arc::new(DelayQueue::all().map(|queue| (queue, AtomicI64::new(0))).collect()) }
+    }
 }
 
 impl CameBack {
     /// A message came.
     pub(crate) fn note(&self, received: &Received) {
-        if let Some(rung) = received.left_delay_queue() {
-            self.at[rung.number()].store(clock::now().as_millis(), Ordering::Relaxed);
+        let at = received.left_delay_queue().and_then(|queue| self.at.get(&queue));
+        if let Some(at) = at {
+            at.store(clock::now().as_millis(), Ordering::Relaxed);
         }
     }
 
-    fn last(&self, rung: Rung) -> Timestamp {
-        Timestamp::from_millis(self.at[rung.number()].load(Ordering::Relaxed))
+    fn last(&self, queue: DelayQueue) -> Timestamp {
+        let at = self.at.get(&queue).map_or(0, |at| at.load(Ordering::Relaxed));
+        Timestamp::from_millis(at)
     }
 
     /// Tells the other replicas, until the service is told to stop.
     pub(crate) async fn tell(self, store: Store, shutdown: Shutdown) {
-        let mut told: Vec<Timestamp> = Rung::all().map(|rung| self.last(rung)).collect();
+        let mut told: Vec<Timestamp> = DelayQueue::all().map(|queue| self.last(queue)).collect();
         let mut tell = tokio::time::interval(TELL);
         tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.until(tell.tick()).await.is_some() {
-            let now: Vec<(Rung, Timestamp)> =
-                Rung::all().map(|rung| (rung, self.last(rung))).collect();
+            let now: Vec<(DelayQueue, Timestamp)> =
+                DelayQueue::all().map(|queue| (queue, self.last(queue))).collect();
             let changed = now.iter().zip(&told).filter(|((_, at), told)| at != *told);
-            let news: Vec<(Rung, Duration)> =
-                changed.map(|((rung, at), _)| (*rung, clock::now().since(*at))).collect();
+            let news: Vec<(DelayQueue, Duration)> =
+                changed.map(|((queue, at), _)| (*queue, clock::now().since(*at))).collect();
             if news.is_empty() || !store.is_up() {
                 continue;
             }
@@ -131,8 +141,8 @@ impl WayBack {
             }
             let nudged_at = clock::now();
             let channel = in_time(connection, connection.create_channel()).await?;
-            for rung in Rung::all() {
-                in_time(connection, nudge(&channel, &self.publisher, rung)).await?;
+            for queue in DelayQueue::all() {
+                in_time(connection, nudge(&channel, &self.publisher, queue)).await?;
             }
             if shutdown.until(tokio::time::sleep(PATIENCE)).await.is_none() {
                 break;
@@ -144,16 +154,16 @@ impl WayBack {
     }
 
     /// Looks what came back since all were nudged, and leads the way round if something did not. Whoever
-    /// connects to RabbitMQ binds `doorbell.retries` again, so on a detour it is unbound each time.
+    /// connects to RabbitMQ binds the inboxes again, so on a detour they are unbound each time.
     async fn look(&self, channel: &Channel, nudged_at: Timestamp) -> anyhow::Result<()> {
         if !self.store.is_up() {
             return Ok(());
         }
-        let blocked = self.blocked(nudged_at).await?;
+        let silent = self.silent(nudged_at).await?;
         let mut is_on_detour = self.store.is_on_detour().await?;
-        if !blocked.is_empty() && topology::waiting(channel, RETRIES).await? < LONG_LINE {
+        if self.is_blocked(channel, &silent).await? {
             if !is_on_detour {
-                let queues: Vec<String> = blocked.iter().map(|rung| rung.queue()).collect();
+                let queues: Vec<String> = silent.iter().map(|queue| queue.name()).collect();
                 tracing::warn!(
                     ?queues,
                     "nothing comes back from delay queues: all that does goes round doorbell.retries for a while"
@@ -171,28 +181,41 @@ impl WayBack {
         Ok(())
     }
 
+    /// Whether nothing comes back from one of these, though there is no line to wait in.
+    async fn is_blocked(&self, channel: &Channel, silent: &[DelayQueue]) -> anyhow::Result<bool> {
+        for lane in Lane::ALL {
+            let inbox = topology::retries(lane);
+            if silent.iter().any(|queue| queue.lane == lane)
+                && topology::waiting(channel, inbox).await? < LONG_LINE
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The delay queues from which nothing came back, to any replica, since all were nudged.
-    async fn blocked(&self, nudged_at: Timestamp) -> anyhow::Result<Vec<Rung>> {
+    async fn silent(&self, nudged_at: Timestamp) -> anyhow::Result<Vec<DelayQueue>> {
         let others = self.store.came_back().await?;
         let now = clock::now();
         let nudged = now.since(nudged_at) + SLACK;
-        let last = |rung: Rung| {
-            let ours = now.since(self.came_back.last(rung));
-            others.get(&rung).map_or(ours, |theirs| ours.min(*theirs))
+        let last = |queue: DelayQueue| {
+            let ours = now.since(self.came_back.last(queue));
+            others.get(&queue).map_or(ours, |theirs| ours.min(*theirs))
         };
-        Ok(Rung::all().filter(|rung| last(*rung) > nudged).collect())
+        Ok(DelayQueue::all().filter(|queue| last(*queue) > nudged).collect())
     }
 }
 
 /// Sends the oldest message of a delay queue ahead of its time, to be put there again; if there is
 /// none, one that says nothing.
-async fn nudge(channel: &Channel, publisher: &Publisher, rung: Rung) -> anyhow::Result<()> {
-    let got = channel.basic_get(rung.queue().into(), BasicGetOptions::default()).await?;
+async fn nudge(channel: &Channel, publisher: &Publisher, queue: DelayQueue) -> anyhow::Result<()> {
+    let got = channel.basic_get(queue.name().into(), BasicGetOptions::default()).await?;
     match got {
         Some(oldest) => {
             oldest.acker.reject(BasicRejectOptions { requeue: false }).await?;
         }
-        None => publisher.publish(Message::nudge(&rung.queue())).await?,
+        None => publisher.publish(Message::nudge(&queue.name())).await?,
     }
     Ok(())
 }

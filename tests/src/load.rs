@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use doorbell_common::time::Timestamp;
 use doorbell_platform::ids;
 use doorbell_producer::{NewEvent, Publisher};
 use reqwest::Method;
@@ -132,6 +133,28 @@ async fn publish_until_confirmed(world: &World, publisher: &Publisher, tenant: &
 /// # Errors
 /// It can't connect, or an event was not confirmed.
 pub async fn publish_many(world: &World, tenant: &str, count: u64) -> anyhow::Result<()> {
+    publish_all(world, tenant, count, None).await
+}
+
+/// The same, to be delivered from this time on.
+///
+/// # Errors
+/// As for [`publish_many`].
+pub async fn publish_many_for(
+    world: &World,
+    tenant: &str,
+    count: u64,
+    deliver_at: Timestamp,
+) -> anyhow::Result<()> {
+    publish_all(world, tenant, count, Some(deliver_at.to_string())).await
+}
+
+async fn publish_all(
+    world: &World,
+    tenant: &str,
+    count: u64,
+    deliver_at: Option<String>,
+) -> anyhow::Result<()> {
     let publisher = Publisher::connect(&world.engines.amqp_url(&world.vhost)).await?;
     let numbers: Vec<u64> = (0..count).collect();
     for chunk in numbers.chunks(500) {
@@ -139,6 +162,7 @@ pub async fn publish_many(world: &World, tenant: &str, count: u64) -> anyhow::Re
         for n in chunk {
             let mut event = NewEvent::new(tenant, "load.test", n.to_string());
             event.id = Some(format!("many-{}", ids::token()));
+            event.deliver_at.clone_from(&deliver_at);
             events.push(event);
         }
         for event in &events {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use doorbell_common::wire;
+use doorbell_platform::broker::topology;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, amqp, eventually};
 use redis::aio::MultiplexedConnection;
@@ -173,10 +174,17 @@ pub(crate) async fn schedulers_killed_while_deliveries_flow_again_lose_none() ->
     Arc::into_inner(world).unwrap().finish().await
 }
 
-/// Where nobody takes what flows again, it comes a hundred a second: others' retries would wait behind it.
+/// Where nobody takes what flows again, it comes a hundred a second: whatever floods would wait behind it.
 async fn they_do_not_pile_up(world: &World) -> anyhow::Result<()> {
     let outsider = world.outsider().await?;
-    let in_line = || outsider.depth("doorbell.deliveries");
+    let in_line = async || -> anyhow::Result<u32> {
+        let mut in_line = outsider.depth(topology::DELIVERIES).await?;
+        for queue in topology::sideline_queues() {
+            in_line += outsider.depth(&queue).await?;
+        }
+        Ok(in_line)
+    };
+    let in_line = &in_line;
     let until = |most: u32| {
         eventually("some are in line", seconds(60), move || async move {
             in_line().await.is_ok_and(|count| count >= most)

@@ -105,6 +105,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         parcels::a_kill_repeats_no_more_of_a_parcel_than_was_in_flight,
         sideline::a_flood_over_http_goes_aside_at_ingest,
         sideline::a_flood_over_amqp_is_moved_aside_once,
+        sideline::what_falls_due_at_once_delays_nobodys_retries,
         sideline::dispatchers_killed_while_they_move_a_flood_aside_repeat_little,
         held::deliveries_are_kept_and_flow_again,
         held::what_is_held_for_too_long_is_given_up,

@@ -1,8 +1,10 @@
-//! A flood of events that are each for many waits aside, and nobody waits behind it.
+//! A flood waits aside, and nobody waits behind it: of events that are each for many, or of what falls due at once.
 
 use std::time::Duration;
 
-use doorbell_tests::load::publish_many;
+use doorbell_platform::broker::topology::{RETRIES, SIDELINE_RETRIES};
+use doorbell_platform::clock;
+use doorbell_tests::load::{publish_many, publish_many_for};
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, eventually};
 use serde_json::json;
@@ -112,5 +114,41 @@ pub(crate) async fn dispatchers_killed_while_they_move_a_flood_aside_repeat_litt
         "dispatchers killed {KILLS} times while they moved a flood aside: {duplicates} duplicates, {copies} copies dropped since the last kill"
     );
     assert!(duplicates <= KILLS * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
+
+/// What falls due at once is decided about and delivered beside others' retries, not before them.
+pub(crate) async fn what_falls_due_at_once_delays_nobodys_retries() -> anyhow::Result<()> {
+    const DUE: u64 = 12_000;
+    const SCHEDULER: &str = "retry-scheduler-1";
+    let world = World::start("due").await?;
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
+    world.subscribe("flood", "flooded", &["#"]).await?;
+    world.subscribe("acme", "flaky", &["#"]).await?;
+    world.in_force().await;
+    // The first come by the delay queues, the others straight from the dispatchers.
+    let due = clock::now().plus(seconds(15));
+    publish_many_for(&world, "flood", DUE / 3, due).await?;
+    world.stop(SCHEDULER).await?;
+    publish_many_for(&world, "flood", DUE - DUE / 3, due).await?;
+    let outsider = world.outsider().await?;
+    let are_in_line = async |count| {
+        let depths = (outsider.depth(RETRIES).await, outsider.depth(SIDELINE_RETRIES).await);
+        matches!(depths, (Ok(main), Ok(aside)) if u64::from(main + aside) >= count)
+    };
+    eventually("all are in line", seconds(60), || are_in_line(DUE)).await?;
+    world.publish("acme", "a", json!(1)).await?;
+    eventually("one that failed is, too", seconds(30), || are_in_line(DUE + 1)).await?;
+    eventually("the time has come", seconds(30), || async { clock::now() > due }).await?;
+    world.restart(SCHEDULER).await?;
+    eventually("it is tried again", seconds(60), || async {
+        world.receiver.accepted("flaky") == 1
+    })
+    .await?;
+    let before = world.receiver.accepted("flooded");
+    eprintln!("{DUE} fell due at once: {before} had come when another's retry did");
+    assert!(before < usize::try_from(DUE)? * 3 / 4, "{before} of {DUE} came first");
+    world.settle(seconds(120)).await?;
+    assert_eq!(world.duplicates().await?, 0);
     world.finish().await
 }

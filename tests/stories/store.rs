@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use doorbell_common::held::{HeldIndex, Measure};
 use doorbell_common::ids::{Addressee, SlotNumber, SubscriptionId, TenantId};
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::{DelayQueue, Rung};
+use doorbell_common::sideline::Lane;
 use doorbell_common::tenant_limits::TenantLimits;
 use doorbell_common::work::HandOff;
 use doorbell_platform::health::{Dependency, Health};
@@ -305,7 +306,8 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
 pub(crate) async fn what_came_back_is_told_by_one_clock() -> anyhow::Result<()> {
     let store = store(&*engines::shared().await?, "clock")?;
     assert!(store.came_back().await?.is_empty());
-    let (short, long) = (Rung::for_wait(seconds(1)), Rung::for_wait(seconds(300)));
+    let queue = |wait, lane| DelayQueue { rung: Rung::for_wait(seconds(wait)), lane };
+    let (short, long) = (queue(1, Lane::Main), queue(300, Lane::Sideline));
     store.note_came_back(&[(short, seconds(40)), (long, seconds(50))]).await?;
     store.note_came_back(&[(short, seconds(2))]).await?;
     let ago = store.came_back().await?;

@@ -26,6 +26,7 @@ pub mod removals;
 pub mod sealing;
 pub mod sentence;
 pub mod service;
+pub mod shares;
 pub mod shutdown;
 pub mod store;
 pub mod targets;

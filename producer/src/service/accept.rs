@@ -10,7 +10,8 @@ use doorbell_common::api_key::{Denied, Scope, Whose};
 use doorbell_common::catalogue::Objection;
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::{JUDGED_HEADER, Refusal};
-use doorbell_common::rate::{Meters, RateLimit};
+use doorbell_common::rate::Meters;
+use doorbell_common::sideline::Lane;
 use doorbell_platform::auth::Caller;
 use doorbell_platform::broker::topology::SIDELINE;
 use doorbell_platform::broker::{Message, PublishError, Publisher};
@@ -18,6 +19,7 @@ use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
 use doorbell_platform::removals::Removals;
+use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
@@ -72,26 +74,6 @@ impl Tenants {
         } else {
             Err(NotAccepted::TooMany(pace.per_second))
         }
-    }
-}
-
-/// What each tenant has used of its share.
-#[derive(Debug)]
-pub(crate) struct Shares {
-    share: RateLimit,
-    meters: Mutex<Meters<Addressee>>,
-}
-
-impl Shares {
-    pub(crate) fn new(share: RateLimit) -> Self {
-        Self { share, meters: Mutex::default() }
-    }
-
-    /// Whether one more event of this tenant is within its share.
-    fn admit(&self, tenant: &Addressee) -> bool {
-        let now = clock::now().as_micros();
-        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        meters.of(tenant, now).admits(self.share, now)
     }
 }
 
@@ -168,7 +150,7 @@ impl Acceptor {
             return Ok(Accepted { id, duplicate: true, warning });
         }
         mark_judged(&mut message);
-        let is_aside = !self.shares.admit(&tenant);
+        let is_aside = self.shares.lane(&tenant) == Lane::Sideline;
         if is_aside {
             SIDELINE.clone_into(&mut message.exchange);
         }

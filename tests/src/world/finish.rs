@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
+use doorbell_common::sideline::Lane;
 use doorbell_platform::broker::topology;
 use reqwest::Method;
 
@@ -34,10 +35,12 @@ impl World {
         }
         // What was with a service unsettled is in its queue again by now.
         let mut depths = self.depths(&outsider).await?;
-        if depths.remove(topology::RETRIES).is_some() {
-            // A nudge says nothing, and nobody was left to drop it.
-            let left = self.left_in_retries(&outsider).await?;
-            depths.extend((left > 0).then(|| (topology::RETRIES.to_owned(), left)));
+        for inbox in Lane::ALL.map(topology::retries) {
+            if depths.remove(inbox).is_some() {
+                // A nudge says nothing, and nobody was left to drop it.
+                let left = self.left_in(inbox, &outsider).await?;
+                depths.extend((left > 0).then(|| (inbox.to_owned(), left)));
+            }
         }
         anyhow::ensure!(depths == sorted(expected), "unsettled at the end: {depths:?}");
         self.check_keys().await?;
@@ -103,10 +106,10 @@ impl World {
         Ok(())
     }
 
-    /// Takes out what is left in `doorbell.retries`; answers how much says something.
-    async fn left_in_retries(&self, outsider: &Outsider) -> anyhow::Result<u32> {
+    /// Takes out what is left in a retry-scheduler's inbox; answers how much says something.
+    async fn left_in(&self, inbox: &str, outsider: &Outsider) -> anyhow::Result<u32> {
         let mut left = 0;
-        while let Some(message) = outsider.take(topology::RETRIES).await? {
+        while let Some(message) = outsider.take(inbox).await? {
             let kind = message.properties.content_type().clone();
             let is_nudge = kind.is_some_and(|kind| kind.as_str().ends_with(".nudge"));
             left += u32::from(!is_nudge);
@@ -119,13 +122,14 @@ impl World {
         outsider: &Outsider,
     ) -> anyhow::Result<BTreeMap<String, u32>> {
         let mut queues = topology::ingress_queues();
-        queues.extend(Rung::all().map(Rung::queue));
+        queues.extend(DelayQueue::all().map(DelayQueue::name));
         queues.extend(topology::sideline_queues());
         let others = [
             topology::PAGES,
             topology::SIDELINE_PAGES,
             topology::DELIVERIES,
             topology::RETRIES,
+            topology::SIDELINE_RETRIES,
             topology::REJECTED,
             topology::QUARANTINE,
             topology::UNROUTED,

@@ -3,7 +3,8 @@
 
 use anyhow::Context as _;
 use doorbell_common::intake::TENANT_HEADER;
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
+use doorbell_common::sideline::Lane;
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions,
     QueueDeclareOptions,
@@ -29,6 +30,8 @@ pub const SIDELINE_PAGES: &str = "doorbell.sideline.pages";
 pub const DELIVERIES: &str = "doorbell.deliveries";
 /// Whatever could not be finished now: the retry-scheduler's inbox.
 pub const RETRIES: &str = "doorbell.retries";
+/// The same, where it is more than its tenant's share.
+pub const SIDELINE_RETRIES: &str = "doorbell.sideline.retries";
 /// Requests for a test delivery.
 pub const TESTS: &str = "doorbell.tests";
 /// Messages that break the rules of publishing, with the reason.
@@ -102,7 +105,22 @@ const TEST_TTL_MS: i32 = 60_000;
 
 /// Whether a queue is one of those that we publish to by their names.
 pub(super) fn is_internal(queue: &str) -> bool {
-    [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES].contains(&queue)
+    [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES, SIDELINE_RETRIES].contains(&queue)
+}
+
+/// The lane that a queue belongs to.
+#[must_use]
+pub fn lane_of(queue: &str) -> Lane {
+    if queue.starts_with(SIDELINE) { Lane::Sideline } else { Lane::Main }
+}
+
+/// The retry-scheduler's inbox in a lane.
+#[must_use]
+pub fn retries(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Main => RETRIES,
+        Lane::Sideline => SIDELINE_RETRIES,
+    }
 }
 
 /// How events are spread.
@@ -160,12 +178,15 @@ pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyh
     Ok(())
 }
 
-/// Has what is for [`RETRIES`] go to that queue.
+/// Has what is for the retry-schedulers go to their inboxes.
 ///
 /// # Errors
 /// RabbitMQ refused.
 pub async fn bind_retries(channel: &Channel) -> anyhow::Result<()> {
-    bind(channel, RETRIES, INTERNAL, RETRIES).await
+    for inbox in Lane::ALL.map(retries) {
+        bind(channel, inbox, INTERNAL, inbox).await?;
+    }
+    Ok(())
 }
 
 /// Has it go to [`UNROUTED`], until anyone declares the topology.
@@ -173,10 +194,13 @@ pub async fn bind_retries(channel: &Channel) -> anyhow::Result<()> {
 /// # Errors
 /// RabbitMQ refused.
 pub async fn unbind_retries(channel: &Channel) -> anyhow::Result<()> {
-    channel
-        .queue_unbind(RETRIES.into(), INTERNAL.into(), RETRIES.into(), FieldTable::default())
-        .await
-        .with_context(|| format!("cannot unbind queue {RETRIES}"))
+    for inbox in Lane::ALL.map(retries) {
+        channel
+            .queue_unbind(inbox.into(), INTERNAL.into(), inbox.into(), FieldTable::default())
+            .await
+            .with_context(|| format!("cannot unbind queue {inbox}"))?;
+    }
+    Ok(())
 }
 
 /// How many messages are ready in a queue.
@@ -209,10 +233,10 @@ async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
     declare_queue(channel, UNROUTED, work_queue()).await?;
     bind(channel, UNROUTED, UNROUTED, "").await?;
     let mut queues: Vec<(String, FieldTable)> =
-        [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES, REJECTED, QUARANTINE]
+        [PAGES, SIDELINE_PAGES, DELIVERIES, RETRIES, SIDELINE_RETRIES, REJECTED, QUARANTINE]
             .map(|name| (name.to_owned(), work_queue()))
             .to_vec();
-    queues.extend(Rung::all().map(|rung| (rung.queue(), delay_queue(rung))));
+    queues.extend(DelayQueue::all().map(|queue| (queue.name(), delay_queue(queue))));
     queues.push((TESTS.to_owned(), test_queue()));
     queues.extend(STREAMS.map(|(name, days, size)| (name.to_owned(), stream(days, size))));
     for (name, arguments) in queues {
@@ -346,9 +370,9 @@ fn work_queue() -> FieldTable {
 }
 
 /// A queue that nobody consumes: after its time, each message moves back to the scheduler.
-fn delay_queue(rung: Rung) -> FieldTable {
-    let mut arguments = dead_lettering_to(RETRIES);
-    let millis = i64::try_from(rung.length().as_millis()).unwrap_or(i64::MAX);
+fn delay_queue(queue: DelayQueue) -> FieldTable {
+    let mut arguments = dead_lettering_to(retries(queue.lane));
+    let millis = i64::try_from(queue.rung.length().as_millis()).unwrap_or(i64::MAX);
     arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
     arguments
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
 
 use super::{Store, StoreError};
 
@@ -24,11 +24,11 @@ impl Store {
     ///
     /// # Errors
     /// Redis did not answer.
-    pub async fn note_came_back(&self, ago: &[(Rung, Duration)]) -> Result<(), StoreError> {
+    pub async fn note_came_back(&self, ago: &[(DelayQueue, Duration)]) -> Result<(), StoreError> {
         let mut eval = redis::cmd("EVAL");
         eval.arg(NOTE).arg(1).arg(self.keys.came_back());
-        for (rung, ago) in ago {
-            eval.arg(rung.queue()).arg(ago.as_millis().to_string());
+        for (queue, ago) in ago {
+            eval.arg(queue.name()).arg(ago.as_millis().to_string());
         }
         eval.query_async::<u8>(&mut self.link.clone()).await?;
         Ok(())
@@ -39,12 +39,12 @@ impl Store {
     ///
     /// # Errors
     /// Redis did not answer.
-    pub async fn came_back(&self) -> Result<HashMap<Rung, Duration>, StoreError> {
+    pub async fn came_back(&self) -> Result<HashMap<DelayQueue, Duration>, StoreError> {
         let mut eval = redis::cmd("EVAL");
         eval.arg(ASK).arg(1).arg(self.keys.came_back());
         let all: HashMap<String, u64> = eval.query_async(&mut self.link.clone()).await?;
         let known = |(queue, ago): (String, u64)| {
-            Some((Rung::of_queue(&queue)?, Duration::from_millis(ago)))
+            Some((DelayQueue::of_name(&queue)?, Duration::from_millis(ago)))
         };
         Ok(all.into_iter().filter_map(known).collect())
     }

@@ -4,7 +4,7 @@ use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
     DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
 };
-use doorbell_common::rung::Rung;
+use doorbell_common::rung::DelayQueue;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -50,11 +50,11 @@ impl Received {
 
     /// The delay queue that it has just left, if it has.
     #[must_use]
-    pub fn left_delay_queue(&self) -> Option<Rung> {
+    pub fn left_delay_queue(&self) -> Option<DelayQueue> {
         let AMQPValue::LongString(queue) = self.latest_death()?.inner().get("queue")? else {
             return None;
         };
-        Rung::of_queue(std::str::from_utf8(queue.as_bytes()).ok()?)
+        DelayQueue::of_name(std::str::from_utf8(queue.as_bytes()).ok()?)
     }
 
     /// What RabbitMQ wrote when it last moved the message from one queue to another, if it has.
@@ -170,6 +170,7 @@ mod tests {
                 vec![death("doorbell.delay.4s"), death("doorbell.delay.8s")],
                 Some("doorbell.delay.4s"),
             ),
+            (vec![death("doorbell.sideline.delay.2s")], Some("doorbell.sideline.delay.2s")),
             (vec![death("doorbell.deliveries")], None),
             (vec![], None),
         ] {
@@ -182,7 +183,7 @@ mod tests {
                 properties: BasicProperties::default().with_headers(headers),
                 body: vec![],
             };
-            assert_eq!(received.left_delay_queue().map(Rung::queue).as_deref(), left);
+            assert_eq!(received.left_delay_queue().map(DelayQueue::name).as_deref(), left);
         }
     }
 }
