@@ -176,6 +176,7 @@ impl World {
     /// # Errors
     /// There is no such service, or it does not come up.
     pub async fn stop(&self, name: &str) -> anyhow::Result<Option<i32>> {
+        self.admin_url(name).await.with_context(|| format!("no such service: {name}"))?;
         eventually(&format!("{name} is up"), READY, || async {
             self.has_ended(name).await || self.readiness(name).await.is_ok()
         })
