@@ -61,6 +61,8 @@ pub enum Scenario {
     FloodingNeighbour,
     /// The same flood, published over HTTP.
     FloodingNeighbourHttp,
+    /// Retries of healthy tenants, alone and beside one all of whose events fall due at once.
+    DueNeighbour,
     /// 20,000 events for an endpoint that is out for a while, and others beside it.
     Outage,
     /// What an event costs as its tenant has more subscriptions that do not want it, and as there
@@ -207,17 +209,25 @@ impl Bench<'_> {
     async fn publish_over(&self, way: Way, tenant: &str, count: u64) -> anyhow::Result<()> {
         match way {
             Way::Amqp => self.publish(tenant, count).await,
-            Way::Http => self.publish_over_http(tenant, count).await,
+            Way::Http => self.publish_over_http(tenant, count, None).await,
         }
     }
 
-    /// The same over HTTP.
-    async fn publish_over_http(&self, tenant: &str, count: u64) -> anyhow::Result<()> {
+    /// The same over HTTP, perhaps for a certain time.
+    async fn publish_over_http(
+        &self,
+        tenant: &str,
+        count: u64,
+        deliver_at: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let deliver_at = json!(deliver_at);
         let url = format!("{}/v1/events", self.stack.producer_url);
         let publishing = futures_util::stream::iter(0..count)
             .map(|_| async {
                 let data = String::from_utf8(self.receiver.data(DATA_BYTES))?;
-                let body = format!(r#"{{"tenant":"{tenant}","type":"bench.event","data":{data}}}"#);
+                let body = format!(
+                    r#"{{"tenant":"{tenant}","type":"bench.event","deliver_at":{deliver_at},"data":{data}}}"#
+                );
                 let request = self.http.post(&url).bearer_auth(&self.stack.admin_key);
                 let request = request.header("content-type", "application/json").body(body);
                 request.send().await?.error_for_status()?.bytes().await?;

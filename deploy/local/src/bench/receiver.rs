@@ -1,7 +1,8 @@
 //! A receiver that costs next to nothing: raw hyper, no routing, no check of anything. The path says
 //! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
 //! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers), `/out/TALLY` (503 while it is out, and
-//! then not counted), `/once/TALLY` (counts each event once, and the others as duplicates).
+//! then not counted), `/once/TALLY` (counts each event once, and the others as duplicates), `/flaky/TALLY` (404
+//! when an event comes for the first time, and then not counted).
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -145,6 +146,11 @@ impl Receiver {
             return Ok(response);
         }
         let name = path.next().unwrap_or_default();
+        if behaviour == "flaky" && self.is_new(name, head.headers.get("webhook-id")) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return Ok(response);
+        }
         if behaviour == "once" && !self.is_new(name, head.headers.get("webhook-id")) {
             self.tally(name).duplicates.fetch_add(1, Ordering::AcqRel);
         } else {

@@ -55,6 +55,7 @@ impl Bench<'_> {
             Scenario::HangingFifth => self.hanging_among("hanging fifth", 80, 20).await,
             Scenario::FloodingNeighbour => self.flooding(Way::Amqp).await,
             Scenario::FloodingNeighbourHttp => self.flooding(Way::Http).await,
+            Scenario::DueNeighbour => self.due_neighbour().await,
             Scenario::Outage => self.outage().await,
             Scenario::Growth => self.growth().await,
             Scenario::Filters => self.filters().await,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use doorbell_platform::clock;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -18,6 +19,8 @@ const BESIDE: Duration = Duration::from_secs(60);
 const BESIDE_FLOOD: u64 = 32;
 /// How many events wait for an endpoint that is out.
 const WAITING: u64 = 20_000;
+/// When everything falls due, after its publishing began.
+const DUE_AFTER: Duration = Duration::from_secs(30);
 /// A tenant that is disturbed no more than this is undisturbed by a flood, in milliseconds.
 const UNDISTURBED_MS: f64 = 250.0;
 
@@ -95,6 +98,29 @@ impl Bench<'_> {
             p99s.last().copied().unwrap_or_default()
         ));
         Ok(vec![row])
+    }
+
+    /// Tenants whose every delivery takes a retry after two seconds, alone and beside one all of whose events fall due
+    /// at once.
+    pub(super) async fn due_neighbour(&self) -> anyhow::Result<Vec<Row>> {
+        let names = (0..BESIDE_FLOOD).map(|n| format!("due-beside-{n}"));
+        let steady =
+            Steady { tenants: names.collect(), pause: Duration::from_millis(500), endpoints: 1 };
+        for tenant in &steady.tenants {
+            let mut body = self.subscription("flaky", tenant);
+            body["retry"] = json!({"schedule": ["2s"]});
+            self.subscribe(tenant, &body, 1).await?;
+        }
+        self.subscribe_all("due", "ok", 1, json!({})).await?;
+        let alone = self.watch(&steady, &[], ALONE).await?;
+        let due = clock::now().plus(DUE_AFTER).to_string();
+        let (beside, published) = tokio::join!(
+            self.watch(&steady, &[], BESIDE),
+            self.publish_over_http("due", self.deliveries, Some(&due))
+        );
+        published?;
+        self.arrived("due", self.deliveries).await?;
+        Ok(compared("retries after 2 s, beside what falls due at once", alone, beside?))
     }
 
     /// Healthy tenants beside one whose endpoint is out for a while, with many events waiting.
