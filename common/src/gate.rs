@@ -118,7 +118,9 @@ impl Gate {
         if !must_wait {
             return admission;
         }
-        let likely_in = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
+        let in_turn = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
+        // Who has said nothing for a while says nothing for as long again.
+        let likely_in = in_turn.max(self.quiet_for(now).unwrap_or_default());
         if self.waiting < bounds.waiting && likely_in <= LIKELY_WITHIN {
             self.waiting += 1;
             return Admission::Wait;
@@ -267,12 +269,15 @@ impl Gate {
         self.passes.iter().map(|(_, began)| end(*began)).max()
     }
 
-    /// How long the endpoint has answered nothing although it was asked, if that is long.
+    /// The same, if that is long.
     fn silence(&self, now: Timestamp) -> Option<Duration> {
+        self.quiet_for(now).filter(|silence| *silence > SLOW_AFTER)
+    }
+
+    /// How long the endpoint has answered nothing although it was asked.
+    fn quiet_for(&self, now: Timestamp) -> Option<Duration> {
         let began = self.passes.iter().filter_map(|(_, began)| *began).min()?;
-        let silence = now.since(began);
-        let is_silent = self.last_answer.is_none_or(|last| last < began);
-        (is_silent && silence > SLOW_AFTER).then_some(silence)
+        self.last_answer.is_none_or(|last| last < began).then(|| now.since(began))
     }
 }
 

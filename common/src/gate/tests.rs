@@ -68,6 +68,19 @@ fn nobody_waits_where_it_would_take_long() {
 }
 
 #[test]
+fn nobody_waits_where_nothing_was_answered_yet() {
+    let mut gate = Gate::default();
+    let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
+    assert_eq!(gate.arrive(BOUNDS, false, at(250)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, false, at(251)), Admission::Hold(HoldReason::Busy, at(251)));
+    // The oldest has begun before the answer, the others after it.
+    end(&mut gate, passes[0], Sign::Answers, at(260));
+    let Admission::Go(pass) = gate.ask_again(BOUNDS, at(260)) else { panic!("not let through") };
+    gate.begin(pass, at(260));
+    assert_eq!(gate.arrive(BOUNDS, false, at(270)), Admission::Wait);
+}
+
+#[test]
 fn an_endpoint_that_says_nothing_gets_little_more() {
     let mut gate = Gate::default();
     let first = go(&mut gate, at(0));
