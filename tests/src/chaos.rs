@@ -81,7 +81,10 @@ pub async fn round(seed: u64, time: Duration, engines: Engines) -> anyhow::Resul
         setup = setup.without_breaker();
     }
     let world = Arc::new(World::with(&format!("chaos-{seed}"), setup).await?);
-    let scene = Scene { shaky: subscribe(&world).await?, cluster };
+    let shaky = subscribe(&world).await?;
+    let provider = (0..WIDE).step_by(3).map(|n| format!("wide-{n}"));
+    let provider = provider.chain([shaky.endpoint.to_owned()]).collect();
+    let scene = Scene { shaky, provider, cluster };
     if !has_breaker {
         // A breaker would hardly ever let through what fails the first time.
         world.receiver.behave("flaky", Behaviour::FailFirst(2, 503));

@@ -51,6 +51,8 @@ pub enum Behaviour {
     RetryAfter(u64),
     /// Answers 200 after this time.
     Slow(Duration),
+    /// Says nothing for so long, and then 503.
+    Hang(Duration),
     /// Redirects to this URL.
     Redirect(String),
     /// 418 with a body of so many bytes.
@@ -266,6 +268,10 @@ async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: 
         Some(Behaviour::Slow(time)) => {
             tokio::time::sleep(time).await;
             StatusCode::OK.into_response()
+        }
+        Some(Behaviour::Hang(time)) => {
+            tokio::time::sleep(time).await;
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
         }
         Some(Behaviour::Redirect(url)) => (StatusCode::FOUND, [("location", url)]).into_response(),
         Some(Behaviour::Teapot(size)) => {

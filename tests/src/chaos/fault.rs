@@ -30,6 +30,8 @@ pub(super) const SERVICES: [&str; 6] = [
 const PATIENCE: Duration = Duration::from_secs(150);
 /// After how long it is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// An endpoint that hangs says nothing for so long, which is longer than it is given.
+const HANGS: Duration = Duration::from_secs(25);
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub(super) enum Fault {
     Alarm(Duration),
     /// The endpoint `shaky` refuses everything for a while.
     Refuse(Duration),
+    /// It and a third of those that are asked together hang for a while.
+    Hang(Duration),
     /// The subscription of `shaky` is paused for a while.
     Pause(Duration),
     /// The subscription of `shaky` gets another secret.
@@ -72,6 +76,8 @@ const OF_REDIS: [&str; 4] = ["{main}", "{tenant-acme}", "{slot-000000}", "{slot-
 #[derive(Debug)]
 pub(super) struct Scene {
     pub(super) shaky: Shaky,
+    /// Endpoints that hang together.
+    pub(super) provider: Vec<String>,
     /// Instead of the one Redis.
     pub(super) cluster: Option<Mutex<RedisCluster>>,
 }
@@ -96,7 +102,7 @@ impl Fault {
             _ => Victim::Redis(OF_REDIS[random.random_range(0..OF_REDIS.len())]),
         };
         let down = millis(random, 5_000);
-        match random.random_range(0..20) {
+        match random.random_range(0..22) {
             0..=7 => Self::Kill(victim, down),
             8..=10 => Self::Freeze(victim, millis(random, 20_000)),
             // Longer than heartbeats and the terms of leases.
@@ -106,6 +112,7 @@ impl Fault {
             16 => Self::Alarm(millis(random, 8_000)),
             17 => Self::Refuse(millis(random, 10_000)),
             18 => Self::Pause(millis(random, 10_000)),
+            19..=20 => Self::Hang(millis(random, 20_000)),
             _ => Self::Rotate,
         }
     }
@@ -136,7 +143,7 @@ impl Fault {
             Self::Stop(service, _) => Some(Victim::Service(service)),
             // Both are done by a process of RabbitMQ's.
             Self::CloseConnections | Self::Alarm(_) => Some(Victim::RabbitMq(0)),
-            Self::Refuse(_) | Self::Pause(_) | Self::Rotate => None,
+            Self::Refuse(_) | Self::Hang(_) | Self::Pause(_) | Self::Rotate => None,
         }
     }
 
@@ -145,7 +152,7 @@ impl Fault {
     /// # Errors
     /// Something could not be done or put in order; a service did not stop cleanly.
     pub(super) async fn happen(self, world: &World, scene: &Scene) -> anyhow::Result<()> {
-        let Scene { shaky, cluster } = scene;
+        let Scene { shaky, provider, cluster } = scene;
         match (self, cluster) {
             (Self::Kill(Victim::Redis(of), time), Some(cluster)) => {
                 let mut cluster = cluster.lock().await;
@@ -186,6 +193,17 @@ impl Fault {
                 world.receiver.behave(shaky.endpoint, Behaviour::Status(503));
                 tokio::time::sleep(time).await;
                 world.receiver.behave(shaky.endpoint, Behaviour::Status(200));
+                Ok(())
+            }
+            Self::Hang(time) => {
+                let behave = |behaviour: Behaviour| {
+                    for endpoint in provider {
+                        world.receiver.behave(endpoint, behaviour.clone());
+                    }
+                };
+                behave(Behaviour::Hang(HANGS));
+                tokio::time::sleep(time).await;
+                behave(Behaviour::Status(200));
                 Ok(())
             }
             Self::Pause(time) => {
@@ -301,6 +319,7 @@ impl fmt::Display for Fault {
             Self::CloseConnections => formatter.write_str("close all connections to RabbitMQ"),
             Self::Alarm(time) => write!(formatter, "RabbitMQ takes nothing for {time:?}"),
             Self::Refuse(time) => write!(formatter, "an endpoint refuses for {time:?}"),
+            Self::Hang(time) => write!(formatter, "a provider's endpoints hang for {time:?}"),
             Self::Pause(time) => write!(formatter, "a subscription is paused for {time:?}"),
             Self::Rotate => formatter.write_str("a subscription gets another secret"),
         }
