@@ -41,6 +41,8 @@ pub enum Scenario {
     OneToOne,
     /// The same, published over HTTP.
     OneToOneHttp,
+    /// Over AMQP again, beside four endpoints that hang.
+    OneToOneHanging,
     /// Each event for ten endpoints.
     FanOut10,
     /// Each event for a hundred endpoints.
@@ -55,6 +57,10 @@ pub enum Scenario {
     HangingNeighbour,
     /// 900 healthy tenants, alone and beside 100 whose endpoints hang.
     HangingTenth,
+    /// 400 healthy tenants, alone and beside 600 whose endpoints hang.
+    HangingMost,
+    /// Healthy tenants, alone and beside 40 that publish much more, whose endpoints hang.
+    HangingFleet,
     /// A tenant's 80 healthy endpoints, alone and beside 20 of the same tenant that hang.
     HangingFifth,
     /// Healthy tenants beside one that publishes everything at once for a slow endpoint.

@@ -44,6 +44,7 @@ impl Bench<'_> {
         match scenario {
             Scenario::Rest => self.rest().await,
             Scenario::OneToOne => self.fan_out("one to one", 1).await,
+            Scenario::OneToOneHanging => self.one_to_one_beside_hanging().await,
             Scenario::OneToOneHttp => self.one_to_one_over_http().await,
             Scenario::FanOut10 => self.fan_out("one to 10", 10).await,
             Scenario::FanOut100 => self.fan_out("one to 100", 100).await,
@@ -52,6 +53,8 @@ impl Bench<'_> {
             Scenario::Failing => self.failing().await,
             Scenario::HangingNeighbour => self.hanging("hanging neighbour", (32, 2), (1, 50)).await,
             Scenario::HangingTenth => self.hanging("hanging tenth", (900, 1), (100, 1)).await,
+            Scenario::HangingMost => self.hanging("hanging most", (400, 1), (600, 1)).await,
+            Scenario::HangingFleet => self.hanging("hanging fleet", (32, 2), (40, 50)).await,
             Scenario::HangingFifth => self.hanging_among("hanging fifth", 80, 20).await,
             Scenario::FloodingNeighbour => self.flooding(Way::Amqp).await,
             Scenario::FloodingNeighbourHttp => self.flooding(Way::Http).await,
@@ -66,7 +69,7 @@ impl Bench<'_> {
     }
 
     async fn fan_out(&self, name: &str, endpoints: u64) -> anyhow::Result<Vec<Row>> {
-        let tenant = format!("bench-{endpoints}");
+        let tenant = format!("bench-{}", name.replace(' ', "-"));
         self.subscribe_all(&tenant, "ok", endpoints, json!({})).await?;
         let events = (self.deliveries / endpoints).max(1);
         let (costs, start) = (Costs::begin(self.stack), Instant::now());
@@ -80,6 +83,19 @@ impl Bench<'_> {
             super::report::per_second(events, published)
         ));
         Ok(vec![row])
+    }
+
+    /// One to one beside a few endpoints that hang, and have done so for a while.
+    async fn one_to_one_beside_hanging(&self) -> anyhow::Result<Vec<Row>> {
+        let hanging = self.tenants("bench-hangs", "hang", 4, 10).await?;
+        let publishing = self.publish_steadily(&hanging, 2 * LIGHT);
+        let measuring = async {
+            tokio::time::sleep(LIGHT / 3).await;
+            self.fan_out("one to one beside four that hang", 1).await
+        };
+        let (published, rows) = tokio::join!(publishing, measuring);
+        published?;
+        rows
     }
 
     async fn one_to_one_over_http(&self) -> anyhow::Result<Vec<Row>> {
