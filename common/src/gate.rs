@@ -22,11 +22,14 @@ pub struct Bounds {
     pub failures: u32,
 }
 
-/// An endpoint whose oldest POST has been in flight for so long, and that has answered nothing
-/// since that began, is slow.
+/// An endpoint is slow that has been asked for so long, by one POST or several one after the other, and has
+/// answered nothing since. It stays so until it answers.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// POSTs in flight at once to a slow endpoint: enough to see whether it answers again.
-const SLOW_CONCURRENCY: usize = 2;
+const SLOW_CONCURRENCY: u32 = 2;
+/// POSTs in flight at once to an endpoint of which nothing is known; each answer allows one more. Should many
+/// endpoints begin to hang at the same moment, each takes so many permits at most.
+const FIRST_CONCURRENCY: u32 = 16;
 
 /// A delivery waits only if its turn is likely to come within this time: it keeps its message in
 /// hand meanwhile, and so a place from others.
@@ -84,6 +87,15 @@ impl HoldReason {
 pub struct Pass {
     number: u64,
     is_probe: bool,
+    is_slow: bool,
+}
+
+impl Pass {
+    /// Whether the POST is likely to take long: the endpoint is slow.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.is_slow
+    }
 }
 
 /// The gate of one subscription.
@@ -96,6 +108,10 @@ pub struct Gate {
     breaker: Breaker,
     throttled_until: Option<Timestamp>,
     last_answer: Option<Timestamp>,
+    /// When the first of those POSTs began that took long and failed, and after which nothing was answered.
+    in_vain_since: Option<Timestamp>,
+    /// How many were answered since it was new or slow.
+    answers: u32,
     /// How long a POST takes, the last ones counting most.
     usual: Duration,
     /// When the turn of the next one comes that is held because enough are there.
@@ -118,7 +134,7 @@ impl Gate {
         if !must_wait {
             return admission;
         }
-        let in_turn = self.usual * (self.waiting + 1) / bounds.concurrency.max(1);
+        let in_turn = self.usual * (self.waiting + 1) / self.concurrency(bounds, false).max(1);
         // Who has said nothing for a while says nothing for as long again.
         let likely_in = in_turn.max(self.quiet_for(now).unwrap_or_default());
         if self.waiting < bounds.waiting && likely_in <= LIKELY_WITHIN {
@@ -164,8 +180,9 @@ impl Gate {
         (now, chance): (Timestamp, f64),
     ) {
         let began = self.passes.iter().find(|(number, _)| *number == pass.number);
-        if let Some((_, Some(began))) = began {
-            self.usual = (self.usual * 7 + now.since(*began)) / 8;
+        let began = began.and_then(|(_, began)| *began);
+        if let Some(began) = began {
+            self.usual = (self.usual * 7 + now.since(began)) / 8;
         }
         self.give_back(pass);
         self.breaker = self.breaker.after(sign, pass.is_probe, bounds.failures, (now, chance));
@@ -174,6 +191,14 @@ impl Gate {
         }
         if sign != Sign::Fails {
             self.last_answer = Some(now);
+            self.in_vain_since = None;
+            self.answers = self.answers.saturating_add(1);
+        } else if let Some(began) = began
+            && now.since(began) > SLOW_AFTER
+            && self.said_nothing_since(began)
+        {
+            let first = self.in_vain_since.map_or(began, |first| first.min(began));
+            (self.in_vain_since, self.answers) = (Some(first), 0);
         }
         if let Some(wait) = leave_alone {
             let until = now.plus(wait);
@@ -231,19 +256,30 @@ impl Gate {
         if let Some((reason, until)) = self.closed(now) {
             return Admission::Hold(reason, until);
         }
+        let silence = self.silence(now);
         if self.is_open() {
-            return self.pass(true);
+            return self.pass(true, silence.is_some());
         }
-        if let Some(silence) = self.silence(now)
-            && self.passes.len() >= SLOW_CONCURRENCY
-        {
+        let most =
+            usize::try_from(self.concurrency(bounds, silence.is_some())).unwrap_or(usize::MAX);
+        if self.passes.len() < most {
+            return self.pass(false, silence.is_some());
+        }
+        match silence {
             // Who has been silent for long will be for as long again.
-            return Admission::Hold(HoldReason::Silent, now.plus(silence));
+            Some(silence) => {
+                let until = now.plus(silence.min(LONGEST_BUSY_HOLD));
+                Admission::Hold(HoldReason::Silent, until)
+            }
+            None => Admission::Wait,
         }
-        if self.passes.len() < usize::try_from(bounds.concurrency).unwrap_or(usize::MAX) {
-            return self.pass(false);
-        }
-        Admission::Wait
+    }
+
+    /// How many POSTs may be in flight at once just now.
+    fn concurrency(&self, bounds: Bounds, is_slow: bool) -> u32 {
+        let most =
+            if is_slow { SLOW_CONCURRENCY } else { FIRST_CONCURRENCY.saturating_add(self.answers) };
+        most.min(bounds.concurrency)
     }
 
     /// When the turn of one more delivery comes, if each takes as long as it usually does: so those
@@ -255,11 +291,11 @@ impl Gate {
         turn
     }
 
-    fn pass(&mut self, is_probe: bool) -> Admission {
+    fn pass(&mut self, is_probe: bool, is_slow: bool) -> Admission {
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
         self.passes.push((number, None));
-        Admission::Go(Pass { number, is_probe })
+        Admission::Go(Pass { number, is_probe, is_slow })
     }
 
     /// When the last of those in flight will have ended, if it takes as long as they usually do: at an
@@ -276,8 +312,14 @@ impl Gate {
 
     /// How long the endpoint has answered nothing although it was asked.
     fn quiet_for(&self, now: Timestamp) -> Option<Duration> {
-        let began = self.passes.iter().filter_map(|(_, began)| *began).min()?;
-        self.last_answer.is_none_or(|last| last < began).then(|| now.since(began))
+        let oldest = self.passes.iter().filter_map(|(_, began)| *began).min();
+        let waits_since = oldest.filter(|began| self.said_nothing_since(*began));
+        let since = self.in_vain_since.into_iter().chain(waits_since).min()?;
+        Some(now.since(since))
+    }
+
+    fn said_nothing_since(&self, time: Timestamp) -> bool {
+        self.last_answer.is_none_or(|last| last < time)
     }
 }
 
@@ -289,12 +331,9 @@ const LONGEST_HOLD: Duration = Duration::from_secs(300);
 /// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
 
-/// Behind a silent endpoint a hold of up to so many seconds takes a single rung.
-const ONE_RUNG_UP_TO: u64 = 32;
-
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
-/// Behind an endpoint in trouble it is longer each time, and up to half as long again by `chance`
-/// in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
+/// Behind an endpoint in trouble it is longer each time, and, but for one that is silent, up to half as long again by
+/// `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
 /// that takes few rungs.
 #[must_use]
 pub fn hold_until(
@@ -312,17 +351,22 @@ pub fn hold_until(
         // Its time is its turn in a line.
         HoldReason::RateLimit => Duration::ZERO,
     };
-    let wait = opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0);
+    let wait = match reason {
+        // When it will answer again is a guess, so the time is one that takes a single rung.
+        HoldReason::Silent => opens_at.since(now).max(more),
+        HoldReason::Breaker
+        | HoldReason::Throttled
+        | HoldReason::Busy
+        | HoldReason::RateLimit
+        | HoldReason::Template => opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0),
+    };
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
-        // When it will answer again is a guess.
-        HoldReason::Silent if least <= ONE_RUNG_UP_TO => 2 * least - 1,
-        HoldReason::Silent
-        | HoldReason::Breaker
-        | HoldReason::Throttled
-        | HoldReason::Busy
-        | HoldReason::Template => least + least / 8,
+        HoldReason::Silent => 2 * least - 1,
+        HoldReason::Breaker | HoldReason::Throttled | HoldReason::Busy | HoldReason::Template => {
+            least + least / 8
+        }
     };
     now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }

@@ -29,6 +29,7 @@ use doorbell_platform::workshop::Workshop;
 use tokio::sync::Mutex;
 
 use crate::gates::Gates;
+use crate::hand::Hand;
 use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
 use crate::metrics::{Final, Metrics};
@@ -58,8 +59,10 @@ pub(crate) struct Dispatcher {
     pub(crate) gates: Gates,
     pub(crate) limits: Limits,
     pub(crate) working: Working,
-    /// One permit for each POST that may be in flight.
+    /// One permit for each POST that may be in flight and is not slow.
     pub(crate) posts: Permits<Addressee>,
+    /// One permit for each that may be in flight and is.
+    pub(crate) slow_posts: Permits<Addressee>,
     /// One permit for each page that may be begun.
     pub(crate) pages: Permits<Addressee>,
     /// Where templates are rendered.
@@ -125,8 +128,11 @@ impl Dispatcher {
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
         let suspect = received.delivery_count() >= SUSPECT_AFTER;
-        let working = std::pin::pin!(self.take_up(&queue, received));
-        let done = if suspect { self.work_alone(working).await } else { working.await };
+        let done = {
+            let hand = Hand::new(&settle);
+            let working = std::pin::pin!(self.take_up(&queue, received, &hand));
+            if suspect { self.work_alone(working).await } else { working.await }
+        };
         match done {
             Done::Finished(None) => settle.ack(),
             Done::Finished(Some(left)) => settle.ack_and(Box::new(move || left.end())),
@@ -148,15 +154,15 @@ impl Dispatcher {
         }
     }
 
-    async fn take_up(&self, queue: &str, received: Received) -> Done {
+    async fn take_up(&self, queue: &str, received: Received, hand: &Hand<'_>) -> Done {
         if *queue == *TESTS {
             self.serve_errand(&received).await;
             return Done::Finished(None);
         }
-        self.work(queue, received).await
+        self.work(queue, received, hand).await
     }
 
-    async fn work(&self, queue: &str, received: Received) -> Done {
+    async fn work(&self, queue: &str, received: Received, hand: &Hand<'_>) -> Done {
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
@@ -175,13 +181,13 @@ impl Dispatcher {
         let taken = self.store.take_all(&notes, received.redelivered).await;
         self.count_copies(&identity, &taken);
         let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
-        let came = Came { lane: lane_of(queue), redelivered: received.redelivered };
+        let came = Came { lane: lane_of(queue), redelivered: received.redelivered, hand };
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
             Task::FanOut(due) => self.serve_event(due, came).await,
             Task::Page(page) => self.serve_page(page, came).await,
-            Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came.redelivered).await,
+            Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came).await,
         };
         if let Done::Finished(_) = &done {
             self.store.finish_all(&notes, &taken).await;

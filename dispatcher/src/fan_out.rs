@@ -1,18 +1,12 @@
-//! Serves the subscriptions of an event, or deliveries that go on: attempt, record, and hand on what
-//! failed. When this returns, every delivery is settled or its successor confirmed.
+//! Serves the subscriptions of an event, or deliveries that go on, each with its permit. When this returns, every
+//! delivery is settled or its successor confirmed.
 
 use std::sync::Arc;
 
-use doorbell_common::attempt::AttemptRecord;
-use doorbell_common::breaker::Sign;
 use doorbell_common::event::Event;
-use doorbell_common::gate::{HoldReason, hold_until};
 use doorbell_common::ids::{Addressee, SubscriptionId};
-use doorbell_common::outcome::OutcomeClass;
-use doorbell_common::rung::Rung;
-use doorbell_common::subscription::{Standing, Subscription};
-use doorbell_common::time::Timestamp;
-use doorbell_common::work::{Delivery, DeliveryState, Failure, Work, chance};
+use doorbell_common::subscription::Standing;
+use doorbell_common::work::{Delivery, DeliveryState, Work};
 use doorbell_platform::clock;
 use doorbell_platform::permits::{Claim, Permit};
 use doorbell_platform::store::snapshots::Known;
@@ -21,12 +15,12 @@ use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 
 use crate::dispatch::Dispatcher;
+use crate::hand::{Busy, Hand};
 use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
 use crate::parcels::Outbox;
 use crate::recorder::Receipt;
-use crate::sender::{Answer, Post};
-use crate::served::{NoBody, Served};
+use crate::served::Served;
 use crate::understand::Destination;
 
 /// Deliveries of one event that are made at once.
@@ -40,9 +34,9 @@ pub(crate) type Settled = anyhow::Result<Option<Made>>;
 #[derive(Debug)]
 pub(crate) struct Made {
     /// Of its record.
-    receipt: Receipt,
+    pub(crate) receipt: Receipt,
     /// The permit of its POST, if nothing but the acknowledgement will say that it was made.
-    permit: Option<Permit<Addressee>>,
+    pub(crate) permit: Option<Permit<Addressee>>,
 }
 
 impl From<Receipt> for Made {
@@ -104,19 +98,21 @@ impl Target {
 
 /// What the deliveries of a fan-out share.
 #[derive(Debug)]
-struct Company {
+pub(crate) struct Company {
     /// Where to note that one is done with.
-    ledger: LedgerPage,
+    pub(crate) ledger: LedgerPage,
     /// Where to leave what is to go on.
     outbox: Outbox,
 }
 
 /// What a delivery brings along from the fan-out that it is part of.
-struct Begun<'a> {
+pub(crate) struct Begun<'a> {
     /// Its permit for a POST.
-    permit: Option<Permit<Addressee>>,
+    pub(crate) permit: Option<Permit<Addressee>>,
     /// None if it is alone.
-    company: Option<&'a Company>,
+    pub(crate) company: Option<&'a Company>,
+    /// Its part of the message in hand.
+    pub(crate) busy: Busy<'a>,
 }
 
 impl Dispatcher {
@@ -128,13 +124,15 @@ impl Dispatcher {
         served: &Served,
         targets: Vec<(Target, Known)>,
         ledger: Option<LedgerPage>,
+        hand: &Hand<'_>,
     ) -> anyhow::Result<Option<Permit<Addressee>>> {
+        hand.expect(targets.len());
         let Some(ledger) = ledger else {
-            return self.fan_out_in(None, served, targets).await;
+            return self.fan_out_in(None, served, targets, hand).await;
         };
         let (outbox, collection) = Outbox::new();
         let company = Company { ledger, outbox };
-        let making = self.fan_out_in(Some(company), served, targets);
+        let making = self.fan_out_in(Some(company), served, targets, hand);
         tokio::join!(making, self.send_parcels(&served.event, collection)).0
     }
 
@@ -144,6 +142,7 @@ impl Dispatcher {
         company: Option<Company>,
         served: &Served,
         targets: Vec<(Target, Known)>,
+        hand: &Hand<'_>,
     ) -> anyhow::Result<Option<Permit<Addressee>>> {
         let company = company.as_ref();
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
@@ -166,7 +165,8 @@ impl Dispatcher {
                 left.push(delivery);
                 continue;
             }
-            going.push(self.deliver(served, delivery, known, Begun { permit, company }));
+            let begun = Begun { permit, company, busy: hand.begin() };
+            going.push(self.deliver(served, delivery, known, begun));
         }
         // They end in their own time; what is left goes on beside them.
         let leaving = left
@@ -233,7 +233,7 @@ impl Dispatcher {
     }
 
     /// Hands a delivery on, and notes that the fan-out is done with it.
-    async fn hand_on_noted(
+    pub(crate) async fn hand_on_noted(
         &self,
         delivery: Delivery,
         to: Destination,
@@ -247,194 +247,5 @@ impl Dispatcher {
         outbox.hand_on(delivery, to).await?;
         ledger.note_surely(&id).await;
         Ok(())
-    }
-
-    async fn attempt(
-        &self,
-        served: &Served,
-        delivery: Delivery,
-        subscription: &Subscription,
-        Begun { permit, company }: Begun<'_>,
-    ) -> Settled {
-        // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
-        // at the gate at once.
-        let needs_more = permit.is_none()
-            || subscription.rate_limit.is_some()
-            || subscription.template.is_some();
-        if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
-            drop(permit);
-            return self.hold(delivery, closed, company).await;
-        }
-        let came_back = delivery.state.holds > 0;
-        if let Some(limit) = subscription.rate_limit
-            && let Err(wait) = self
-                .metrics
-                .waiting(Wait::Turn, self.limits.turn(&subscription.id, limit, came_back))
-                .await
-        {
-            drop(permit);
-            let opens_at = clock::now().plus(wait);
-            return self.hold(delivery, (HoldReason::RateLimit, opens_at), company).await;
-        }
-        // Before the rest of the gate: who waits for us does not wait for the endpoint, and is not held for it.
-        let permit = match permit {
-            Some(permit) => permit,
-            None => {
-                let acquiring = self.posts.acquire(&served.event.tenant);
-                self.metrics.waiting(Wait::Permit, acquiring).await?
-            }
-        };
-        // While it waited, perhaps.
-        if self.removals.has(&served.event.tenant, &served.event.id) {
-            self.metrics.ended(Final::Cancelled);
-            return Ok(None);
-        }
-        if self.shutdown.is_stopping() {
-            // Others make it: a stop waits for what is in flight, not for what is in line.
-            drop(permit);
-            self.hand_on_noted(delivery, Destination::Deliveries, company).await?;
-            return Ok(None);
-        }
-        let attempt = delivery.state.attempts.saturating_add(1);
-        let (body, content_type) = match served.body(subscription, &self.workshop).await {
-            Ok(body) => body,
-            Err(NoBody::Failed(error)) => {
-                drop(permit);
-                let answer = Answer::unsent(OutcomeClass::Template, error.to_string());
-                self.metrics.attempted(answer.outcome);
-                return self
-                    .hand_on_failed(served, delivery, (subscription, answer), company)
-                    .await;
-            }
-            Err(NoBody::NotYet(wait)) => {
-                drop(permit);
-                let opens_at = clock::now().plus(wait);
-                return self.hold(delivery, (HoldReason::Template, opens_at), company).await;
-            }
-        };
-        let entering = self.gates.enter(subscription, came_back);
-        let admitted = match self.metrics.waiting(Wait::Endpoint, entering).await {
-            Ok(admitted) => admitted,
-            Err((reason, opens_at)) => {
-                // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
-                drop(permit);
-                return self.hold(delivery, (reason, opens_at), company).await;
-            }
-        };
-        let answer = {
-            admitted.begin();
-            if attempt == 1 {
-                let lag = clock::now().since(served.event.timestamp);
-                self.metrics.first_attempt_lag.observe(lag.as_secs_f64());
-            }
-            self.metrics.posts_in_flight.inc();
-            let event = &*served.event;
-            let post = Post { subscription, event, body: &body, content_type, attempt };
-            let answer = self.sender.post(post).await;
-            self.metrics.posts_in_flight.dec();
-            answer
-        };
-        admitted.end(Sign::of(answer.outcome, answer.retry_after.is_some()), answer.retry_after);
-        self.metrics.attempted(answer.outcome);
-        self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());
-        tracing::debug!(
-            event.id = %served.event.id, subscription.id = %subscription.id, delivery.attempt = attempt,
-            outcome = answer.outcome.as_str(), "attempted"
-        );
-        if answer.outcome == OutcomeClass::Delivered {
-            let permit = match company {
-                Some(company) => {
-                    company.ledger.note(&subscription.id, permit);
-                    None
-                }
-                None => Some(permit),
-            };
-            let record = record(&served.event, subscription, attempt, &answer);
-            let receipt = self.recorder.record(&record).await;
-            self.working.note(&subscription.id, attempt);
-            self.metrics.ended(Final::Delivered);
-            return Ok(Some(Made { receipt, permit }));
-        }
-        // Publishing may take as long as RabbitMQ wants.
-        drop(permit);
-        self.hand_on_failed(served, delivery, (subscription, answer), company).await
-    }
-
-    /// Hands a delivery on after an attempt that has failed, and records that.
-    async fn hand_on_failed(
-        &self,
-        served: &Served,
-        delivery: Delivery,
-        (subscription, answer): (&Subscription, Answer),
-        company: Option<&Company>,
-    ) -> Settled {
-        let attempt = delivery.state.attempts.saturating_add(1);
-        let record = record(&served.event, subscription, attempt, &answer);
-        let failed = delivery.after_failure(failure(answer, subscription));
-        let (handed_on, receipt) = tokio::join!(
-            self.hand_on_noted(failed, Destination::Retries, company),
-            self.recorder.record(&record)
-        );
-        handed_on?;
-        Ok(Some(receipt.into()))
-    }
-
-    /// Hands a delivery on without an attempt, to come back later.
-    async fn hold(
-        &self,
-        delivery: Delivery,
-        (reason, opens_at): (HoldReason, Timestamp),
-        company: Option<&Company>,
-    ) -> Settled {
-        let now = clock::now();
-        // Those of a fan-out are for different endpoints, and stay together if they can.
-        let chance = company
-            .map_or_else(|| chance(&delivery.name()), |company| chance(company.ledger.name()));
-        let until = hold_until((reason, opens_at), delivery.state.holds, now, chance);
-        let held = delivery.hold_at_gate(until, now);
-        // Not by way of the retry-scheduler, which would only put it there: a flood is moved aside
-        // at half the cost. Whatever else is to be said of it is said when it comes back.
-        let rung = Rung::for_wait(until.since(now));
-        self.hand_on_noted(held, Destination::Delay(rung), company).await?;
-        self.metrics.held.with_label_values(&[reason.as_str()]).inc();
-        Ok(None)
-    }
-}
-
-fn failure(answer: Answer, subscription: &Subscription) -> Failure {
-    Failure {
-        outcome: answer.outcome,
-        status: answer.status,
-        detail: answer.detail,
-        endpoint: subscription.endpoint(),
-        started_at: answer.started_at,
-        ended_at: answer.ended_at,
-        retry_after_ms: answer
-            .retry_after
-            .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
-    }
-}
-
-fn record(
-    event: &Event,
-    subscription: &Subscription,
-    attempt: u32,
-    answer: &Answer,
-) -> AttemptRecord {
-    let failed = answer.outcome != OutcomeClass::Delivered;
-    AttemptRecord {
-        tenant: subscription.tenant.clone(),
-        event: event.id.clone(),
-        event_type: event.event_type.clone(),
-        subscription: subscription.id.clone(),
-        attempt,
-        started_at: answer.started_at,
-        duration_ms: u64::try_from(answer.duration.as_millis()).unwrap_or(u64::MAX),
-        outcome: answer.outcome,
-        status: answer.status,
-        detail: answer.detail.clone(),
-        body: (failed && !answer.body.is_empty())
-            .then(|| String::from_utf8_lossy(&answer.body).into_owned()),
-        truncated: failed && answer.truncated,
     }
 }

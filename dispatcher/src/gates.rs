@@ -21,8 +21,10 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The gates are kept in so many maps, so that deliveries seldom meet at a lock.
 const SHARDS: usize = 16;
-/// With so many gates in one map, those are forgotten where nobody is: they cost a few attempts to
-/// learn again.
+/// With so many gates in one map, those are forgotten first that a fresh one would nearly do as well as: it lets fewer
+/// POSTs through at once until some are answered.
+const MANY_IN_SHARD: usize = 1024;
+/// With so many, all those where nobody is: they cost a few attempts to learn again.
 const MOST_IN_SHARD: usize = 8192;
 
 /// The gates of all subscriptions. Cheap to clone.
@@ -34,7 +36,38 @@ pub(crate) struct Gates {
     open: IntGauge,
 }
 
-type Shard = HashMap<SubscriptionId, Arc<Guarded>>;
+#[derive(Debug)]
+struct Shard {
+    gates: HashMap<SubscriptionId, Arc<Guarded>>,
+    /// With so many it is time to forget some.
+    forget_at: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { gates: HashMap::new(), forget_at: MANY_IN_SHARD }
+    }
+}
+
+impl Shard {
+    /// Forgets gates that nobody needs, or that must make room; answers how many of their breakers were open.
+    fn forget(&mut self) -> usize {
+        let now = clock::now();
+        self.gates.retain(|_, guarded| !(guarded.is_alone() && guarded.lock().is_idle(now)));
+        let mut open = 0;
+        if self.gates.len() >= MOST_IN_SHARD {
+            self.gates.retain(|_, guarded| {
+                let gate = guarded.lock();
+                let deserted = guarded.is_alone() && gate.is_deserted();
+                open += usize::from(deserted && gate.is_open());
+                !deserted
+            });
+        }
+        // Each time for as many as are new since.
+        self.forget_at = (2 * self.gates.len()).clamp(MANY_IN_SHARD, MOST_IN_SHARD);
+        open
+    }
+}
 
 #[derive(Debug, Default)]
 struct Guarded {
@@ -47,13 +80,17 @@ impl Guarded {
     fn lock(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether nobody is about to ask it, beside whoever looks.
+    fn is_alone(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1
+    }
 }
 
 /// A pass that was given; given back when dropped, if nothing is said of what became of it.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     gates: Gates,
-    subscription: SubscriptionId,
     guarded: Arc<Guarded>,
     pass: Option<Pass>,
 }
@@ -68,7 +105,7 @@ impl Gates {
     /// Why nobody at all is let through to this endpoint just now, and that nothing will be different before a
     /// certain time. To be asked before anything is taken that others need, too.
     pub(crate) fn closed(&self, id: &SubscriptionId) -> Option<(HoldReason, Timestamp)> {
-        let guarded = Arc::clone(self.shard(id).get(id)?);
+        let guarded = Arc::clone(self.shard(id).gates.get(id)?);
         let gate = guarded.lock();
         gate.closed(clock::now())
     }
@@ -104,12 +141,7 @@ impl Gates {
             }
         }
         match admission {
-            Admission::Go(pass) => Ok(Admitted {
-                gates: self.clone(),
-                subscription: subscription.clone(),
-                guarded,
-                pass: Some(pass),
-            }),
+            Admission::Go(pass) => Ok(Admitted { gates: self.clone(), guarded, pass: Some(pass) }),
             Admission::Hold(reason, opens_at) => Err((reason, opens_at)),
             Admission::Wait => Err((HoldReason::Busy, clock::now())),
         }
@@ -122,33 +154,23 @@ impl Gates {
 
     fn guarded(&self, id: &SubscriptionId) -> Arc<Guarded> {
         let mut shard = self.shard(id);
-        if let Some(guarded) = shard.get(id) {
+        if let Some(guarded) = shard.gates.get(id) {
             return Arc::clone(guarded);
         }
-        if shard.len() >= MOST_IN_SHARD {
-            shard.retain(|_, guarded| {
-                let deserted = Arc::strong_count(guarded) == 1 && guarded.lock().is_deserted();
-                if deserted && guarded.lock().is_open() {
-                    self.open.dec();
-                }
-                !deserted
-            });
+        if shard.gates.len() >= shard.forget_at {
+            let open = shard.forget();
+            self.open.sub(i64::try_from(open).unwrap_or(0));
         }
-        Arc::clone(shard.entry(id.clone()).or_default())
-    }
-
-    /// Forgets a gate that a fresh one would do as well as.
-    fn forget_idle(&self, id: &SubscriptionId, ours: &Arc<Guarded>) {
-        let mut shard = self.shard(id);
-        let known = shard.get(id).is_some_and(|known| Arc::ptr_eq(known, ours));
-        // Two: the map's and ours. Whoever else has it is about to ask it.
-        if known && Arc::strong_count(ours) == 2 && ours.lock().is_idle(clock::now()) {
-            shard.remove(id);
-        }
+        Arc::clone(shard.gates.entry(id.clone()).or_default())
     }
 }
 
 impl Admitted {
+    /// Whether the POST is likely to take long.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.pass.is_some_and(|pass| pass.is_slow())
+    }
+
     /// The POST begins.
     pub(crate) fn begin(&self) {
         if let Some(pass) = self.pass {
@@ -173,7 +195,6 @@ impl Admitted {
             (false, false) | (true, true) => {}
         }
         self.guarded.freed.notify_one();
-        self.gates.forget_idle(&self.subscription, &self.guarded);
     }
 }
 
@@ -204,11 +225,11 @@ mod tests {
     }
 
     fn count(gates: &Gates) -> usize {
-        gates.shards.iter().map(|shard| shard.lock().unwrap().len()).sum()
+        gates.shards.iter().map(|shard| shard.lock().unwrap().gates.len()).sum()
     }
 
     #[tokio::test]
-    async fn who_waits_goes_when_another_ends_and_idle_gates_are_forgotten() {
+    async fn who_waits_goes_when_another_ends() {
         let gates = gates();
         let first = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
         let second = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
@@ -220,9 +241,36 @@ mod tests {
         let third = entered.unwrap();
         // Given back unused.
         drop(second);
-        assert_eq!(count(&gates), 1);
         third.end(Sign::Answers, None);
-        assert_eq!(count(&gates), 0);
+        assert_eq!(count(&gates), 1);
+    }
+
+    #[tokio::test]
+    async fn gates_are_forgotten_where_there_are_many() {
+        let gates = gates();
+        let busy = gates.enter_within(&id(0), BOUNDS, false).await.unwrap();
+        for _ in 0..3 {
+            gates.enter_within(&id(1), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
+        }
+        let many = u128::try_from(2 * SHARDS * MANY_IN_SHARD).unwrap();
+        for n in 2..many {
+            gates.enter_within(&id(n), BOUNDS, false).await.unwrap().end(Sign::Answers, None);
+        }
+        let few = count(&gates);
+        assert!((2..=SHARDS * MANY_IN_SHARD).contains(&few), "{few} are left");
+        assert_eq!(gates.open.get(), 1, "what was learnt is kept");
+        // More than fit, all of which have something to tell.
+        let most = u128::try_from(2 * SHARDS * MOST_IN_SHARD).unwrap();
+        for n in many..most {
+            gates.enter_within(&id(n), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
+        }
+        let left = count(&gates);
+        assert!(left <= SHARDS * MOST_IN_SHARD, "{left} are left");
+        assert_eq!(gates.open.get(), 0);
+        let _one_more = gates.enter_within(&id(0), BOUNDS, false).await.unwrap();
+        let full = gates.enter_within(&id(0), BOUNDS, false).await;
+        assert!(full.is_err(), "where somebody is it is not forgotten");
+        drop(busy);
     }
 
     #[tokio::test]

@@ -3,16 +3,19 @@
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for, [`serve`] finds
 //! for whom that is, [`fan_out`] makes their deliveries, [`served`] has the bodies, [`ledger`] remembers whom
-//! it has served, [`parcels`] keep together what goes on. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
+//! it has served, [`parcels`] keep together what goes on, [`hand`] lets others go on where an endpoint takes its time.
+//! [`attempt`] makes one delivery. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
 //! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
 //! one POST, [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`]
 //! runs those of the control-plane.
 
+mod attempt;
 mod dispatch;
 mod errands;
 mod fan_out;
 mod filtering;
 mod gates;
+mod hand;
 mod ledger;
 mod limits;
 mod metrics;
@@ -88,6 +91,9 @@ struct Args {
     /// How many POSTs may be in flight at once.
     #[arg(long, env = "DOORBELL_MAX_IN_FLIGHT", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_in_flight: u32,
+    /// How many more POSTs may be in flight that have taken half a second, or whose endpoint has not answered of late.
+    #[arg(long, env = "DOORBELL_MAX_SLOW", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_slow: u32,
     /// How many POSTs may be in flight at once to one endpoint; its subscription may ask for fewer.
     #[arg(long, env = "DOORBELL_ENDPOINT_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     endpoint_concurrency: u32,
@@ -141,6 +147,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let publisher = plumbing.publisher.clone();
     let store = plumbing.store.clone().with_secrets(secrets);
     let metrics = Metrics::new(&service.registry)?;
+    let max_slow = usize::try_from(args.max_slow)?;
     let dispatcher = Arc::new(Dispatcher {
         sender: Sender::new(
             args.targets.policy(),
@@ -164,6 +171,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         working: Working::start(store.clone(), &shutdown),
         metrics,
         posts: Permits::new(usize::try_from(args.max_in_flight)?),
+        slow_posts: Permits::of_which(max_slow, max_slow / 4),
         pages: Permits::new(PAGES_AT_ONCE),
         workshop: Workshop::default(),
         filters: Workshop::default(),

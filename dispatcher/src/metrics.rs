@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) attempt_seconds: Histogram,
     pub(crate) first_attempt_lag: Histogram,
     pub(crate) posts_in_flight: IntGauge,
+    pub(crate) slow_posts_in_flight: IntGauge,
     pub(crate) breakers_open: IntGauge,
     pub(crate) held: IntCounterVec,
     pub(crate) blocked_addresses: IntCounter,
@@ -121,6 +122,11 @@ impl Metrics {
                 &LAG_BUCKETS,
             )?,
             posts_in_flight: gauge(registry, "doorbell_posts_in_flight", "POSTs in flight.")?,
+            slow_posts_in_flight: gauge(
+                registry,
+                "doorbell_slow_posts_in_flight",
+                "Those of the POSTs in flight that have been so for more than half a second.",
+            )?,
             breakers_open: gauge(
                 registry,
                 "doorbell_breakers_open",

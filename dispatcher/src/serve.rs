@@ -15,6 +15,7 @@ use futures_util::future::try_join_all;
 use crate::dispatch::{Dispatcher, Done, Left, to_done};
 use crate::fan_out::Target;
 use crate::filtering::{Found, any_has_filter, takes_long};
+use crate::hand::Hand;
 use crate::served::Served;
 use crate::understand::Destination;
 
@@ -23,10 +24,12 @@ const PAGES_HANDED_ON_AT_ONCE: usize = 8;
 
 /// How a message came to us.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Came {
+pub(crate) struct Came<'a> {
     pub(crate) lane: Lane,
     /// It may have been begun before.
     pub(crate) redelivered: bool,
+    /// As which it is in hand.
+    pub(crate) hand: &'a Hand<'a>,
 }
 
 /// What is to be done about an event, for the subscriptions in a range of slots.
@@ -39,7 +42,7 @@ enum Share {
 
 impl Dispatcher {
     /// Serves an event, or moves it aside.
-    pub(crate) async fn serve_event(&self, due: DueEvent, came: Came) -> Done {
+    pub(crate) async fn serve_event(&self, due: DueEvent, came: Came<'_>) -> Done {
         let served = Served::new(Arc::clone(&due.event));
         let matching = match self.matching(&served, SlotRange::ALL).await {
             Ok(matching) => matching,
@@ -115,7 +118,7 @@ impl Dispatcher {
         served: &Served,
         range: SlotRange,
         share: Share,
-        came: Came,
+        came: Came<'_>,
     ) -> Done {
         let event = &served.event;
         match share {
@@ -123,7 +126,7 @@ impl Dispatcher {
                 let name = format!("{}/{}-{}", event.name(), range.first, range.end);
                 let begin = |(id, known)| (Target::Begin(id), known);
                 let targets = targets.into_iter().map(begin).collect();
-                self.serve_all(served, targets, &name, came.redelivered).await
+                self.serve_all(served, targets, &name, came).await
             }
             Share::Split(parts) => to_done(self.split(event, parts, came.lane).await),
         }
@@ -153,11 +156,11 @@ impl Dispatcher {
         Ok(())
     }
 
-    pub(crate) async fn serve_page(&self, page: Page, came: Came) -> Done {
-        let turn = match self.pages.acquire(&page.event.tenant).await {
-            Ok(turn) => turn,
+    pub(crate) async fn serve_page(&self, page: Page, came: Came<'_>) -> Done {
+        match self.pages.acquire(&page.event.tenant).await {
+            Ok(turn) => came.hand.keep(turn),
             Err(error) => return to_done(Err(error)),
-        };
+        }
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
@@ -170,7 +173,7 @@ impl Dispatcher {
             Ok(share) => self.serve_share(&served, page.slots, share, came).await,
             Err(done) => done,
         };
-        drop(turn);
+        came.hand.let_go();
         done
     }
 
@@ -181,19 +184,19 @@ impl Dispatcher {
         served: &Served,
         mut targets: Vec<(Target, Known)>,
         name: &str,
-        redelivered: bool,
+        came: Came<'_>,
     ) -> Done {
         // The acknowledgement says enough about a single one.
         let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
         if let Some(page) = &ledger
-            && redelivered
+            && came.redelivered
         {
             let done_with = page.served().await;
             let before = targets.len();
             targets.retain(|(target, _)| !done_with.contains(target.id()));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        match self.fan_out(served, targets, ledger.clone()).await {
+        match self.fan_out(served, targets, ledger.clone(), came.hand).await {
             Ok(permit) => {
                 let permit = permit.map(|_permit| Left::Permit { _permit });
                 Done::Finished(ledger.map(Left::Page).or(permit))
@@ -202,7 +205,7 @@ impl Dispatcher {
         }
     }
 
-    pub(crate) async fn serve_parcel(&self, parcel: Parcel, name: &str, redelivered: bool) -> Done {
+    pub(crate) async fn serve_parcel(&self, parcel: Parcel, name: &str, came: Came<'_>) -> Done {
         let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
         let known = match self.patiently(|| self.snapshots.get_all(ids())).await {
             Ok(known) => known,
@@ -215,7 +218,7 @@ impl Dispatcher {
             (self.target(state, &known), known)
         };
         let targets = parcel.states.into_iter().map(go_on).collect();
-        self.serve_all(&served, targets, name, redelivered).await
+        self.serve_all(&served, targets, name, came).await
     }
 
     /// A delivery that goes on.

@@ -25,6 +25,7 @@ mod event_types;
 mod fan_out;
 mod filters;
 mod gate;
+mod hanging;
 mod held;
 mod hostile;
 mod interop;
@@ -99,6 +100,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::a_rate_limit_holds_over_two_dispatchers,
         gate::turns_are_given_by_one_clock_for_all,
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
+        hanging::many_endpoints_that_hang_hold_nobody_up,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,

@@ -16,7 +16,7 @@ pub mod stream;
 pub mod topology;
 
 pub use connection::Broker;
-pub use consumer::{Afterwards, ConsumerSpec, Incoming, Intake};
+pub use consumer::{Afterwards, ConsumerSpec, Incoming, Intake, Settle};
 pub use errand::Errand;
 pub use message::{Message, Received};
 pub use publisher::{PublishError, Publisher};

@@ -1,7 +1,7 @@
 //! Permits: so many at once, and among owners (tenants, mostly) that wait for one, each gets the next in
 //! turn, however much one of them has to do. Who wants several has them all before the next of the same
-//! owner has any, so that what was begun is finished first. No owner has more than three in four: one
-//! whose every endpoint hangs leaves the others some that turn over quickly.
+//! owner has any, so that what was begun is finished first. No owner has more than three in four, or fewer if
+//! one says so: one whose every endpoint hangs leaves the others some that turn over quickly.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -111,8 +111,14 @@ impl<K: Owner> Permits<K> {
     /// So many.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let most = (count - count / 4).max(1);
-        let state = State { free: count, most, taken: HashMap::new(), line: FairLine::default() };
+        Self::of_which(count, count - count / 4)
+    }
+
+    /// So many, of which one owner may have so many, and one at least.
+    #[must_use]
+    pub fn of_which(count: usize, most: usize) -> Self {
+        let (taken, line) = (HashMap::new(), FairLine::default());
+        let state = State { free: count, most: most.max(1), taken, line };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -141,6 +147,17 @@ impl<K: Owner> Permits<K> {
     /// Never, while there are permits at all.
     pub async fn acquire(&self, owner: &K) -> anyhow::Result<Permit<K>> {
         self.claim(owner, 1).next().await
+    }
+
+    /// One, if there is one for this owner now.
+    #[must_use]
+    pub fn try_acquire(&self, owner: &K) -> Option<Permit<K>> {
+        let mut state = self.lock();
+        if state.free == 0 || !state.may(owner) {
+            return None;
+        }
+        state.take(owner);
+        Some(self.permit(owner.clone()))
     }
 
     /// How many of an owner's claims wait for a permit.
@@ -185,6 +202,14 @@ impl<K: Owner> Drop for Claim<K> {
         while let Some(permit) = self.take_ready() {
             drop(permit);
         }
+    }
+}
+
+impl<K: Owner> Permit<K> {
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> &K {
+        &self.owner
     }
 }
 
@@ -260,6 +285,20 @@ mod tests {
         let seventh = seventh.await.unwrap();
         drop((seventh, second, third, held));
         assert_eq!(permits.lock().free, 8);
+    }
+
+    #[test]
+    fn who_does_not_wait_gets_what_there_is_for_him() {
+        let permits = Permits::of_which(3, 2);
+        let [hanging, other]: [&str; 2] = ["a", "b"];
+        let held = [permits.try_acquire(&hanging).unwrap(), permits.try_acquire(&hanging).unwrap()];
+        assert!(permits.try_acquire(&hanging).is_none());
+        let last = permits.try_acquire(&other).unwrap();
+        assert!(permits.try_acquire(&other).is_none());
+        drop(held);
+        assert!(permits.try_acquire(&other).is_some());
+        drop(last);
+        assert_eq!(permits.lock().free, 3);
     }
 
     #[tokio::test]

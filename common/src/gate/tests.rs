@@ -88,10 +88,67 @@ fn an_endpoint_that_says_nothing_gets_little_more() {
     let _third = go(&mut gate, at(1000));
     // For as long again as it has said nothing.
     assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Silent, at(2002)));
+    assert!(!first.is_slow());
     end(&mut gate, first, Sign::Fails, at(1500));
-    // The oldest is young again.
-    assert!(matches!(gate.arrive(BOUNDS, false, at(1501)), Admission::Go(_)));
-    assert_eq!(gate.arrive(BOUNDS, false, at(1901)), Admission::Hold(HoldReason::Silent, at(2902)));
+    // It has said nothing since then all the same.
+    assert_eq!(gate.arrive(BOUNDS, false, at(1501)), Admission::Hold(HoldReason::Silent, at(3002)));
+}
+
+#[test]
+fn an_endpoint_is_slow_until_it_answers() {
+    let mut gate = Gate::default();
+    let lost = go(&mut gate, at(0));
+    end(&mut gate, lost, Sign::Fails, at(15_000));
+    let first = go(&mut gate, at(600_000));
+    let second = go(&mut gate, at(600_000));
+    assert!(first.is_slow() && second.is_slow());
+    // As long as it has said nothing, but no longer than it makes sense to guess.
+    let held = gate.arrive(BOUNDS, false, at(600_000));
+    assert_eq!(held, Admission::Hold(HoldReason::Silent, at(630_000)));
+    end(&mut gate, first, Sign::Answers, at(601_000));
+    let third = go(&mut gate, at(601_000));
+    assert!(!third.is_slow());
+}
+
+#[test]
+fn what_fails_at_once_or_beside_answers_does_not_make_it_slow() {
+    let mut gate = Gate::default();
+    let refused = go(&mut gate, at(0));
+    end(&mut gate, refused, Sign::Fails, at(5));
+    let lost = go(&mut gate, at(1000));
+    let answered = go(&mut gate, at(2000));
+    assert!(!lost.is_slow() && !answered.is_slow());
+    end(&mut gate, answered, Sign::Answers, at(2010));
+    end(&mut gate, lost, Sign::Fails, at(16_000));
+    assert!(!go(&mut gate, at(20_000)).is_slow());
+}
+
+#[test]
+fn an_endpoint_of_which_nothing_is_known_gets_more_with_each_answer() {
+    let wide = Bounds { concurrency: 32, waiting: 0, ..BOUNDS };
+    let fill = |gate: &mut Gate, now: Timestamp| -> Vec<Pass> {
+        std::iter::from_fn(|| match gate.arrive(wide, false, now) {
+            Admission::Go(pass) => {
+                gate.begin(pass, now);
+                Some(pass)
+            }
+            Admission::Wait | Admission::Hold(..) => None,
+        })
+        .collect()
+    };
+    let mut gate = Gate::default();
+    for (round, expected) in (0..).zip([16, 32, 32]) {
+        let passes = fill(&mut gate, at(1000 * round));
+        assert_eq!(passes.len(), expected);
+        for pass in passes {
+            end(&mut gate, pass, Sign::Answers, at(1000 * round + 999));
+        }
+    }
+    for pass in fill(&mut gate, at(3000)) {
+        end(&mut gate, pass, Sign::Fails, at(5000));
+    }
+    gate.breaker = Breaker::default();
+    assert_eq!(fill(&mut gate, at(6000)).len(), 2);
 }
 
 #[test]
@@ -215,13 +272,13 @@ proptest! {
             (HoldReason::Breaker, 1, 450),
             (HoldReason::Throttled, 1, 450),
             (HoldReason::Busy, 1, 45),
-            (HoldReason::Silent, 1, 45),
+            (HoldReason::Silent, 0, 30),
             (HoldReason::RateLimit, 0, 0),
         ] {
             let until = hold_until((reason, opens_at), holds, now, chance);
             prop_assert!(until >= opens_at.plus(Duration::from_secs(shortest)));
             let least = opens_in + longest + 1;
-            let most = if reason == HoldReason::Silent { least.max(64) } else { least } * 9 / 8 + 1;
+            let most = if reason == HoldReason::Silent { 2 * least } else { least * 9 / 8 + 1 };
             prop_assert!(until <= now.plus(Duration::from_secs(most)));
             let next = hold_until((reason, now), holds + 1, now, 0.0);
             prop_assert!(next >= hold_until((reason, now), holds, now, 0.0));
@@ -230,18 +287,18 @@ proptest! {
         }
     }
 
-    /// Behind an endpoint that says nothing a hold takes one rung, unless it is long.
+    /// Behind an endpoint that says nothing a hold takes one rung.
     #[test]
     fn a_hold_behind_a_silent_endpoint_is_one_hop(
-        silence in 0_u64..20_000,
-        holds in 0_u32..4,
+        silence in 0_u64..=30_000,
+        holds in 0_u32..40,
         chance in 0.0..1.0_f64,
     ) {
         let now = at(0);
         let opens_at = now.plus(Duration::from_millis(silence));
         let until = hold_until((HoldReason::Silent, opens_at), holds, now, chance);
         let seconds = until.since(now).as_secs();
-        prop_assert!(seconds.is_power_of_two() || seconds > 32, "{seconds}");
+        prop_assert!(seconds.is_power_of_two() && seconds <= 32, "{seconds}");
     }
 
     /// Whatever comes and ends in whatever order, no more are in flight than may be.

@@ -4,6 +4,7 @@
 mod session;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use doorbell_common::window::Window;
 use lapin::Connection;
@@ -53,12 +54,54 @@ pub struct Settle {
     queue: usize,
     bytes: usize,
     session: Option<mpsc::UnboundedSender<Settled>>,
-    /// Counts those that are not settled, those included whose channel was lost: what follows from
-    /// one of them is still to come.
-    in_hand: IntGauge,
+    counts: Arc<Counts>,
+    lingers: AtomicBool,
+}
+
+/// What is counted of messages until they are settled, those included whose channel was lost: what follows from
+/// one of them is still to come.
+#[derive(Debug)]
+struct InHand {
+    messages: IntGauge,
+    bytes: AtomicUsize,
+    lingering: AtomicUsize,
+}
+
+/// The same of the messages of one of a session's queues.
+#[derive(Debug)]
+struct Counts {
+    of_all: Arc<InHand>,
+    lingering: AtomicUsize,
 }
 
 impl Settle {
+    /// A message came.
+    fn new(
+        (tag, queue, bytes): (u64, usize, usize),
+        session: mpsc::UnboundedSender<Settled>,
+        counts: Arc<Counts>,
+    ) -> Self {
+        counts.of_all.messages.inc();
+        counts.of_all.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { tag, queue, bytes, session: Some(session), counts, lingers: AtomicBool::new(false) }
+    }
+
+    /// Says whether the message stays in hand for what others do, and nothing of ours. Where such messages fill the
+    /// window of their queue, more than that are taken in.
+    pub fn linger(&self, lingers: bool) {
+        if self.lingers.load(Ordering::Relaxed) == lingers {
+            return;
+        }
+        self.lingers.store(lingers, Ordering::Relaxed);
+        for count in [&self.counts.lingering, &self.counts.of_all.lingering] {
+            if lingers {
+                count.fetch_add(1, Ordering::Relaxed);
+            } else {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The message is done with; what follows from it is confirmed.
     pub fn ack(mut self) {
         self.send(Settlement::Ack, None);
@@ -93,7 +136,9 @@ impl Settle {
 impl Drop for Settle {
     fn drop(&mut self) {
         self.send(Settlement::Requeue, None);
-        self.in_hand.dec();
+        self.linger(false);
+        self.counts.of_all.messages.dec();
+        self.counts.of_all.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -107,7 +152,7 @@ impl Intake {
     /// Starts the supervisor of a consuming connection.
     ///
     /// At most `most` messages of each queue are with us unsettled, and no more bytes than
-    /// [`doorbell_common::window`] allows.
+    /// [`doorbell_common::window`] allows, but for messages that [linger](Settle::linger).
     ///
     /// When the service is told to stop it cancels its consumers, hands back what nobody has
     /// begun, and goes on settling until nothing is left.
@@ -123,11 +168,16 @@ impl Intake {
             specs.iter().map(|spec| usize::from(spec.weight) * usize::from(most)).sum::<usize>();
         // Twice, for a channel that takes the place of another.
         let (sender, messages) = mpsc::channel(2 * room.max(1));
-        let in_hand = gauge(
+        let messages_in_hand = gauge(
             &service.registry,
             "doorbell_messages_in_hand",
             "Messages that are being worked on, those included that RabbitMQ has taken back meanwhile.",
         )?;
+        let in_hand = InHand {
+            messages: messages_in_hand,
+            bytes: AtomicUsize::new(0),
+            lingering: AtomicUsize::new(0),
+        };
         let (broker, health) = (plumbing.broker.clone(), plumbing.health.clone());
         let shutdown = service.shutdown.clone();
         let supervisor = Arc::new(Supervisor {
@@ -137,7 +187,7 @@ impl Intake {
             health,
             shutdown: shutdown.clone(),
             sender,
-            in_hand,
+            in_hand: in_hand.into(),
         });
         shutdown.spawn_vital("consumer", supervisor.run());
         Ok(Self { messages })
@@ -167,7 +217,7 @@ struct Supervisor {
     health: Health,
     shutdown: Shutdown,
     sender: mpsc::Sender<Incoming>,
-    in_hand: IntGauge,
+    in_hand: Arc<InHand>,
 }
 
 impl Supervisor {

@@ -7,13 +7,17 @@
 //! them for ones that it has had).
 //! No question that a client may ask tells this from silence. So a channel is believed for a
 //! minute of silence only: then another one takes its place, and what was stuck comes again.
+//!
+//! Another one takes its place, too, where messages that [linger](super::Settle::linger) fill the window of a queue:
+//! the new one has a window of its own, and the old one settles what it has.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use doorbell_common::ack::AckLedger;
-use doorbell_common::window::{Seen, Window};
+use doorbell_common::window::{BUDGET, Seen, Window};
 use futures_util::stream::{SelectAll, Stream, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{
@@ -24,7 +28,7 @@ use lapin::{Channel, Connection};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{ConsumerSpec, Incoming, Settle, Supervisor};
+use super::{ConsumerSpec, Counts, InHand, Incoming, Settle, Supervisor};
 use crate::broker::connection::answered;
 use crate::sentence::sentence;
 
@@ -69,8 +73,22 @@ struct Consumed {
     name: Arc<str>,
     /// Messages that came from it and are not settled.
     outstanding: usize,
+    counts: Arc<Counts>,
     /// When the last one came, or the channel was opened.
     last_came: Instant,
+}
+
+impl Consumed {
+    fn new(spec: &ConsumerSpec, supervisor: &Supervisor) -> Self {
+        let of_all = Arc::clone(&supervisor.in_hand);
+        let counts = Counts { of_all, lingering: AtomicUsize::new(0) };
+        Self {
+            name: spec.queue.as_str().into(),
+            outstanding: 0,
+            counts: counts.into(),
+            last_came: Instant::now(),
+        }
+    }
 }
 
 /// How a session came to its end.
@@ -108,11 +126,7 @@ impl Session {
         window: Window,
     ) -> lapin::Result<Self> {
         let (settle, settlements) = mpsc::unbounded_channel();
-        let consumed = |spec: &ConsumerSpec| Consumed {
-            name: spec.queue.as_str().into(),
-            outstanding: 0,
-            last_came: Instant::now(),
-        };
+        let consumed = |spec| Consumed::new(spec, &supervisor);
         let queues = supervisor.specs.iter().map(consumed).collect();
         let mut session = Self {
             supervisor,
@@ -135,7 +149,7 @@ impl Session {
 
     async fn consume(&mut self, queue: usize) -> lapin::Result<()> {
         let spec = self.supervisor.specs[queue].clone();
-        let prefetch = self.window.messages().saturating_mul(spec.weight);
+        let prefetch = self.prefetch(queue);
         self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let tag = format!("doorbell-{}", crate::ids::token());
         let options = BasicConsumeOptions::default();
@@ -178,7 +192,8 @@ impl Session {
     }
 
     /// Returns once everything is settled after the end of intake, or another session would do
-    /// better: a queue has been silent for too long, or the window is too small or too large.
+    /// better: a queue has been silent for too long, or the window is too small, too large, or full of what
+    /// lingers.
     ///
     /// # Errors
     /// The channel is no use any more; says why.
@@ -211,7 +226,7 @@ impl Session {
                         return Err("the channel was lost".to_owned());
                     }
                     if !self.stopping && batch.is_empty() {
-                        if self.is_silent() || self.better_window().is_some() {
+                        if self.is_silent() || self.is_clogged() || self.better_window().is_some() {
                             return Ok(());
                         }
                         self.seen.is_full = false;
@@ -240,9 +255,7 @@ impl Session {
                 let consumed = &mut self.queues[queue];
                 consumed.outstanding += 1;
                 consumed.last_came = Instant::now();
-                let weight = self.supervisor.specs[queue].weight;
-                let prefetch = self.window.messages().saturating_mul(weight);
-                self.seen.is_full |= consumed.outstanding >= usize::from(prefetch);
+                self.seen.is_full |= self.is_full(queue);
                 self.seen.bytes += delivery.data.len();
                 self.seen.largest = self.seen.largest.max(delivery.data.len());
                 let incoming = self.incoming(queue, delivery);
@@ -282,6 +295,32 @@ impl Session {
         self.queues.iter().map(|queue| queue.outstanding).sum()
     }
 
+    fn prefetch(&self, queue: usize) -> u16 {
+        self.window.messages().saturating_mul(self.supervisor.specs[queue].weight)
+    }
+
+    fn is_full(&self, queue: usize) -> bool {
+        self.queues[queue].outstanding >= usize::from(self.prefetch(queue))
+    }
+
+    /// Whether half of what fills the window of a queue lingers, and there is room for more: of what does not linger
+    /// there are never more than two sessions have windows for.
+    fn is_clogged(&self) -> bool {
+        let clogged = |number: usize| {
+            let queue = &self.queues[number];
+            let lingering = queue.counts.lingering.load(Ordering::Relaxed);
+            self.is_full(number) && 2 * lingering >= queue.outstanding
+        };
+        if !(0..self.queues.len()).any(clogged) {
+            return false;
+        }
+        let InHand { messages, bytes, lingering } = &*self.supervisor.in_hand;
+        let messages = usize::try_from(messages.get()).unwrap_or(0);
+        let not_lingering = messages.saturating_sub(lingering.load(Ordering::Relaxed));
+        let windows = (0..self.queues.len()).map(|queue| usize::from(self.prefetch(queue)));
+        bytes.load(Ordering::Relaxed) <= BUDGET && not_lingering <= windows.sum()
+    }
+
     fn better_window(&self) -> Option<Window> {
         let weights = self.supervisor.specs.iter().map(|spec| usize::from(spec.weight));
         self.window.better(self.seen, weights.sum())
@@ -294,14 +333,10 @@ impl Session {
     }
 
     fn incoming(&self, queue: usize, delivery: Delivery) -> Incoming {
-        let (tag, session) = (delivery.delivery_tag, Some(self.settle.clone()));
-        let in_hand = self.supervisor.in_hand.clone();
-        in_hand.inc();
-        Incoming {
-            queue: Arc::clone(&self.queues[queue].name),
-            settle: Settle { tag, queue, bytes: delivery.data.len(), session, in_hand },
-            received: delivery.into(),
-        }
+        let Consumed { name, counts, .. } = &self.queues[queue];
+        let what = (delivery.delivery_tag, queue, delivery.data.len());
+        let settle = Settle::new(what, self.settle.clone(), Arc::clone(counts));
+        Incoming { queue: Arc::clone(name), settle, received: delivery.into() }
     }
 
     /// Tells the broker what was settled; answers whether the channel may go on.

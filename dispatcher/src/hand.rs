@@ -1,0 +1,91 @@
+//! What a message takes from others while it is in hand: its place in the window of its queue, and the turn of a page.
+//! While nothing of it is left but slow POSTs it takes neither, so that endpoints that hang keep nobody else
+//! waiting.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use doorbell_common::ids::Addressee;
+use doorbell_platform::broker::Settle;
+use doorbell_platform::permits::Permit;
+
+/// A message in hand.
+#[derive(Debug)]
+pub(crate) struct Hand<'a> {
+    settle: &'a Settle,
+    /// Deliveries that are not done with and whose POST is not slow, those included that have yet to begin.
+    busy: AtomicUsize,
+    /// Deliveries whose POST is slow.
+    slow: AtomicUsize,
+    turn: Mutex<Option<Permit<Addressee>>>,
+}
+
+/// A delivery of a message in hand, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy<'a>(&'a Hand<'a>);
+
+/// Its POST is slow, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Slow<'a>(&'a Hand<'a>);
+
+impl<'a> Hand<'a> {
+    pub(crate) fn new(settle: &'a Settle) -> Self {
+        let (busy, slow, turn) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+        Self { settle, busy, slow, turn }
+    }
+
+    /// Keeps a page's turn.
+    pub(crate) fn keep(&self, turn: Permit<Addressee>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+    }
+
+    /// The turn is over.
+    pub(crate) fn let_go(&self) {
+        drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// So many deliveries are to be made.
+    pub(crate) fn expect(&self, deliveries: usize) {
+        self.busy.store(deliveries, Ordering::Relaxed);
+    }
+
+    /// One of them begins.
+    pub(crate) fn begin(&'a self) -> Busy<'a> {
+        Busy(self)
+    }
+
+    /// Looks whether nothing is left but slow POSTs.
+    fn look(&self) {
+        let lingers =
+            self.slow.load(Ordering::Relaxed) > 0 && self.busy.load(Ordering::Relaxed) == 0;
+        self.settle.linger(lingers);
+        if lingers {
+            self.let_go();
+        }
+    }
+}
+
+impl<'a> Busy<'a> {
+    /// Its POST takes long.
+    pub(crate) fn slow(&self) -> Slow<'a> {
+        self.0.slow.fetch_add(1, Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.look();
+        Slow(self.0)
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_add(1, Ordering::Relaxed);
+        self.0.slow.fetch_sub(1, Ordering::Relaxed);
+        self.0.look();
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.look();
+    }
+}
