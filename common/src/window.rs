@@ -1,6 +1,7 @@
 //! How many messages of each queue may be in hand at once. RabbitMQ counts messages, memory is
 //! counted in bytes: so the window begins small, grows while it is full and its messages are small
-//! enough, and shrinks when what is in hand is too much.
+//! enough, and shrinks when what is in hand is too much. Messages that linger, of which nothing is left but what
+//! others do, count in bytes alone: where they fill the window of a queue, another one is opened beside it.
 
 /// What is in hand may have so many bytes.
 pub const BUDGET: usize = 64 * 1024 * 1024;
@@ -28,6 +29,33 @@ pub struct Seen {
     pub bytes: usize,
     /// The bytes of the largest message.
     pub largest: usize,
+}
+
+/// What is in hand of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// How many messages may be.
+    pub window: usize,
+    /// How many are.
+    pub messages: usize,
+    /// How many of these linger.
+    pub lingering: usize,
+}
+
+impl Filled {
+    /// Whether it is full, and half of that lingers.
+    #[must_use]
+    pub fn is_clogged(self) -> bool {
+        self.messages >= self.window && 2 * self.lingering >= self.messages
+    }
+}
+
+/// Whether other windows may be opened beside those that there are, for queues that may have so many messages in all,
+/// while so many that do not linger are in hand, and so many bytes: of those there are never more than two such
+/// windows have room for.
+#[must_use]
+pub fn has_room(windows: usize, not_lingering: usize, bytes: usize) -> bool {
+    not_lingering <= windows && bytes <= BUDGET
 }
 
 impl Window {
@@ -59,6 +87,19 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lingers_and_fills_a_window_makes_room_for_others() {
+        for (messages, lingering, clogged) in
+            [(8, 8, true), (8, 4, true), (8, 3, false), (7, 7, false), (9, 5, true)]
+        {
+            let filled = Filled { window: 8, messages, lingering };
+            assert_eq!(filled.is_clogged(), clogged, "{filled:?}");
+        }
+        assert!(has_room(100, 100, BUDGET));
+        assert!(!has_room(100, 101, 0), "it is our own trouble that they wait for");
+        assert!(!has_room(100, 0, BUDGET + 1));
+    }
 
     #[test]
     fn it_grows_for_small_messages_and_shrinks_for_large_ones() {

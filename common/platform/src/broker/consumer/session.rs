@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use doorbell_common::ack::AckLedger;
-use doorbell_common::window::{BUDGET, Seen, Window};
+use doorbell_common::window::{Filled, Seen, Window, has_room};
 use futures_util::stream::{SelectAll, Stream, StreamExt as _};
 use lapin::message::Delivery;
 use lapin::options::{
@@ -303,22 +303,21 @@ impl Session {
         self.queues[queue].outstanding >= usize::from(self.prefetch(queue))
     }
 
-    /// Whether half of what fills the window of a queue lingers, and there is room for more: of what does not linger
-    /// there are never more than two sessions have windows for.
+    /// Whether what lingers fills the window of a queue, and there is room for another session's.
     fn is_clogged(&self) -> bool {
-        let clogged = |number: usize| {
-            let queue = &self.queues[number];
-            let lingering = queue.counts.lingering.load(Ordering::Relaxed);
-            self.is_full(number) && 2 * lingering >= queue.outstanding
+        let filled = |number: usize| Filled {
+            window: usize::from(self.prefetch(number)),
+            messages: self.queues[number].outstanding,
+            lingering: self.queues[number].counts.lingering.load(Ordering::Relaxed),
         };
-        if !(0..self.queues.len()).any(clogged) {
+        if !(0..self.queues.len()).map(filled).any(Filled::is_clogged) {
             return false;
         }
         let InHand { messages, bytes, lingering } = &*self.supervisor.in_hand;
         let messages = usize::try_from(messages.get()).unwrap_or(0);
         let not_lingering = messages.saturating_sub(lingering.load(Ordering::Relaxed));
         let windows = (0..self.queues.len()).map(|queue| usize::from(self.prefetch(queue)));
-        bytes.load(Ordering::Relaxed) <= BUDGET && not_lingering <= windows.sum()
+        has_room(windows.sum(), not_lingering, bytes.load(Ordering::Relaxed))
     }
 
     fn better_window(&self) -> Option<Window> {
