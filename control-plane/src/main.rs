@@ -51,6 +51,7 @@ use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::sealing::SealingArgs;
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
+use doorbell_platform::store::Losses;
 use doorbell_platform::targets::TargetArgs;
 use doorbell_platform::workshop::Workshop;
 
@@ -92,8 +93,12 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Prepare an empty Redis, once. One that was prepared before stays as it is.
-    Init,
+    /// Prepare an empty Redis, once. One that was prepared before stays as it is, and every service reads it afresh.
+    Init {
+        /// Of one that was prepared and has lost a part that can't be restored: go on without that part.
+        #[arg(long)]
+        accept_losses: bool,
+    },
 }
 
 impl ServiceArgs for Args {
@@ -111,10 +116,16 @@ fn main() -> ExitCode {
 
 async fn run(args: Args, service: Service) -> anyhow::Result<()> {
     let dependencies = [(Dependency::RabbitmqPublish, false), (Dependency::Redis, true)];
-    if matches!(args.command, Some(Command::Init)) {
+    if let Some(Command::Init { accept_losses }) = args.command {
         let health = Health::new(&service.registry, &dependencies)?;
-        let created = plumbing::store(&args.common, (health, &service.registry))?.init().await?;
-        tracing::info!(created, "Redis is initialised");
+        let store = plumbing::store(&args.common, (health, &service.registry))?;
+        if accept_losses {
+            let Losses { tenants, slots } = store.accept_losses().await?;
+            tracing::info!(tenants, slots, "going on without what Redis has lost");
+        } else {
+            let created = store.init().await?;
+            tracing::info!(created, "Redis is initialised");
+        }
         return Ok(());
     }
     let key = args.admin_key.read().map_err(|error| WrongArguments(sentence(&error)))?;

@@ -16,7 +16,6 @@ use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits as TenantLimits;
-use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sentence::sentence;
@@ -252,17 +251,6 @@ impl Dispatcher {
                 .await
                 .map_err(Into::into),
         )
-    }
-
-    pub(crate) async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Done>
-    where
-        F: Future<Output = Result<T, E>>,
-        E: std::fmt::Display,
-    {
-        patiently(&self.shutdown, ask).await.map_err(|unanswered| match unanswered {
-            Unanswered::Stopping => Done::NotBegun,
-            Unanswered::Stuck => Done::Stuck,
-        })
     }
 
     /// Publishes work under its next name, until it is confirmed.

@@ -2,7 +2,7 @@
 //! hands whatever cannot be finished now to the retry-scheduler. It knows only now.
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for, [`serve`] finds
-//! for whom that is, [`fan_out`] makes their deliveries, [`served`] has the bodies, [`ledger`] remembers whom
+//! for whom that is ([`unknown`]: if it can't be told), [`fan_out`] makes their deliveries, [`served`] has the bodies, [`ledger`] remembers whom
 //! it has served, [`parcels`] keep together what goes on, [`hand`] lets others go on where an endpoint takes its time.
 //! [`attempt`] makes one delivery. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
 //! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
@@ -25,6 +25,7 @@ mod sender;
 mod serve;
 mod served;
 mod understand;
+mod unknown;
 mod working;
 
 use std::process::ExitCode;

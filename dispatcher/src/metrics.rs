@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     pub(crate) removed: IntCounter,
     pub(crate) filtered: IntCounter,
     pub(crate) matched: IntCounter,
+    pub(crate) put_off: IntCounter,
     pub(crate) handed_on: IntCounterVec,
     pub(crate) attempt_seconds: Histogram,
     pub(crate) first_attempt_lag: Histogram,
@@ -103,6 +104,10 @@ impl Metrics {
                 "doorbell_deliveries_begun_total",
                 "Deliveries begun: events times matching subscriptions whose filter wants them.",
             )?,
+            put_off: count(
+                "doorbell_events_put_off_total",
+                "Times that an event or a page of one was put off because Redis has lost what says whom it is for.",
+            )?,
             handed_on: counters(
                 registry,
                 ("doorbell_handoffs_total", "Messages handed on with a confirm, by queue."),
@@ -145,15 +150,7 @@ impl Metrics {
                 "doorbell_connections_opened_total",
                 "Connections to endpoints begun; the other attempts went over one that was there.",
             )?,
-            waited: seconds(
-                registry,
-                (
-                    "doorbell_delivery_wait_seconds_total",
-                    "Time that deliveries in hand waited: for a permit for a POST, for another POST to the endpoint to end, for their turn within a rate limit, for room for the record of their attempt.",
-                ),
-                "for",
-                Wait::ALL.map(Wait::as_str),
-            )?,
+            waited: waited(registry)?,
             ledger_hits: count(
                 "doorbell_ledger_hits_total",
                 "Deliveries not made again after a crash, because they were known to be done with.",
@@ -198,4 +195,16 @@ impl Metrics {
             self.blocked_addresses.inc();
         }
     }
+}
+
+fn waited(registry: &Registry) -> prometheus::Result<CounterVec> {
+    seconds(
+        registry,
+        (
+            "doorbell_delivery_wait_seconds_total",
+            "Time that deliveries in hand waited: for a permit for a POST, for another POST to the endpoint to end, for their turn within a rate limit, for room for the record of their attempt.",
+        ),
+        "for",
+        Wait::ALL.map(Wait::as_str),
+    )
 }

@@ -18,6 +18,7 @@ use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::hand::Hand;
 use crate::served::Served;
 use crate::understand::Destination;
+use crate::unknown::Unknown;
 
 /// Pages of one event that wait for their confirm at once.
 const PAGES_HANDED_ON_AT_ONCE: usize = 8;
@@ -44,9 +45,9 @@ impl Dispatcher {
     /// Serves an event, or moves it aside.
     pub(crate) async fn serve_event(&self, due: DueEvent, came: Came<'_>) -> Done {
         let served = Served::new(Arc::clone(&due.event));
-        let matching = match self.matching(&served, SlotRange::ALL).await {
+        let matching = match self.matching(&served, SlotRange::ALL, came.lane).await {
             Ok(matching) => matching,
-            Err(done) => return done,
+            Err(unknown) => return self.leave(unknown, Work::Event(due)).await,
         };
         let is_main = came.lane == Lane::Main;
         if is_main && self.filters_go_aside(&served, &matching, came.redelivered) {
@@ -91,8 +92,13 @@ impl Dispatcher {
     }
 
     /// The subscriptions in a range of slots whose patterns match an event.
-    async fn matching(&self, served: &Served, range: SlotRange) -> Result<Matching, Done> {
-        self.patiently(|| self.snapshots.matching(&served.event, range)).await
+    async fn matching(
+        &self,
+        served: &Served,
+        range: SlotRange,
+        lane: Lane,
+    ) -> Result<Matching, Unknown> {
+        self.find_out(lane, || self.snapshots.matching(&served.event, range)).await
     }
 
     /// What is to be done about an event, whose filters may leave so few that it need not be split.
@@ -164,13 +170,13 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
-        let served = Served::new(page.event);
-        let share = match self.matching(&served, page.slots).await {
+        let (served, slots) = (Served::new(Arc::clone(&page.event)), page.slots);
+        let share = match self.matching(&served, slots, came.lane).await {
             Ok(matching) => self.share(&served, matching).await,
-            Err(done) => Err(done),
+            Err(unknown) => Err(self.leave(unknown, Work::Page(page)).await),
         };
         let done = match share {
-            Ok(share) => self.serve_share(&served, page.slots, share, came).await,
+            Ok(share) => self.serve_share(&served, slots, share, came).await,
             Err(done) => done,
         };
         came.hand.let_go();
@@ -207,9 +213,9 @@ impl Dispatcher {
 
     pub(crate) async fn serve_parcel(&self, parcel: Parcel, name: &str, came: Came<'_>) -> Done {
         let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
-        let known = match self.patiently(|| self.snapshots.get_all(ids())).await {
+        let known = match self.find_out(came.lane, || self.snapshots.get_all(ids())).await {
             Ok(known) => known,
-            Err(done) => return done,
+            Err(unknown) => return self.leave(unknown, Work::Parcel(parcel)).await,
         };
         let served = Served::new(Arc::clone(&parcel.event));
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();

@@ -44,7 +44,7 @@ impl Metrics {
             )?,
             sidelined: count(
                 "doorbell_retries_sidelined_total",
-                "Messages parked or released by way of the sideline, because they are more than their tenant's share.",
+                "Messages that went by way of the sideline: more than their tenant's share, or waiting for Redis.",
             )?,
             held: held_deliveries(registry, ["suspended"])?.with_label_values(&["suspended"]),
             resumed: count(

@@ -1,20 +1,21 @@
 //! Takes messages in, has each decided and acted upon, and settles it once what follows is
 //! confirmed. Our own trouble keeps a message in hand; after minutes its channel is closed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorbell_common::ids::{Addressee, TenantId};
+use doorbell_common::ids::{Addressee, SubscriptionId, TenantId};
 use doorbell_common::next_move::{Keep, Move, next_move};
 use doorbell_common::sideline::Lane;
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, Stage, Work, chance};
-use doorbell_platform::broker::topology::{self, INTERNAL};
+use doorbell_common::work::{Delivery, Parcel, Stage, Work, chance};
+use doorbell_platform::broker::topology::{self, INTERNAL, SIDELINE_RETRIES};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
-use doorbell_platform::patience::{Unanswered, patiently};
+use doorbell_platform::patience::{PATIENCE, Unanswered, patience_of, patiently};
 use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::shares::Shares;
@@ -66,12 +67,13 @@ impl Scheduler {
     async fn settle(&self, incoming: Incoming) {
         let Incoming { queue, received, settle } = incoming;
         // What was for us is for us, whichever way it came.
-        let is_ours = Lane::ALL.map(topology::retries).into_iter().any(|inbox| {
+        let lane = Lane::ALL.into_iter().find(|lane| {
+            let inbox = topology::retries(*lane);
             *queue == *inbox || (received.exchange == INTERNAL && received.routing_key == inbox)
         });
-        let worked = if is_ours {
+        let worked = if let Some(lane) = lane {
             self.came_back.note(&received);
-            self.work(received).await
+            self.work(received, lane).await
         } else {
             self.bring_back(received).await
         };
@@ -82,7 +84,7 @@ impl Scheduler {
         }
     }
 
-    async fn work(&self, received: Received) -> Result<(), Unanswered> {
+    async fn work(&self, received: Received, lane: Lane) -> Result<(), Unanswered> {
         if received.is_nudge() {
             return Ok(());
         }
@@ -110,11 +112,7 @@ impl Scheduler {
             Work::Event(_) | Work::Page(_) => {}
             Work::Parcel(parcel) => {
                 if let Some(parcel) = parcel.keep(is_ours) {
-                    let event = Arc::clone(&parcel.event);
-                    let chance = chance(&parcel.name());
-                    let deciding =
-                        parcel.deliveries().map(|delivery| self.decide(delivery, chance));
-                    self.act(&event, try_join_all(deciding).await?).await?;
+                    self.act_on_parcel(parcel, lane).await?;
                 }
             }
         }
@@ -122,15 +120,41 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn decide(&self, delivery: Delivery, chance: f64) -> Result<Move, Unanswered> {
-        let known = self.patiently(|| self.snapshots.get(&delivery.state.subscription)).await?;
+    async fn act_on_parcel(&self, parcel: Parcel, lane: Lane) -> Result<(), Unanswered> {
+        let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
+        let get = || self.snapshots.get_all(ids());
+        let known = match patiently(&self.shutdown, patience_of(lane), get).await {
+            Ok(known) => known,
+            // Those whose subscriptions are known do not wait for Redis behind it.
+            Err(Unanswered::Stuck) if lane == Lane::Main => {
+                self.metrics.sidelined.inc();
+                let aside = Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next());
+                return self.publish(&aside.map_err(unwritable)?).await;
+            }
+            Err(unanswered) => return Err(unanswered),
+        };
+        let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
+        let (event, chance) = (Arc::clone(&parcel.event), chance(&parcel.name()));
+        let deciding = parcel.deliveries().map(|delivery| {
+            let known = known.get(&delivery.state.subscription).unwrap_or(&Known::Missing);
+            self.decide(delivery, known, chance)
+        });
+        self.act(&event, try_join_all(deciding).await?).await
+    }
+
+    async fn decide(
+        &self,
+        delivery: Delivery,
+        known: &Known,
+        chance: f64,
+    ) -> Result<Move, Unanswered> {
         let mut standing = known.standing();
         if let Standing::Active(policy) = standing
             && self.has_failed_for_days(&delivery).await?
         {
             standing = Standing::Suspended(policy);
         }
-        let keep = self.keep(&delivery.event.tenant, &known);
+        let keep = self.keep(&delivery.event.tenant, known);
         Ok(next_move(delivery, standing, keep, (clock::now(), chance)))
     }
 
@@ -183,7 +207,7 @@ impl Scheduler {
         F: Future<Output = Result<T, E>>,
         E: std::fmt::Display,
     {
-        patiently(&self.shutdown, ask).await
+        patiently(&self.shutdown, PATIENCE, ask).await
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod amqp;
 pub mod api;
+pub mod backup;
 pub mod chaos;
 pub mod dns;
 pub mod engines;

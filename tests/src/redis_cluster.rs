@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use doorbell_local::engines::Redis;
 use nix::sys::signal::Signal;
+use redis::aio::MultiplexedConnection;
 use tokio::process::Command;
 
 use crate::engines;
@@ -115,7 +116,17 @@ impl RedisCluster {
         eventually("a replica takes its master's place", seconds(60), is_served).await
     }
 
-    async fn master_of(&self, key: &str) -> Option<usize> {
+    /// A connection to one of the nodes.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn link(&self, number: usize) -> anyhow::Result<MultiplexedConnection> {
+        let node = self.nodes.get(number).context("no such node")?;
+        Ok(redis::Client::open(node.url())?.get_multiplexed_async_connection().await?)
+    }
+
+    /// The node that is the master of this key just now.
+    pub async fn master_of(&self, key: &str) -> Option<usize> {
         let mut exists = redis::cmd("EXISTS");
         exists.arg(key);
         for (number, node) in self.nodes.iter().enumerate() {

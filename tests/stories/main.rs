@@ -32,6 +32,7 @@ mod interop;
 mod keys;
 mod kills;
 mod limits;
+mod losses;
 mod names;
 mod openapi;
 mod parcels;
@@ -168,6 +169,10 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         hostile::whatever_is_taken_can_be_read_again,
         hostile::no_forbidden_url_or_header_gets_in,
         limits::a_tenant_gets_what_it_is_allowed,
+        losses::who_is_known_is_served_while_others_wait_for_redis,
+        losses::a_node_that_was_emptied_makes_nobody_look_unsubscribed,
+        losses::what_is_lost_for_good_can_be_accepted,
+        losses::a_redis_that_may_forget_is_not_trusted,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_full_redis_loses_nothing,
         store::who_has_held_deliveries_may_be_very_many,

@@ -19,6 +19,7 @@ use doorbell_platform::store::held::{Place, SavedHeld};
 use doorbell_platform::store::notes::{Note, Taken};
 use doorbell_platform::tls::Trust;
 use doorbell_tests::api::subscription;
+use doorbell_tests::backup::Backup;
 use doorbell_tests::engines::{self, Engines};
 use doorbell_tests::load::Load;
 use doorbell_tests::redis_cluster::RedisCluster;
@@ -26,7 +27,6 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use prometheus::Registry;
-use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -82,7 +82,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
     change_is_in_force(&world, "after-silence").await?;
 
     let mut redis = world.engines.redis_link().await?;
-    let saved = save(&mut redis, &world.vhost).await?;
+    let saved = Backup::make(&mut redis, &world.vhost).await?;
     redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await?;
     world.until_readiness("dispatcher-1", false).await?;
     let readiness = world.readiness("dispatcher-1").await?.to_string();
@@ -91,7 +91,7 @@ pub(crate) async fn redis_restarted_silent_or_emptied_loses_nothing() -> anyhow:
     // Of this tenant nobody knows anything: with the store empty, that is no reason to drop it.
     let outsider = world.outsider().await?;
     outsider.publish("a", amqp::event("stranger", Some("never-seen"), &[]), b"1").await?;
-    restore(&mut redis, saved).await?;
+    saved.restore(&mut redis).await?;
     world.until_all_ready().await?;
     publish_for_late(&world, "after-restore").await?;
     eventually("events arrive after the restore", seconds(60), || async {
@@ -393,7 +393,7 @@ fn store(engines: &Engines, prefix: &str) -> anyhow::Result<Store> {
     store_at(std::slice::from_ref(&engines.redis_url), prefix)
 }
 
-fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
+pub(crate) fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
     let registry = Registry::new();
     let health = Health::new(&registry, &[(Dependency::Redis, true)])?;
     health.up(Dependency::Redis);
@@ -416,39 +416,4 @@ async fn change_is_in_force(world: &World, endpoint: &str) -> anyhow::Result<()>
 async fn publish_for_late(world: &World, id: &str) -> anyhow::Result<()> {
     world.ledger.accepted("late", "a", id, "1");
     world.outsider().await?.publish("a", amqp::event("late", Some(id), &[]), b"1").await
-}
-
-/// Every lasting key, as an operator's backup would have it.
-async fn save(
-    redis: &mut MultiplexedConnection,
-    prefix: &str,
-) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let keys: Vec<String> =
-        redis::cmd("KEYS").arg(format!("{prefix}:*{{*")).query_async(redis).await?;
-    let mut saved = Vec::new();
-    let lasting =
-        |key: &String| ["{main}", "{slot-", "{tenant-"].iter().any(|part| key.contains(part));
-    for key in keys.into_iter().filter(lasting) {
-        let value: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(redis).await?;
-        saved.extend(value.map(|value| (key, value)));
-    }
-    Ok(saved)
-}
-
-async fn restore(
-    redis: &mut MultiplexedConnection,
-    mut saved: Vec<(String, Vec<u8>)>,
-) -> anyhow::Result<()> {
-    // The epoch last: until then nobody believes what is there.
-    saved.sort_by_key(|(key, _)| key.ends_with(":epoch"));
-    for (key, value) in saved {
-        redis::cmd("RESTORE")
-            .arg(key)
-            .arg(0)
-            .arg(value)
-            .arg("REPLACE")
-            .query_async::<()>(redis)
-            .await?;
-    }
-    Ok(())
 }

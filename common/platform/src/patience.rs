@@ -3,34 +3,51 @@
 use std::fmt;
 use std::time::Duration;
 
+use doorbell_common::sideline::Lane;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::shutdown::Shutdown;
 
 /// How long our own trouble may keep a message in hand.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
+pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+/// How long it may keep one in hand that is in others' way. Then it is moved aside, which costs little and is done once.
+const IN_OTHERS_WAY: Duration = Duration::from_secs(1);
+
+/// How long our own trouble may keep a message of this lane in hand.
+#[must_use]
+pub fn patience_of(lane: Lane) -> Duration {
+    match lane {
+        Lane::Main => IN_OTHERS_WAY,
+        Lane::Sideline => PATIENCE,
+    }
+}
 
 /// Why asking came to an end without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unanswered {
     /// The service is stopping.
     Stopping,
-    /// Five minutes have passed.
+    /// There was no answer for too long.
     Stuck,
 }
 
 /// Asks again and again, with growing pauses, until there is an answer, the service stops, or
-/// patience ends.
+/// so much time has passed.
 ///
 /// # Errors
 /// There was no answer.
-pub async fn patiently<T, E, F>(shutdown: &Shutdown, ask: impl Fn() -> F) -> Result<T, Unanswered>
+pub async fn patiently<T, E, F>(
+    shutdown: &Shutdown,
+    at_most: Duration,
+    ask: impl Fn() -> F,
+) -> Result<T, Unanswered>
 where
     F: Future<Output = Result<T, E>>,
     E: fmt::Display,
 {
-    let give_up = Instant::now() + PATIENCE;
+    let give_up = Instant::now() + at_most;
     let mut backoff = Backoff::default();
     loop {
         match ask().await {

@@ -22,12 +22,14 @@ pub mod keys;
 pub mod lease;
 pub mod ledger;
 mod link;
+mod memory;
 pub mod notes;
 pub mod rate;
 pub mod records;
 pub mod removals;
 mod sealed;
 pub mod sealing;
+mod slots;
 pub mod snapshots;
 pub mod tenant_limits;
 pub mod tenants;
@@ -40,6 +42,7 @@ use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};
 
 use keys::Keys;
 use link::Link;
+use memory::Memory;
 use sealed::Secrets;
 
 use crate::backoff::Backoff;
@@ -60,6 +63,7 @@ pub struct Store {
     keys: Keys,
     health: Health,
     secrets: Secrets,
+    memory: Memory,
     /// The epoch seen first; another one later is another store.
     epoch: Arc<RwLock<Option<String>>>,
 }
@@ -84,8 +88,15 @@ pub enum StoreError {
     )]
     AnotherEpoch,
     /// A part of it is missing.
-    #[error("Redis has lost the record of tenant {0}; restore it")]
+    #[error(
+        "Redis has lost {0}: restore it, then run `doorbell-control-plane init`; or go on without by `doorbell-control-plane init --accept-losses`"
+    )]
     Lost(String),
+    /// It may forget any key, to make room for others.
+    #[error(
+        "Redis may evict subscriptions (maxmemory-policy {0}): set that to noeviction, or to one of volatile-…"
+    )]
+    Evicts(String),
     /// A value in it is not what we write.
     #[error("Redis holds something that is not understood at {key}: {error}")]
     Corrupt {
@@ -107,7 +118,22 @@ pub enum StoreError {
     },
 }
 
+/// What Redis has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Losses {
+    /// Tenants of whose subscriptions nothing was known.
+    pub tenants: usize,
+    /// Slots whose subscriptions were gone, all or some of them.
+    pub slots: usize,
+}
+
 impl StoreError {
+    /// Whether it is only a part of Redis that is of no use: what needs others may go on.
+    #[must_use]
+    pub fn is_of_a_part(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+
     /// What whoever asked for something may be told: what is wrong, and nothing else of what Redis says.
     #[must_use]
     pub fn for_caller(self) -> String {
@@ -146,7 +172,7 @@ impl Store {
     ) -> anyhow::Result<Self> {
         let link = Link::new(urls, trust, registry)?;
         let (keys, secrets) = (Keys::new(prefix), Secrets::default());
-        Ok(Self { link, keys, health, secrets, epoch: Arc::default() })
+        Ok(Self { link, keys, health, secrets, memory: Memory::default(), epoch: Arc::default() })
     }
 
     /// Prepares an empty Redis. Answers whether it was empty; one that has an epoch stays as it is.
@@ -163,6 +189,17 @@ impl Store {
         Ok(created)
     }
 
+    /// Goes on without what Redis has lost of a store that is initialised, and can't be restored.
+    ///
+    /// # Errors
+    /// Redis did not answer, or is not initialised.
+    pub async fn accept_losses(&self) -> Result<Losses, StoreError> {
+        self.check_epoch().await?;
+        let (tenants, slots) = (self.write_lost_tenants().await?, self.mark_lost_slots().await?);
+        self.log_change(&changes::Change::Initialised).await?;
+        Ok(Losses { tenants, slots })
+    }
+
     /// Checks that the store is the one that this service began with, and that it has the keys to
     /// what it needs in it.
     ///
@@ -174,6 +211,12 @@ impl Store {
         let (epoch, sealing): (_, Vec<String>) = look.query_async(&mut self.link.clone()).await?;
         self.judge_epoch(epoch)?;
         self.secrets.check(sealing)
+    }
+
+    /// Checks besides that it forgets nothing by itself.
+    async fn check(&self) -> Result<(), StoreError> {
+        self.check_epoch().await?;
+        self.check_memory().await
     }
 
     /// Sends commands whose answers could mean "there is nothing", and checks the epoch after them.
@@ -246,7 +289,7 @@ impl Store {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while shutdown.until_finished(look.tick()).await.is_some() {
-            match self.check_epoch().await {
+            match self.check().await {
                 Ok(()) => self.health.up(Dependency::Redis),
                 Err(error) => self.health.down(Dependency::Redis, error.to_string()),
             }

@@ -32,6 +32,11 @@ impl Keys {
         format!("{}:{{main}}:subscriptions-created", self.prefix)
     }
 
+    /// Number: slots that have been given their mark.
+    pub(super) fn slots_marked(&self) -> String {
+        format!("{}:{{main}}:slots-marked", self.prefix)
+    }
+
     /// Hash, API key's id to its record.
     pub(super) fn api_keys(&self) -> String {
         format!("{}:{{main}}:api-keys", self.prefix)
@@ -147,7 +152,7 @@ impl Keys {
         format!("{}:{{main}}:unverified:{tenant}", self.prefix)
     }
 
-    /// Hash, subscription id to record.
+    /// Hash, subscription id to record; and the slot's [mark](super::slots).
     pub(super) fn slot(&self, slot: SlotNumber) -> String {
         format!("{}:{{slot-{:06x}}}", self.prefix, slot.0)
     }

@@ -15,8 +15,8 @@ use redis::Value;
 
 use super::changes::Change;
 use super::sealed::Opened;
+use super::slots::MARK;
 use super::{Store, StoreError};
-use crate::clock;
 
 /// A subscription as read, and the bytes that were there: a change is made only over those.
 #[derive(Clone, Debug)]
@@ -62,25 +62,6 @@ pub(super) const REPLACE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) == ARG
 const UNLINK: &str = "for i = 2, #KEYS do redis.call('SREM', KEYS[i], ARGV[1]) if redis.call('EXISTS', KEYS[i]) == 0 then redis.call('SREM', KEYS[1], ARGV[i]) end end return 1";
 
 impl Store {
-    /// Ids for so many new subscriptions, in the slots whose turn it is.
-    ///
-    /// # Errors
-    /// Redis did not answer.
-    pub async fn new_subscription_ids(
-        &self,
-        count: usize,
-    ) -> Result<Vec<SubscriptionId>, StoreError> {
-        let mut link = self.link.clone();
-        let mut count_up = redis::cmd("INCRBY");
-        count_up.arg(self.keys.created()).arg(count);
-        let created: u64 = count_up.query_async(&mut link).await?;
-        let first = created.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
-        // Ids end after 2^32 subscriptions; then the last slot goes on growing.
-        let last = SlotNumber(SlotNumber::END - 1);
-        let slots = (first..created).map(|n| SlotNumber::of_nth(n).unwrap_or(last));
-        Ok(slots.map(|slot| SubscriptionId::new(slot, clock::random_bits())).collect())
-    }
-
     /// Writes new subscriptions of a tenant, and the tenant if they are its first.
     ///
     /// # Errors
@@ -128,9 +109,14 @@ impl Store {
     pub async fn subscription(&self, id: &SubscriptionId) -> Result<Lookup, StoreError> {
         let key = self.keys.slot(id.slot());
         let mut get = redis::pipe();
-        get.cmd("HGET").arg(&key).arg(id.to_string());
-        let (raw,): (Option<String>,) = self.ask(get).await?;
-        let Some(raw) = raw else { return Ok(Lookup::Missing) };
+        get.cmd("HMGET").arg(&key).arg(id.to_string()).arg(MARK);
+        let ((raw, mark),): ((Option<String>, Option<String>),) = self.ask(get).await?;
+        let Some(raw) = raw else {
+            if mark.is_none() {
+                self.check_unmarked(id.slot()).await?;
+            }
+            return Ok(Lookup::Missing);
+        };
         Ok(match self.open(&key, &id.to_string(), &raw)? {
             Opened::Deleted => Lookup::Deleted,
             Opened::Live(subscription, sealed) => {
@@ -207,6 +193,9 @@ impl Store {
     ) -> Result<Listing, StoreError> {
         let list = self.keys.subscriptions(tenant);
         let (ids, next) = self.page_of_ids(list, after, limit).await?;
+        if ids.is_empty() {
+            self.raw_tenant(tenant).await?;
+        }
         let mut listing = Listing { subscriptions: Vec::new(), next, bytes: 0 };
         let (mut rest, mut at_once) = (ids.as_slice(), FIRST_READ);
         while !rest.is_empty() {

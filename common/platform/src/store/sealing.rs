@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::changes::Change;
 use super::records::REPLACE;
 use super::sealed::{Opened, Secrets};
+use super::slots::MARK;
 use super::{Store, StoreError};
 
 /// How far a round over all subscriptions has come.
@@ -81,7 +82,7 @@ impl Store {
         get.cmd("HGETALL").arg(&key);
         let (records,): (Vec<(String, String)>,) = self.ask(get).await?;
         let mut changed = Vec::new();
-        for (id, raw) in records {
+        for (id, raw) in records.into_iter().filter(|(field, _)| field != MARK) {
             match self.resealed(&key, &id, &raw) {
                 Ok(Some(after)) => changed.push((id, raw, after)),
                 Ok(None) => {}

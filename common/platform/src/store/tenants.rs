@@ -2,15 +2,27 @@
 //! it is taken off the list, so "listed without a record" always means that Redis lost something.
 //! Record and list may live on different nodes; so that this holds for someone who creates a
 //! tenant while someone else removes it, either does its first step once more at the end.
+//!
+//! A tenant whose record is lost is not written anew, for its index is lost with it: that would look like a tenant
+//! without subscriptions.
+
+use std::time::Duration;
 
 use doorbell_common::ids::TenantId;
 use doorbell_common::time::Timestamp;
+use futures_util::future::try_join_all;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use super::changes::Change;
 use super::{Store, StoreError};
 use crate::clock;
+
+/// How often it is looked for a record that should be there.
+const LOOKS: u32 = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// Records that are looked at at once.
+const AT_ONCE: usize = 256;
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +37,37 @@ impl Store {
     /// Creates the tenant unless it is there; answers whether it was created now.
     ///
     /// # Errors
-    /// Redis did not answer or is not the store that it was.
+    /// Redis did not answer, is not the store that it was, or has lost this tenant's record.
     pub async fn ensure_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
-        self.check_epoch().await?;
+        self.raw_tenant(id).await?;
+        self.write_tenant(id).await
+    }
+
+    /// Writes the records of listed tenants that have none; answers how many these were.
+    pub(super) async fn write_lost_tenants(&self) -> Result<usize, StoreError> {
+        let (mut written, mut after) = (0, None);
+        loop {
+            let list = self.keys.tenants();
+            let (ids, next) = self.page_of_ids::<TenantId>(list, after.as_ref(), AT_ONCE).await?;
+            for found in try_join_all(ids.iter().map(|id| self.write_if_lost(id))).await? {
+                written += usize::from(found);
+            }
+            match next {
+                Some(next) => after = Some(next),
+                None => return Ok(written),
+            }
+        }
+    }
+
+    async fn write_if_lost(&self, id: &TenantId) -> Result<bool, StoreError> {
+        match self.raw_tenant(id).await {
+            Err(StoreError::Lost(_)) => self.write_tenant(id).await,
+            Ok(_) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
         let mut link = self.link.clone();
         let tenant = Tenant { id: id.clone(), created_at: clock::now() };
         let raw = serde_json::to_string(&tenant)
@@ -45,15 +85,33 @@ impl Store {
     /// Reads a tenant.
     ///
     /// # Errors
-    /// Redis did not answer or is not the store that it was.
+    /// Redis did not answer, is not the store that it was, or has lost this tenant's record.
     pub async fn tenant(&self, id: &TenantId) -> Result<Option<Tenant>, StoreError> {
-        let key = self.keys.tenant(id);
-        let mut get = redis::pipe();
-        get.cmd("GET").arg(&key);
-        let (raw,): (Option<String>,) = self.ask(get).await?;
+        let raw = self.raw_tenant(id).await?;
         raw.map(|raw| serde_json::from_str(&raw))
             .transpose()
-            .map_err(|error| StoreError::Corrupt { key, error })
+            .map_err(|error| StoreError::Corrupt { key: self.keys.tenant(id), error })
+    }
+
+    /// The record of a tenant; an error if Redis has lost it.
+    pub(super) async fn raw_tenant(&self, id: &TenantId) -> Result<Option<String>, StoreError> {
+        // One that is created or removed just now may look lost for a moment.
+        for _ in 0..LOOKS {
+            let mut get = redis::pipe();
+            get.cmd("GET").arg(self.keys.tenant(id));
+            let (raw,): (Option<String>,) = self.ask(get).await?;
+            if raw.is_some() {
+                return Ok(raw);
+            }
+            let mut score = redis::pipe();
+            score.cmd("ZSCORE").arg(self.keys.tenants()).arg(id.as_str());
+            let (listed,): (Option<f64>,) = self.ask(score).await?;
+            if listed.is_none() {
+                return Ok(None);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        Err(StoreError::Lost(format!("the record of tenant {id}")))
     }
 
     /// Removes a tenant whose subscriptions are deleted; answers whether it was there.
@@ -86,8 +144,7 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<Tenant>, Option<TenantId>), StoreError> {
         let (ids, next) = self.page_of_ids(self.keys.tenants(), after, limit).await?;
-        let found =
-            futures_util::future::try_join_all(ids.iter().map(|id| self.tenant(id))).await?;
+        let found = try_join_all(ids.iter().map(|id| self.tenant(id))).await?;
         Ok((found.into_iter().flatten().collect(), next))
     }
 }

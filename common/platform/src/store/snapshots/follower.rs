@@ -81,7 +81,7 @@ impl Follower {
 
     async fn read(&mut self) -> Result<(), StoreError> {
         // First, so that an emptied or another store never clears what is known.
-        self.snapshots.store.check_epoch().await?;
+        self.snapshots.store.check().await?;
         while self.read_on().await? {}
         self.look_again().await
     }

@@ -8,6 +8,7 @@ use doorbell_common::pattern::Pattern;
 
 use super::{Index, Known};
 use crate::store::sealed::Opened;
+use crate::store::slots::MARK;
 use crate::store::{Store, StoreError};
 
 /// Members of a set that are read in one go.
@@ -19,18 +20,6 @@ const READS: usize = 3;
 type Members = Vec<(Pattern, Vec<SubscriptionId>)>;
 
 impl Store {
-    /// One past the last slot in which a subscription was created.
-    ///
-    /// # Errors
-    /// Redis did not answer or is not the store that it was.
-    pub async fn slots_in_use(&self) -> Result<u32, StoreError> {
-        let mut get = redis::pipe();
-        get.cmd("GET").arg(self.keys.created());
-        let (created,): (Option<u64>,) = self.ask(get).await?;
-        let slots = created.unwrap_or(0).div_ceil(SlotNumber::CAPACITY);
-        Ok(u32::try_from(slots).map_or(SlotNumber::END, |slots| slots.min(SlotNumber::END)))
-    }
-
     /// What a slot has under these ids.
     pub(super) async fn load_known(
         &self,
@@ -71,34 +60,46 @@ impl Store {
         let mut get = redis::pipe();
         get.cmd("HGETALL").arg(&key);
         let (records,): (Vec<(String, String)>,) = self.ask(get).await?;
+        if !records.iter().any(|(field, _)| field == MARK) {
+            self.check_unmarked(number).await?;
+        }
         let known =
             |(id, raw): (String, String)| Some((id.parse().ok()?, self.known(&key, &id, &raw)));
         Ok(records.into_iter().filter_map(known).collect())
     }
 
     /// Which of a tenant's subscriptions have which pattern.
+    ///
+    /// On a cluster the epoch may be there although this tenant's node was emptied. So an index is only believed if
+    /// the tenant's record was there before it was read, and after that.
     pub(super) async fn load_index(&self, tenant: &TenantId) -> Result<Arc<Index>, StoreError> {
+        loop {
+            let (is_there, index) = self.read_index(tenant).await?;
+            let is_still = if is_there && !self.link.is_cluster() {
+                // It was looked at together with the epoch, each time.
+                true
+            } else {
+                self.raw_tenant(tenant).await?.is_some()
+            };
+            if is_there == is_still {
+                return Ok(Arc::new(index));
+            }
+        }
+    }
+
+    /// Whether there is such a tenant, and what its index says.
+    async fn read_index(&self, tenant: &TenantId) -> Result<(bool, Index), StoreError> {
         let mut get = redis::pipe();
         get.cmd("EXISTS").arg(self.keys.tenant(tenant));
         get.cmd("SMEMBERS").arg(self.keys.patterns(tenant));
-        let (exists, patterns): (bool, Vec<String>) = self.ask(get).await?;
+        let (is_there, patterns): (bool, Vec<String>) = self.ask(get).await?;
         let patterns: Vec<Pattern> =
             patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
         let mut index = Index::default();
         for (pattern, ids) in self.load_patterns(tenant, patterns).await? {
             index.insert(&pattern, ids);
         }
-        // On a cluster the epoch may be there although this tenant's node was emptied: then the
-        // tenant is listed, but has no record.
-        if !exists {
-            let mut score = redis::cmd("ZSCORE");
-            score.arg(self.keys.tenants()).arg(tenant.as_str());
-            let listed: Option<f64> = score.query_async(&mut self.link.clone()).await?;
-            if listed.is_some() {
-                return Err(StoreError::Lost(tenant.to_string()));
-            }
-        }
-        Ok(Arc::new(index))
+        Ok((is_there, index))
     }
 
     /// The subscriptions that have these patterns, in the order of their ids.

@@ -1,0 +1,106 @@
+//! Whether Redis may forget any key to make room for others. Then a tenant may lose its subscriptions, and look as if it
+//! had none.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::{InfoDict, Value, from_redis_value};
+use tokio::time::Instant;
+
+use super::{Store, StoreError};
+
+/// How often Redis is asked.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// What Redis said last. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+struct Said {
+    ask_at: Option<Instant>,
+    /// The policy by which it may forget what it should not.
+    evicts: Option<String>,
+}
+
+impl Store {
+    /// Checks that Redis forgets nothing but what has a time to live. One that does not say (a user may be kept from
+    /// asking) is believed.
+    pub(super) async fn check_memory(&self) -> Result<(), StoreError> {
+        if self.memory.is_to_be_asked() {
+            let mut info = redis::cmd("INFO");
+            info.arg("memory");
+            match info.query_async::<Value>(&mut self.link.clone()).await {
+                Ok(answer) => self.memory.set(policy_that_evicts(answer)),
+                Err(error) => tracing::debug!(%error, "Redis does not say what it may forget"),
+            }
+        }
+        self.memory.evicts().map_or(Ok(()), |policy| Err(StoreError::Evicts(policy)))
+    }
+}
+
+impl Memory {
+    fn is_to_be_asked(&self) -> bool {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let is_time = said.ask_at.is_none_or(|at| at <= now);
+        if is_time {
+            said.ask_at = Some(now + EVERY);
+        }
+        is_time
+    }
+
+    fn set(&self, evicts: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).evicts = evicts;
+    }
+
+    fn evicts(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).evicts.clone()
+    }
+}
+
+/// The policy by which one of these servers may forget any key. A cluster answers for each of its masters.
+fn policy_that_evicts(answer: Value) -> Option<String> {
+    if let Value::Map(nodes) = answer {
+        return nodes.into_iter().find_map(|(_, answer)| policy_that_evicts(answer));
+    }
+    let info = InfoDict::new(&from_redis_value::<String>(answer).ok()?);
+    let policy: String = info.get("maxmemory_policy")?;
+    // Without a bound there is nothing to make room for.
+    let has_bound = info.get::<u64>("maxmemory").is_none_or(|bytes| bytes > 0);
+    (has_bound && policy.starts_with("allkeys-")).then_some(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_evicts_any_key_is_told() {
+        let node = |bound: u64, policy: &str| {
+            let info = format!("# Memory\r\nmaxmemory:{bound}\r\nmaxmemory_policy:{policy}\r\n");
+            Value::BulkString(info.into_bytes())
+        };
+        let of = |policy: &str| Some(policy.to_owned());
+        for (answer, expected) in [
+            (node(0, "noeviction"), None),
+            (node(1 << 30, "noeviction"), None),
+            (node(0, "allkeys-lru"), None),
+            (node(1 << 30, "allkeys-lru"), of("allkeys-lru")),
+            (node(1 << 30, "allkeys-random"), of("allkeys-random")),
+            (node(1 << 30, "volatile-lru"), None),
+            (Value::SimpleString("maxmemory_policy:allkeys-lfu\r\n".to_owned()), of("allkeys-lfu")),
+            (Value::Nil, None),
+            (Value::Map(vec![(Value::Nil, node(9, "noeviction"))]), None),
+            (
+                Value::Map(vec![
+                    (Value::Nil, node(9, "noeviction")),
+                    (Value::Nil, node(9, "allkeys-lru")),
+                ]),
+                of("allkeys-lru"),
+            ),
+        ] {
+            assert_eq!(policy_that_evicts(answer.clone()), expected, "{answer:?}");
+        }
+    }
+}

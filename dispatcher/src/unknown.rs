@@ -1,0 +1,78 @@
+//! What becomes of work of which it can't be told whom it is for, because Redis is away, or has lost that. It keeps nothing
+//! else waiting: what is for those who are known goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorbell_common::rung::Rung;
+use doorbell_common::sideline::Lane;
+use doorbell_common::work::Work;
+use doorbell_platform::patience::{Unanswered, patience_of, patiently};
+use doorbell_platform::store::StoreError;
+
+use crate::dispatch::{Dispatcher, Done, to_done};
+use crate::understand::Destination;
+
+/// The longest time for which work is put off in one go, as a power of two: four minutes.
+const LONGEST: u32 = 8;
+
+/// Why it can't be told whom something is for.
+#[derive(Debug)]
+pub(crate) enum Unknown {
+    /// Redis has lost what says so.
+    Lost,
+    /// Redis has been away for longer than others can wait.
+    Away,
+    /// The service is stopping, or Redis has been away for too long.
+    Ended(Done),
+}
+
+impl Dispatcher {
+    /// Asks what is known of subscriptions until there is an answer, for something in this lane.
+    pub(crate) async fn find_out<T, F>(&self, lane: Lane, ask: impl Fn() -> F) -> Result<T, Unknown>
+    where
+        F: Future<Output = Result<T, Arc<StoreError>>>,
+    {
+        let asking = patiently(&self.shutdown, patience_of(lane), || async {
+            match ask().await {
+                Ok(found) => Ok(Some(found)),
+                Err(error) if error.is_of_a_part() => {
+                    tracing::error!(%error, "an event is put off");
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        });
+        match (asking.await, lane) {
+            (Ok(found), _) => found.ok_or(Unknown::Lost),
+            (Err(Unanswered::Stopping), _) => Err(Unknown::Ended(Done::NotBegun)),
+            (Err(Unanswered::Stuck), Lane::Main) => Err(Unknown::Away),
+            (Err(Unanswered::Stuck), Lane::Sideline) => Err(Unknown::Ended(Done::Stuck)),
+        }
+    }
+
+    /// Leaves work for later: moved aside where it waits for Redis, and put off where it waits for whoever repairs
+    /// that.
+    pub(crate) async fn leave(&self, unknown: Unknown, work: Work) -> Done {
+        let to = match (unknown, &work) {
+            (Unknown::Ended(done), _) => return done,
+            (Unknown::Away, Work::Page(_)) => Destination::SidelinePages,
+            (Unknown::Away, Work::Event(_) | Work::Parcel(_)) => Destination::Sideline,
+            (Unknown::Lost, _) => {
+                self.metrics.put_off.inc();
+                Destination::Delay(Rung::for_wait(put_off_for(&work)))
+            }
+        };
+        to_done(self.hand_on(work, to).await)
+    }
+}
+
+/// For how long work is put off: twice as long each time, which takes two hand-offs.
+fn put_off_for(work: &Work) -> Duration {
+    let sequence = match work {
+        Work::Event(due) => due.sequence,
+        Work::Page(page) => page.sequence,
+        Work::Parcel(parcel) => parcel.states.iter().map(|state| state.sequence).max().unwrap_or(0),
+    };
+    Duration::from_secs(1 << (sequence / 2).min(LONGEST))
+}

@@ -1,0 +1,229 @@
+//! Redis that is away while very many wait for it, that has lost a part, or that may lose any.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use doorbell_platform::store::{Losses, StoreError};
+use doorbell_tests::api::subscription;
+use doorbell_tests::backup::Backup;
+use doorbell_tests::load::Load;
+use doorbell_tests::redis_cluster::RedisCluster;
+use doorbell_tests::wait::seconds;
+use doorbell_tests::{Behaviour, Setup, World, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::store::store_at;
+
+/// Tenants of whom nothing is known, and the events of each.
+const STRANGERS: (usize, usize) = (40, 600);
+
+pub(crate) async fn who_is_known_is_served_while_others_wait_for_redis() -> anyhow::Result<()> {
+    let world = Arc::new(World::with("unknown", Setup::private().without_breaker()).await?);
+    world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
+    for endpoint in ["steady", "flaky"] {
+        world.subscribe("acme", endpoint, &["#"]).await?;
+    }
+    world.subscribe("beta", "first-fails-later", &["#"]).await?;
+    world.in_force().await;
+    let load = Load::over_http(&world, "acme", Duration::from_millis(20));
+    let goes_on = |what: &'static str| {
+        let world = &world;
+        async move {
+            let counts = || ["steady", "flaky"].map(|name| world.receiver.accepted(name));
+            let before = counts();
+            let more = || async { counts().iter().zip(before).all(|(now, then)| *now > then + 50) };
+            eventually(what, seconds(60), more).await
+        }
+    };
+    // Both dispatchers come to know it, and no retry-scheduler does.
+    for n in 0..20 {
+        world.publish("beta", "known", n.into()).await?;
+    }
+    goes_on("load flows").await?;
+
+    world.engines.redis.lock().await.kill().await;
+    world.until_readiness("dispatcher-1", false).await?;
+    world.receiver.behave("first-fails-later", Behaviour::FailFirst(1, 503));
+    for n in 0..300 {
+        world.publish("beta", "fails", n.into()).await?;
+    }
+    let (tenants, events) = STRANGERS;
+    for n in 0..tenants {
+        let line = json!({"tenant": format!("stranger-{n}"), "type": "a", "data": n}).to_string();
+        let lines = format!("{line}\n").repeat(events);
+        let headers = [("content-type", "application/x-ndjson")];
+        let answer = world.producer.raw(Method::POST, "/v1/events/batch", &headers, lines).await?;
+        let is_taken = |result: &Value| result["status"] == 202;
+        let taken = answer.body["results"].as_array().context("no results")?;
+        assert!(taken.len() == events && taken.iter().all(is_taken), "{answer:?}");
+    }
+    for _ in 0..3 {
+        goes_on("those who are known are served, retries and all").await?;
+    }
+    world.engines.redis.lock().await.start_again().await?;
+    world.until_all_ready().await?;
+    goes_on("load flows as before").await?;
+    let accepted = load.end().await?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.duplicates().await?;
+    eprintln!(
+        "{} events of unknown tenants amid {accepted} others without Redis: 0 lost, {duplicates} duplicates",
+        tenants * events
+    );
+    Arc::into_inner(world).unwrap().finish().await
+}
+
+/// A master without a replica, or one that started again before a replica took its place, may come back with nothing.
+pub(crate) async fn a_node_that_was_emptied_makes_nobody_look_unsubscribed() -> anyhow::Result<()> {
+    const EVENTS: usize = 600;
+    let mut cluster = RedisCluster::start("redis-emptied", 0).await?;
+    let setup = Setup { redis_url: Some(cluster.urls()), ..Setup::default() };
+    let world = Arc::new(World::with("emptied", setup).await?);
+    let main = cluster.master_of("{main}").await;
+    let mut emptied = main;
+    for slot in 0..4 {
+        if emptied == main {
+            emptied = cluster.master_of(&format!("{{slot-{slot:06x}}}")).await;
+        }
+    }
+    assert!(emptied != main, "one of the slots that are used is elsewhere");
+    let emptied = emptied.context("nobody has it")?;
+    let (mut theirs, mut others) = (None, None);
+    for n in 0..100 {
+        let tenant = format!("tenant-{n}");
+        let of = if cluster.master_of(&format!("{{tenant-{tenant}}}")).await == Some(emptied) {
+            &mut theirs
+        } else {
+            &mut others
+        };
+        of.get_or_insert(tenant);
+    }
+    let (theirs, others) = (theirs.context("none there")?, others.context("none elsewhere")?);
+    world.subscribe_many("many", ("many", 1000), &["for.all"]).await?;
+    world.subscribe(&theirs, "theirs", &["own.#"]).await?;
+    world.subscribe(&others, "others", &["own.#"]).await?;
+    world.in_force().await;
+
+    let mut node = cluster.link(emptied).await?;
+    let backup = Backup::make(&mut node, &world.vhost).await?;
+    redis::cmd("FLUSHALL").query_async::<()>(&mut node).await?;
+    for n in 0..EVENTS {
+        world.publish(&theirs, "own.lost", n.into()).await?;
+    }
+    for n in 0..50 {
+        world.publish(&others, "own.there", n.into()).await?;
+    }
+    world.publish("*", "for.all", json!("everyone")).await?;
+    eventually("others are served", seconds(30), || async {
+        world.receiver.accepted("others") == 50
+    })
+    .await?;
+    let put_off = || async { world.metric("doorbell_events_put_off_total").await.unwrap_or(0.0) };
+    eventually("what can't be told waits", seconds(30), || async { put_off().await > 600.0 })
+        .await?;
+    // Nothing is written in its place, which would look like a tenant without other subscriptions.
+    let path = format!("/v1/tenants/{theirs}");
+    let list = format!("{path}/subscriptions");
+    let body = subscription(&world.receiver.url("more"), &["#"]);
+    let document = json!({"tenant": theirs, "subscriptions": []});
+    for (method, path, body) in [
+        (Method::GET, &path, Value::Null),
+        (Method::PUT, &path, Value::Null),
+        (Method::DELETE, &path, Value::Null),
+        (Method::GET, &list, Value::Null),
+        (Method::POST, &list, body),
+        (Method::PUT, &"/v1/config?dry_run=true".to_owned(), document),
+        (Method::GET, &"/v1/tenants".to_owned(), Value::Null),
+    ] {
+        let answer = world.control.call(method.clone(), path, body).await?;
+        assert_eq!(answer.status, 503, "{method} {path}: {answer:?}");
+        let detail = answer.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("has lost the record of tenant"), "{detail}");
+    }
+    assert_eq!(world.receiver.count("theirs"), 0);
+
+    backup.restore(&mut node).await?;
+    world.init().await?;
+    world.settle(seconds(120)).await?;
+    assert_eq!(world.receiver.accepted("theirs"), EVENTS);
+    assert_eq!(world.duplicates().await?, 0);
+    let answer = world.control.call(Method::GET, &path, Value::Null).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    Arc::into_inner(world).unwrap().finish().await?;
+    cluster.end().await;
+    Ok(())
+}
+
+pub(crate) async fn what_is_lost_for_good_can_be_accepted() -> anyhow::Result<()> {
+    let mut cluster = RedisCluster::start("redis-losses", 0).await?;
+    let urls: Vec<String> = cluster.urls().split(',').map(str::to_owned).collect();
+    let store = store_at(&urls, "losses")?;
+    assert!(matches!(store.accept_losses().await, Err(StoreError::NotInitialised)));
+    store.init().await?;
+    let tenants: Vec<_> = (0..300).map(|n| format!("tenant-{n}").parse().unwrap()).collect();
+    for tenant in &tenants {
+        store.ensure_tenant(tenant).await?;
+    }
+    let ids = store.new_subscription_ids(1000).await?;
+    assert_eq!(store.accept_losses().await?, Losses { tenants: 0, slots: 0 });
+
+    let main = cluster.master_of("{main}").await;
+    let emptied = if main == Some(0) { 1 } else { 0 };
+    redis::cmd("FLUSHALL").query_async::<()>(&mut cluster.link(emptied).await?).await?;
+    let lost = |result: Result<_, StoreError>| matches!(result, Err(StoreError::Lost(_)));
+    let (mut lost_tenants, mut lost_ids) = (0, 0);
+    for tenant in &tenants {
+        lost_tenants += usize::from(lost(store.ensure_tenant(tenant).await.map(drop)));
+    }
+    for id in &ids {
+        lost_ids += usize::from(lost(store.subscription(id).await.map(drop)));
+    }
+    assert!((50..200).contains(&lost_tenants), "{lost_tenants} of 300");
+    assert!((1..1000).contains(&lost_ids), "{lost_ids} of 1000");
+    let losses = store.accept_losses().await?;
+    assert_eq!(losses.tenants, lost_tenants);
+    assert!(losses.slots >= lost_ids / 256, "{losses:?}");
+    assert_eq!(store.accept_losses().await?, Losses { tenants: 0, slots: 0 });
+    for id in &ids {
+        store.subscription(id).await?;
+    }
+    assert_eq!(store.list_tenants(None, 1000).await?.0.len(), tenants.len());
+    cluster.end().await;
+    Ok(())
+}
+
+pub(crate) async fn a_redis_that_may_forget_is_not_trusted() -> anyhow::Result<()> {
+    let setup = Setup { dispatchers: 1, ..Setup::private() };
+    let world = Arc::new(World::with("forgetful", setup).await?);
+    world.subscribe("acme", "known", &["#"]).await?;
+    world.subscribe("beta", "unknown", &["#"]).await?;
+    world.in_force().await;
+    world.publish("acme", "a", json!(1)).await?;
+    eventually("it arrives", seconds(20), || async { world.receiver.accepted("known") == 1 })
+        .await?;
+    let mut redis = world.engines.redis_link().await?;
+    let mut set = async |name: &str, value: &str| {
+        redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(&mut redis).await
+    };
+    set("maxmemory", "1gb").await?;
+    set("maxmemory-policy", "allkeys-lru").await?;
+    for service in ["dispatcher-1", "retry-scheduler-1", "control-plane"] {
+        world.until_readiness(service, false).await?;
+        let readiness = world.readiness(service).await?.to_string();
+        assert!(readiness.contains("maxmemory-policy allkeys-lru"), "{readiness}");
+    }
+    for tenant in ["acme", "beta"] {
+        world.publish(tenant, "a", json!(2)).await?;
+    }
+    eventually("what is known counts", seconds(20), || async {
+        world.receiver.accepted("known") == 2
+    })
+    .await?;
+    assert_eq!(world.receiver.count("unknown"), 0);
+    set("maxmemory-policy", "volatile-lru").await?;
+    world.until_all_ready().await?;
+    world.settle(seconds(60)).await?;
+    Arc::into_inner(world).unwrap().finish().await
+}
