@@ -39,7 +39,7 @@ impl Throttle {
     }
 
     fn take(&self, key: &ApiKeyId) -> Share {
-        let now = clock::now().as_micros();
+        let now = clock::steady().as_micros();
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         let meter = meters.of(key, now);
         let is_admitted = meter.admits(self.limit, now);

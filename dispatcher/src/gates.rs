@@ -52,7 +52,7 @@ impl Default for Shard {
 impl Shard {
     /// Forgets gates that nobody needs, or that must make room; answers how many of their breakers were open.
     fn forget(&mut self) -> usize {
-        let now = clock::now();
+        let now = clock::steady();
         self.gates.retain(|_, guarded| !(guarded.is_alone() && guarded.lock().is_idle(now)));
         let mut open = 0;
         if self.gates.len() >= MOST_IN_SHARD {
@@ -107,7 +107,7 @@ impl Gates {
     pub(crate) fn closed(&self, id: &SubscriptionId) -> Option<(HoldReason, Timestamp)> {
         let guarded = Arc::clone(self.shard(id).gates.get(id)?);
         let gate = guarded.lock();
-        gate.closed(clock::now())
+        gate.closed(clock::steady()).map(by_the_clock)
     }
 
     /// Waits for the right to make one POST, not for long; `came_back` is whether the delivery was
@@ -130,19 +130,19 @@ impl Gates {
         came_back: bool,
     ) -> Result<Admitted, (HoldReason, Timestamp)> {
         let guarded = self.guarded(subscription);
-        let mut admission = guarded.lock().arrive(bounds, came_back, clock::now());
+        let mut admission = guarded.lock().arrive(bounds, came_back, clock::steady());
         let give_up_at = Instant::now() + PATIENCE;
         while admission == Admission::Wait {
             let freed = tokio::time::timeout_at(give_up_at, guarded.freed.notified()).await;
             let mut gate = guarded.lock();
-            admission = gate.ask_again(bounds, clock::now());
+            admission = gate.ask_again(bounds, clock::steady());
             if admission == Admission::Wait && freed.is_err() {
-                admission = gate.give_up_waiting(clock::now());
+                admission = gate.give_up_waiting(clock::steady());
             }
         }
         match admission {
             Admission::Go(pass) => Ok(Admitted { gates: self.clone(), guarded, pass: Some(pass) }),
-            Admission::Hold(reason, opens_at) => Err((reason, opens_at)),
+            Admission::Hold(reason, opens_at) => Err(by_the_clock((reason, opens_at))),
             Admission::Wait => Err((HoldReason::Busy, clock::now())),
         }
     }
@@ -165,6 +165,13 @@ impl Gates {
     }
 }
 
+/// Gates go by a time that nobody sets; this is when a delivery may come again by the clock, as others read it.
+fn by_the_clock((reason, opens_at): (HoldReason, Timestamp)) -> (HoldReason, Timestamp) {
+    /// Both are cut to milliseconds; whoever comes too early is held once more.
+    const CUT: Duration = Duration::from_millis(1);
+    (reason, clock::now().plus(opens_at.since(clock::steady()) + CUT))
+}
+
 impl Admitted {
     /// Whether the POST is likely to take long.
     pub(crate) fn is_slow(&self) -> bool {
@@ -174,7 +181,7 @@ impl Admitted {
     /// The POST begins.
     pub(crate) fn begin(&self) {
         if let Some(pass) = self.pass {
-            self.guarded.lock().begin(pass, clock::now());
+            self.guarded.lock().begin(pass, clock::steady());
         }
     }
 
@@ -185,7 +192,7 @@ impl Admitted {
         let (was_open, is_open) = {
             let mut gate = self.guarded.lock();
             let was_open = gate.is_open();
-            let at = (clock::now(), clock::chance());
+            let at = (clock::steady(), clock::chance());
             gate.end(pass, (sign, leave_alone), self.gates.bounds, at);
             (was_open, gate.is_open())
         };

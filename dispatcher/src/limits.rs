@@ -64,7 +64,7 @@ impl Limits {
                 Err(error) => tracing::debug!(%error, "rate limit not asked for"),
             }
         }
-        let now = clock::now().as_micros();
+        let now = clock::steady().as_micros();
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         meters.of(id, now).ask(limit, patience, now)
     }

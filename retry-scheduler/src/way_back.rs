@@ -67,7 +67,7 @@ impl CameBack {
     pub(crate) fn note(&self, received: &Received) {
         let at = received.left_delay_queue().and_then(|queue| self.at.get(&queue));
         if let Some(at) = at {
-            at.store(clock::now().as_millis(), Ordering::Relaxed);
+            at.store(clock::steady().as_millis(), Ordering::Relaxed);
         }
     }
 
@@ -86,7 +86,7 @@ impl CameBack {
                 DelayQueue::all().map(|queue| (queue, self.last(queue))).collect();
             let changed = now.iter().zip(&told).filter(|((_, at), told)| at != *told);
             let news: Vec<(DelayQueue, Duration)> =
-                changed.map(|((queue, at), _)| (*queue, clock::now().since(*at))).collect();
+                changed.map(|((queue, at), _)| (*queue, clock::steady().since(*at))).collect();
             if news.is_empty() || !store.is_up() {
                 continue;
             }
@@ -139,7 +139,7 @@ impl WayBack {
             if shutdown.until(tokio::time::sleep(pause)).await.is_none() {
                 break;
             }
-            let nudged_at = clock::now();
+            let nudged_at = clock::steady();
             let channel = in_time(connection, connection.create_channel()).await?;
             for queue in DelayQueue::all() {
                 in_time(connection, nudge(&channel, &self.publisher, queue)).await?;
@@ -197,7 +197,7 @@ impl WayBack {
     /// The delay queues from which nothing came back, to any replica, since all were nudged.
     async fn silent(&self, nudged_at: Timestamp) -> anyhow::Result<Vec<DelayQueue>> {
         let others = self.store.came_back().await?;
-        let now = clock::now();
+        let now = clock::steady();
         let nudged = now.since(nudged_at) + SLACK;
         let last = |queue: DelayQueue| {
             let ours = now.since(self.came_back.last(queue));

@@ -18,6 +18,7 @@ mod api;
 mod aside;
 mod broker;
 mod changes;
+mod clocks;
 mod config;
 mod delivery;
 mod deployments;
@@ -89,6 +90,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         runtime,
         // The longest: nobody waits for it in the end.
         deployments::a_rabbitmq_cluster_that_loses_its_nodes_loses_nothing,
+        clocks::a_clock_that_is_set_stops_nobody,
         delivery::each_subscriber_gets_what_it_wants,
         delivery::failures_are_retried_on_time,
         delivery::every_failure_has_its_end,

@@ -1,7 +1,10 @@
 //! The only place that reads the clock and draws random numbers.
 
+use std::sync::OnceLock;
+
 use doorbell_common::time::Timestamp;
 use rand::Rng as _;
+use tokio::time::Instant;
 
 /// The time now.
 #[must_use]
@@ -11,6 +14,15 @@ pub fn now() -> Timestamp {
     Timestamp::from_millis(
         since_epoch.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
     )
+}
+
+/// The time as it has gone on since this process first asked, whatever the clock was set to meanwhile. For what compares
+/// times of its own only: it may be another one than what anybody else calls now.
+#[must_use]
+pub fn steady() -> Timestamp {
+    static BEGAN: OnceLock<(Timestamp, Instant)> = OnceLock::new();
+    let (at, began) = BEGAN.get_or_init(|| (now(), Instant::now()));
+    at.plus(began.elapsed())
 }
 
 /// A number in `[0, 1)`.

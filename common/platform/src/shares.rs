@@ -32,7 +32,7 @@ impl Shares {
 
     /// Which way one more message of this tenant goes. It counts.
     pub fn lane(&self, tenant: &Addressee) -> Lane {
-        let now = clock::now().as_micros();
+        let now = clock::steady().as_micros();
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         if meters.of(tenant, now).admits(self.share, now) { Lane::Main } else { Lane::Sideline }
     }

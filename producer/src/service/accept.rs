@@ -67,7 +67,7 @@ impl Tenants {
             return Err(NotAccepted::TooLarge(limits.max_event_bytes.unwrap_or_default()));
         }
         let Some(pace) = limits.pace() else { return Ok(()) };
-        let now = clock::now().as_micros();
+        let now = clock::steady().as_micros();
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
         if meters.of(tenant, now).admits(pace, now) {
             Ok(())
