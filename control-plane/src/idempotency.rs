@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use doorbell_platform::auth::Caller;
 use doorbell_platform::http::read_bytes;
 use doorbell_platform::problem::Problem;
+use doorbell_platform::store::Store;
 use doorbell_platform::store::idempotency::{self, Answered, Before};
 use sha2::{Digest as _, Sha256};
 
@@ -23,6 +24,22 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const MAX_KEY: usize = 255;
 /// The headers of an answer that belong to what was done.
 const KEPT: [HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
+
+/// A request that has a key of its own: it may have been sent before, and nobody knows how that ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Repeatable(idempotency::Request);
+
+impl Repeatable {
+    /// The id of what it was about to make then.
+    pub(crate) async fn making(&self, store: &Store) -> Result<Option<String>, Problem> {
+        store.making(&self.0).await.map_err(trouble)
+    }
+
+    /// It is about to make what has this id.
+    pub(crate) async fn make(&self, store: &Store, id: &str) -> Result<(), Problem> {
+        store.note_making(&self.0, id).await.map_err(trouble)
+    }
+}
 
 /// Carries out what has a key of its own once.
 pub(crate) async fn once(
@@ -52,7 +69,9 @@ pub(crate) async fn once(
             Before::UsedUp => return Err(used_up()),
             Before::Answered(answered) => return Ok(replay(answered)),
         }
-        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+        let mut request = Request::from_parts(parts, Body::from(body));
+        request.extensions_mut().insert(Repeatable(asked.clone()));
+        let response = next.run(request).await;
         remember(&api, &asked, response).await
     };
     served.await.unwrap_or_else(|problem: Problem| problem.into_response())

@@ -23,6 +23,7 @@ use crate::audit::Done;
 use crate::etag::{check_match, etag, if_match};
 use crate::event_types;
 use crate::form::{self, Form};
+use crate::idempotency::Repeatable;
 use crate::list;
 use crate::room::Room;
 use crate::rotation;
@@ -44,38 +45,69 @@ const TRIES: usize = 10;
 pub(crate) async fn create(
     State(api): State<Api>,
     Path(tenant): Path<String>,
+    repeatable: Option<Extension<Repeatable>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let tenant = tenant_id(&tenant)?;
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
     let form = api.in_turn(&tenant, || form::create(&body, &api.rules)).await?;
-    let created = create_all(&api.store, &tenant, vec![form]).await?;
-    let [subscription] = created.as_slice() else {
-        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nothing was created"));
-    };
-    let secret = newest_secret(subscription)?;
-    let mut answer = view::subscription(subscription);
+    let repeatable = repeatable.map(|Extension(repeatable)| repeatable);
+    let subscription = create_once(&api.store, &tenant, repeatable, form).await?;
+    let secret = newest_secret(&subscription)?;
+    let mut answer = view::subscription(&subscription);
     let done = Done::to(&subscription.id, &Value::Null, &answer);
-    add_warnings(&api, subscription, &mut answer).await;
+    add_warnings(&api, &subscription, &mut answer).await;
     answer["secret"] = secret.reveal().into();
     let location = format!("/v1/tenants/{}/subscriptions/{}", subscription.tenant, subscription.id);
     let headers = [(header::ETAG, etag(&subscription.version)), (header::LOCATION, location)];
     Ok((StatusCode::CREATED, headers, Extension(done), Json(answer)).into_response())
 }
 
-/// Writes new subscriptions, in the order of their forms.
-pub(crate) async fn create_all(
+/// Writes a new subscription, or what is left to write of the one that the same request has begun before.
+async fn create_once(
     store: &Store,
     tenant: &TenantId,
-    forms: Vec<Form>,
-) -> Result<Vec<Subscription>, Problem> {
+    repeatable: Option<Repeatable>,
+    form: Form,
+) -> Result<Subscription, Problem> {
+    let making = match &repeatable {
+        Some(repeatable) => repeatable.making(store).await?,
+        None => None,
+    };
+    let mut begun = making.and_then(|id| id.parse::<SubscriptionId>().ok());
+    if let Some(id) = &begun {
+        match store.subscription(id).await.map_err(trouble)? {
+            Lookup::Live(stored) => {
+                let made = [stored.subscription];
+                store.link_created(tenant, &made).await.map_err(trouble)?;
+                let [made] = made;
+                return Ok(made);
+            }
+            Lookup::Missing => {}
+            // It was made, and someone has deleted it since.
+            Lookup::Deleted => begun = None,
+        }
+    }
     let room = Room::of(store, tenant).await?;
-    room.check(forms.len())?;
-    write_all(store, tenant, &room, forms).await
+    room.check(1)?;
+    room.use_up(store, 1).await?;
+    let id = match begun {
+        Some(id) => id,
+        None => {
+            let new = store.new_subscription_ids(1).await.map_err(trouble)?.pop();
+            new.ok_or_else(|| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no id"))?
+        }
+    };
+    if let Some(repeatable) = &repeatable {
+        repeatable.make(store, &id.to_string()).await?;
+    }
+    let subscription = new_subscription(id, tenant.clone(), form)?;
+    write(store, tenant, std::slice::from_ref(&subscription)).await?;
+    Ok(subscription)
 }
 
-/// The same, whatever room there is.
+/// Writes new subscriptions, in the order of their forms, whatever room there is.
 pub(crate) async fn write_all(
     store: &Store,
     tenant: &TenantId,
@@ -89,10 +121,19 @@ pub(crate) async fn write_all(
         .zip(forms)
         .map(|(id, form)| new_subscription(id, tenant.clone(), form))
         .collect::<Result<Vec<Subscription>, Problem>>()?;
-    ask_later(store, tenant, &subscriptions).await.map_err(trouble)?;
-    store.create_subscriptions(tenant, &subscriptions).await.map_err(trouble)?;
-    ask_now(store, tenant, &subscriptions).await;
+    write(store, tenant, &subscriptions).await?;
     Ok(subscriptions)
+}
+
+async fn write(
+    store: &Store,
+    tenant: &TenantId,
+    subscriptions: &[Subscription],
+) -> Result<(), Problem> {
+    ask_later(store, tenant, subscriptions).await.map_err(trouble)?;
+    store.create_subscriptions(tenant, subscriptions).await.map_err(trouble)?;
+    ask_now(store, tenant, subscriptions).await;
+    Ok(())
 }
 
 /// The secret that a new subscription's receiver is to know.

@@ -1,7 +1,9 @@
 //! A change of a subscription is several commands to Redis. Whichever is the last one that Redis gets, the
 //! change is made, or it is not.
 
-use doorbell_tests::api::subscription;
+use std::sync::Mutex;
+
+use doorbell_tests::api::{Answer, subscription};
 use doorbell_tests::proxy::Proxy;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, eventually};
@@ -57,6 +59,28 @@ pub(crate) async fn redis_killed_between_any_two_steps_of_a_change_leaves_nothin
         })
         .await?;
     }
+    // Whatever became of it, what is sent again with its key is there once, with the secret that is answered.
+    for round in 1..=14 {
+        let answer = Round::made_again(&world, round).await?;
+        let path = format!("{LIST}?name=made-{round}");
+        let listed = world.control.call(Method::GET, &path, Value::Null).await?.body;
+        assert_eq!(listed["data"].as_array().map(Vec::len), Some(1), "{listed}");
+        let path = format!("{LIST}/{}/secret", answer["id"].as_str().unwrap_or_default());
+        let shown = world.control.call(Method::GET, &path, Value::Null).await?.body;
+        assert_eq!(shown["secret"], answer["secret"]);
+    }
+    world.in_force().await;
+    for round in 1..=14 {
+        let (endpoint, id) = (format!("made-{round}"), format!("made-again-{round}"));
+        let event = json!({"tenant": "acme", "type": format!("made.{round}"), "id": id, "data": 1});
+        let answer = world.producer.call(Method::POST, "/v1/events", event).await?;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        wanted.push((endpoint, id));
+    }
+    eventually("all that was made gets what it wants", seconds(30), || async {
+        wanted.iter().all(|one| came(&world, one))
+    })
+    .await?;
     let foreign: Vec<_> = unwanted.iter().filter(|one| came(&world, one)).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     // The cuts were early and late enough.
@@ -97,9 +121,6 @@ impl Round {
 
     /// Makes, changes and deletes, all at once; what is answered does not count.
     async fn change(&self, world: &World) {
-        let url = world.receiver.url(&format!("made-{}", self.number));
-        let mut made = subscription(&url, &[&format!("made.{}", self.number)]);
-        made["name"] = format!("made-{}", self.number).into();
         let mut patch = json!({});
         for name in ["events", "description", "headers"] {
             patch[name] = self.after[name].clone();
@@ -107,10 +128,31 @@ impl Round {
         let (changed, deleted) =
             (format!("{LIST}/{}", self.changed.0), format!("{LIST}/{}", self.deleted.0));
         let _answers = tokio::join!(
-            world.control.call(Method::POST, LIST, made),
+            Self::make(world, self.number),
             world.control.call(Method::PATCH, &changed, patch),
             world.control.call(Method::DELETE, &deleted, Value::Null),
         );
+    }
+
+    async fn make(world: &World, number: u32) -> anyhow::Result<Answer> {
+        let name = format!("made-{number}");
+        let mut made = subscription(&world.receiver.url(&name), &[&format!("made.{number}")]);
+        made["name"] = name.clone().into();
+        let headers = [("content-type", "application/json"), ("idempotency-key", name.as_str())];
+        world.control.raw(Method::POST, LIST, &headers, made.to_string()).await
+    }
+
+    /// Sends the same once more, until nobody thinks any more that it is being worked on.
+    async fn made_again(world: &World, number: u32) -> anyhow::Result<Value> {
+        let made = Mutex::default();
+        eventually("it is made, once more or at last", seconds(90), || async {
+            let answer = Self::make(world, number).await;
+            let is_made = answer.as_ref().is_ok_and(|answer| answer.status == 201);
+            *made.lock().unwrap() = answer.map(|answer| answer.body).unwrap_or_default();
+            is_made
+        })
+        .await?;
+        Ok(made.into_inner()?)
     }
 
     /// Whether one was made, changed, deleted: each of it wholly, or not at all.

@@ -127,9 +127,10 @@ impl Store {
             answer: Some(sealed.unwrap_or(clear)),
         };
         let ended = write(&key, &ended)?;
-        let mut set = redis::cmd("SET");
-        set.arg(&key).arg(&ended).arg("EX").arg(REMEMBERED.as_secs());
-        set.query_async::<Value>(&mut self.link.clone()).await?;
+        let mut end = redis::pipe();
+        end.cmd("SET").arg(&key).arg(&ended).arg("EX").arg(REMEMBERED.as_secs()).ignore();
+        end.cmd("DEL").arg(self.keys.making(&request.name)).ignore();
+        end.query_async::<()>(&mut self.link.clone()).await?;
         if let Some(tenant) = &request.tenant {
             let mut count = redis::cmd("EVAL");
             count.arg(COUNT).arg(1).arg(self.keys.remembered(tenant));
@@ -137,6 +138,31 @@ impl Store {
             count.query_async::<Value>(&mut self.link.clone()).await?;
         }
         Ok(())
+    }
+
+    /// Notes what a request is about to make, should it be sent again because nobody knows how it ended.
+    ///
+    /// # Errors
+    /// Redis did not answer.
+    pub async fn note_making(&self, request: &Request, id: &str) -> Result<(), StoreError> {
+        let mut set = redis::cmd("SET");
+        let what = format!("{} {id}", request.fingerprint);
+        set.arg(self.keys.making(&request.name)).arg(what).arg("EX").arg(REMEMBERED.as_secs());
+        set.query_async::<Value>(&mut self.link.clone()).await?;
+        Ok(())
+    }
+
+    /// What the request was about to make that was sent before, and has no end that is known.
+    ///
+    /// # Errors
+    /// Redis did not answer or is not the store that it was.
+    pub async fn making(&self, request: &Request) -> Result<Option<String>, StoreError> {
+        let mut get = redis::pipe();
+        get.cmd("GET").arg(self.keys.making(&request.name));
+        let (what,): (Option<String>,) = self.ask(get).await?;
+        // One that came to nothing may have asked for something else under the same key.
+        let what = what.as_deref().and_then(|what| what.split_once(' '));
+        Ok(what.filter(|what| what.0 == request.fingerprint).map(|(_, id)| id.to_owned()))
     }
 
     async fn has_used_up(&self, tenant: Option<&TenantId>) -> Result<bool, StoreError> {

@@ -85,6 +85,11 @@ impl Keys {
         format!("{}:request:{{{name}}}", self.prefix)
     }
 
+    /// String with a TTL: what such a request is about to make.
+    pub(super) fn making(&self, name: &str) -> String {
+        format!("{}:making:{{{name}}}", self.prefix)
+    }
+
     /// Number with a TTL: the bytes that are remembered of what a tenant's keys were answered.
     pub(super) fn remembered(&self, tenant: &TenantId) -> String {
         format!("{}:remembered:{{{tenant}}}", self.prefix)

@@ -71,7 +71,6 @@ impl Store {
         tenant: &TenantId,
         subscriptions: &[Subscription],
     ) -> Result<(), StoreError> {
-        self.check_epoch().await?;
         self.ensure_tenant(tenant).await?;
         let mut link = self.link.clone();
         let mut slots: BTreeMap<SlotNumber, Vec<(String, String)>> = BTreeMap::new();
@@ -79,11 +78,7 @@ impl Store {
             let record = (subscription.id.to_string(), self.seal(subscription, None)?);
             slots.entry(subscription.id.slot()).or_default().push(record);
         }
-        let changes: Vec<Change> = slots
-            .keys()
-            .map(|slot| Change::Slot(*slot))
-            .chain([Change::Tenant(tenant.clone())])
-            .collect();
+        let changes: Vec<Change> = slots.keys().map(|slot| Change::Slot(*slot)).collect();
         for change in &changes {
             self.announce_change(change).await?;
         }
@@ -92,14 +87,29 @@ impl Store {
             set.arg(self.keys.slot(slot)).arg(records);
             set.query_async::<Value>(&mut link).await?;
         }
-        let links = subscriptions.iter().map(|new| (&new.id, new.events.as_slice()));
-        self.link_patterns(tenant, links).await?;
-        // Someone may have deleted the tenant in the meantime, without these subscriptions.
-        self.ensure_tenant(tenant).await?;
+        self.link_created(tenant, subscriptions).await?;
         for change in &changes {
             self.log_change(change).await?;
         }
         Ok(())
+    }
+
+    /// Puts subscriptions of a tenant whose records are written into its index, if they are not there yet.
+    ///
+    /// # Errors
+    /// Redis did not answer: each of them may or may not be there.
+    pub async fn link_created(
+        &self,
+        tenant: &TenantId,
+        subscriptions: &[Subscription],
+    ) -> Result<(), StoreError> {
+        let change = Change::Tenant(tenant.clone());
+        self.announce_change(&change).await?;
+        let links = subscriptions.iter().map(|new| (&new.id, new.events.as_slice()));
+        self.link_patterns(tenant, links).await?;
+        // Someone may have deleted the tenant in the meantime, without these subscriptions.
+        self.ensure_tenant(tenant).await?;
+        self.log_change(&change).await
     }
 
     /// Reads one subscription, as it is now.
