@@ -18,7 +18,6 @@ use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::hand::Hand;
 use crate::served::Served;
 use crate::understand::Destination;
-use crate::unknown::Unknown;
 
 /// Pages of one event that wait for their confirm at once.
 const PAGES_HANDED_ON_AT_ONCE: usize = 8;
@@ -45,7 +44,8 @@ impl Dispatcher {
     /// Serves an event, or moves it aside.
     pub(crate) async fn serve_event(&self, due: DueEvent, came: Came<'_>) -> Done {
         let served = Served::new(Arc::clone(&due.event));
-        let matching = match self.matching(&served, SlotRange::ALL, came.lane).await {
+        let find = || self.snapshots.matching(&served.event, SlotRange::ALL);
+        let matching = match self.find_out(came.lane, find).await {
             Ok(matching) => matching,
             Err(unknown) => return self.leave(unknown, Work::Event(due)).await,
         };
@@ -89,16 +89,6 @@ impl Dispatcher {
         };
         let waiting = self.posts.waiting(tenant).max(self.pages.waiting(tenant));
         sideline::goes_aside(deliveries, waiting, redelivered)
-    }
-
-    /// The subscriptions in a range of slots whose patterns match an event.
-    async fn matching(
-        &self,
-        served: &Served,
-        range: SlotRange,
-        lane: Lane,
-    ) -> Result<Matching, Unknown> {
-        self.find_out(lane, || self.snapshots.matching(&served.event, range)).await
     }
 
     /// What is to be done about an event, whose filters may leave so few that it need not be split.
@@ -163,19 +153,24 @@ impl Dispatcher {
     }
 
     pub(crate) async fn serve_page(&self, page: Page, came: Came<'_>) -> Done {
-        match self.pages.acquire(&page.event.tenant).await {
+        let (served, slots) = (Served::new(Arc::clone(&page.event)), page.slots);
+        // While it waits for Redis, the turn is another's.
+        let in_turn = || async {
+            let turn = self.pages.acquire(&page.event.tenant).await;
+            Ok((turn, self.snapshots.matching(&page.event, slots).await?))
+        };
+        let (turn, matching) = match self.find_out(came.lane, in_turn).await {
+            Ok(found) => found,
+            Err(unknown) => return self.leave(unknown, Work::Page(page)).await,
+        };
+        match turn {
             Ok(turn) => came.hand.keep(turn),
             Err(error) => return to_done(Err(error)),
         }
         if self.shutdown.is_stopping() {
             return Done::NotBegun;
         }
-        let (served, slots) = (Served::new(Arc::clone(&page.event)), page.slots);
-        let share = match self.matching(&served, slots, came.lane).await {
-            Ok(matching) => self.share(&served, matching).await,
-            Err(unknown) => Err(self.leave(unknown, Work::Page(page)).await),
-        };
-        let done = match share {
+        let done = match self.share(&served, matching).await {
             Ok(share) => self.serve_share(&served, slots, share, came).await,
             Err(done) => done,
         };

@@ -20,12 +20,20 @@ use crate::store::store_at;
 const STRANGERS: (usize, usize) = (40, 600);
 
 pub(crate) async fn who_is_known_is_served_while_others_wait_for_redis() -> anyhow::Result<()> {
-    let world = Arc::new(World::with("unknown", Setup::private().without_breaker()).await?);
+    let mut setup = Setup::private().without_breaker();
+    setup.extra.push(("DOORBELL_SUBSCRIPTIONS_IN_MEMORY".to_owned(), "1000".to_owned()));
+    let world = Arc::new(World::with("unknown", setup).await?);
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 503));
     for endpoint in ["steady", "flaky"] {
         world.subscribe("acme", endpoint, &["#"]).await?;
     }
     world.subscribe("beta", "first-fails-later", &["#"]).await?;
+    // Each event for them is split into pages. Half of what is in memory is kept of one tenant, and no more.
+    world.subscribe_many("kept", ("kept", 300), &["#"]).await?;
+    let large = [("large", "large"), ("huge", "huge")];
+    for (tenant, endpoints) in large {
+        world.subscribe_many(tenant, (endpoints, 600), &["#"]).await?;
+    }
     world.in_force().await;
     let load = Load::over_http(&world, "acme", Duration::from_millis(20));
     let goes_on = |what: &'static str| {
@@ -39,9 +47,19 @@ pub(crate) async fn who_is_known_is_served_while_others_wait_for_redis() -> anyh
     };
     // Both dispatchers come to know it, and no retry-scheduler does.
     for n in 0..20 {
-        world.publish("beta", "known", n.into()).await?;
+        for tenant in ["beta", "kept"] {
+            world.publish(tenant, "known", n.into()).await?;
+        }
+    }
+    for (tenant, _) in large {
+        world.publish(tenant, "known", json!("split")).await?;
     }
     goes_on("load flows").await?;
+    eventually("pages are served", seconds(60), || async {
+        let came = |endpoint| world.receiver.accepted(endpoint);
+        (came("kept-299"), came("large-599"), came("huge-599")) == (20, 1, 1)
+    })
+    .await?;
 
     world.engines.redis.lock().await.kill().await;
     world.until_readiness("dispatcher-1", false).await?;
@@ -59,8 +77,19 @@ pub(crate) async fn who_is_known_is_served_while_others_wait_for_redis() -> anyh
         let taken = answer.body["results"].as_array().context("no results")?;
         assert!(taken.len() == events && taken.iter().all(is_taken), "{answer:?}");
     }
-    for _ in 0..3 {
+    for n in 0..30 {
+        for (tenant, _) in large {
+            world.publish(tenant, "waits", n.into()).await?;
+        }
+    }
+    for n in 0..12 {
         goes_on("those who are known are served, retries and all").await?;
+        let before = world.receiver.accepted("kept-299");
+        world.publish("kept", "goes.on", n.into()).await?;
+        eventually("pages of those who are known, too", seconds(60), || async {
+            world.receiver.accepted("kept-299") > before
+        })
+        .await?;
     }
     world.engines.redis.lock().await.start_again().await?;
     world.until_all_ready().await?;
