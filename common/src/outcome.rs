@@ -81,8 +81,21 @@ impl OutcomeClass {
 /// The longest `Retry-After` that is honoured.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// What an endpoint's answer means. `retry_after` is the header's value, `now` the time at which
-/// it came. The wait returned is at most [`MAX_RETRY_AFTER`], and only there for answers that
+/// By how much an endpoint's clock may differ from ours and is still taken for right: dates have seconds, and an answer
+/// takes its time.
+const SAME_TIME: Duration = Duration::from_secs(5);
+
+/// The time of an endpoint's answer as its own clock has it, by the header `Date` (RFC 9110 §6.6.1): from that the
+/// date in a `Retry-After` counts, whichever of us is wrong. Ours, where they agree or it does not say.
+#[must_use]
+pub fn time_of_answer(date: Option<&str>, now: Timestamp) -> Timestamp {
+    let theirs = date.and_then(parse_date).unwrap_or(now);
+    let differ = theirs.since(now).max(now.since(theirs));
+    if differ > SAME_TIME { theirs } else { now }
+}
+
+/// What an endpoint's answer means. `retry_after` is the header's value, `now` the [time at which
+/// it came](time_of_answer). The wait returned is at most [`MAX_RETRY_AFTER`], and only there for answers that
 /// ask to be left alone for a while (429, 502, 503, 504).
 #[must_use]
 pub fn classify(
@@ -117,11 +130,15 @@ pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
         // Digits that do not fit are a very long wait.
         Duration::from_secs(value.parse().unwrap_or(u64::MAX))
     } else {
-        let date = httpdate::parse_http_date(value).ok()?;
-        let seconds = date.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-        Timestamp::from_seconds(seconds).since(now)
+        parse_date(value)?.since(now)
     };
     Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn parse_date(value: &str) -> Option<Timestamp> {
+    let date = httpdate::parse_http_date(value.trim()).ok()?;
+    let seconds = date.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    Some(Timestamp::from_seconds(seconds))
 }
 
 #[cfg(test)]
@@ -183,6 +200,24 @@ mod tests {
             ("soon", None),
         ] {
             assert_eq!(parse_retry_after(value, NOW.parse().unwrap()), wait, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_date_to_wait_for_counts_from_the_date_of_the_answer() {
+        let now: Timestamp = NOW.parse().unwrap();
+        for (date, after_ours) in [
+            (None, 30),
+            (Some("now"), 30),
+            (Some("Fri, 20 Nov 2026 09:59:59 GMT"), 30),
+            (Some("Fri, 20 Nov 2026 10:00:04 GMT"), 30),
+            // Their clock is ten minutes late, or a minute early.
+            (Some("Fri, 20 Nov 2026 09:50:00 GMT"), 630),
+            (Some("Fri, 20 Nov 2026 10:01:00 GMT"), 0),
+        ] {
+            let from = time_of_answer(date, now);
+            let wait = parse_retry_after("Fri, 20 Nov 2026 10:00:30 GMT", from);
+            assert_eq!(wait, Some(Duration::from_secs(after_ours)), "{date:?}");
         }
     }
 

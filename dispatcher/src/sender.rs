@@ -11,7 +11,7 @@ use bytes::Bytes;
 use doorbell_common::address::{AddressPolicy, EndpointUrl};
 use doorbell_common::duration::DurationText;
 use doorbell_common::event::Event;
-use doorbell_common::outcome::{OutcomeClass, classify};
+use doorbell_common::outcome::{OutcomeClass, classify, time_of_answer};
 use doorbell_common::subscription::{SignatureFormat, Subscription};
 use doorbell_common::text::shortened;
 use doorbell_common::time::Timestamp;
@@ -227,9 +227,12 @@ impl Sender {
             }
         };
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        (answer.outcome, answer.retry_after) = classify(status, retry_after, clock::now());
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = text(header::RETRY_AFTER);
+        // Nobody else wants to know.
+        let date = retry_after.and(text(header::DATE));
+        let came_at = time_of_answer(date, clock::now());
+        (answer.outcome, answer.retry_after) = classify(status, retry_after, came_at);
         answer.status = Some(status);
         if answer.outcome != OutcomeClass::Delivered {
             answer.detail = format!("the endpoint answered {status}");
