@@ -95,7 +95,7 @@ struct Args {
 enum Command {
     /// Prepare an empty Redis, once. One that was prepared before stays as it is, and every service reads it afresh.
     Init {
-        /// Of one that was prepared and has lost a part that can't be restored: go on without that part.
+        /// Of one that was prepared and has lost a part that can't be restored: go on with what is left.
         #[arg(long)]
         accept_losses: bool,
     },
@@ -120,8 +120,8 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         let health = Health::new(&service.registry, &dependencies)?;
         let store = plumbing::store(&args.common, (health, &service.registry))?;
         if accept_losses {
-            let Losses { tenants, slots } = store.accept_losses().await?;
-            tracing::info!(tenants, slots, "going on without what Redis has lost");
+            let Losses { tenants, left, slots } = store.accept_losses().await?;
+            tracing::info!(tenants, left, slots, "going on with what Redis has left");
         } else {
             let created = store.init().await?;
             tracing::info!(created, "Redis is initialised");

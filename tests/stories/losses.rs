@@ -1,10 +1,11 @@
 //! Redis that is away while very many wait for it, that has lost a part, or that may lose any.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use doorbell_platform::store::{Losses, StoreError};
+use doorbell_local::services::Kind;
 use doorbell_tests::api::subscription;
 use doorbell_tests::backup::Backup;
 use doorbell_tests::load::Load;
@@ -13,8 +14,6 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::store::store_at;
 
 /// Tenants of whom nothing is known, and the events of each.
 const STRANGERS: (usize, usize) = (40, 600);
@@ -119,17 +118,7 @@ pub(crate) async fn a_node_that_was_emptied_makes_nobody_look_unsubscribed() -> 
     }
     assert!(emptied != main, "one of the slots that are used is elsewhere");
     let emptied = emptied.context("nobody has it")?;
-    let (mut theirs, mut others) = (None, None);
-    for n in 0..100 {
-        let tenant = format!("tenant-{n}");
-        let of = if cluster.master_of(&format!("{{tenant-{tenant}}}")).await == Some(emptied) {
-            &mut theirs
-        } else {
-            &mut others
-        };
-        of.get_or_insert(tenant);
-    }
-    let (theirs, others) = (theirs.context("none there")?, others.context("none elsewhere")?);
+    let (theirs, others) = tenants_on(&cluster, emptied).await?;
     world.subscribe_many("many", ("many", 1000), &["for.all"]).await?;
     world.subscribe(&theirs, "theirs", &["own.#"]).await?;
     world.subscribe(&others, "others", &["own.#"]).await?;
@@ -185,42 +174,68 @@ pub(crate) async fn a_node_that_was_emptied_makes_nobody_look_unsubscribed() -> 
     Ok(())
 }
 
-pub(crate) async fn what_is_lost_for_good_can_be_accepted() -> anyhow::Result<()> {
+/// Some of a tenant's subscriptions are on other nodes than what says which it has.
+pub(crate) async fn what_is_lost_for_good_is_gone_on_without() -> anyhow::Result<()> {
+    const MANY: usize = 600;
     let mut cluster = RedisCluster::start("redis-losses", 0).await?;
-    let urls: Vec<String> = cluster.urls().split(',').map(str::to_owned).collect();
-    let store = store_at(&urls, "losses")?;
-    assert!(matches!(store.accept_losses().await, Err(StoreError::NotInitialised)));
-    store.init().await?;
-    let tenants: Vec<_> = (0..300).map(|n| format!("tenant-{n}").parse().unwrap()).collect();
-    for tenant in &tenants {
-        store.ensure_tenant(tenant).await?;
-    }
-    let ids = store.new_subscription_ids(1000).await?;
-    assert_eq!(store.accept_losses().await?, Losses { tenants: 0, slots: 0 });
-
+    let setup = Setup { redis_url: Some(cluster.urls()), ..Setup::default() };
+    let world = Arc::new(World::with("losses", setup).await?);
     let main = cluster.master_of("{main}").await;
-    let emptied = if main == Some(0) { 1 } else { 0 };
+    let mut emptied = main;
+    for slot in 0..MANY / 256 {
+        if emptied == main {
+            emptied = cluster.master_of(&format!("{{slot-{slot:06x}}}")).await;
+        }
+    }
+    assert!(emptied != main, "one of the slots that are used is elsewhere");
+    let emptied = emptied.context("nobody has it")?;
+    let (theirs, others) = tenants_on(&cluster, emptied).await?;
+    world.subscribe_many(&theirs, ("theirs", MANY), &["#"]).await?;
+    world.subscribe(&others, "others", &["for.*"]).await?;
+    world.in_force().await;
     redis::cmd("FLUSHALL").query_async::<()>(&mut cluster.link(emptied).await?).await?;
-    let lost = |result: Result<_, StoreError>| matches!(result, Err(StoreError::Lost(_)));
-    let (mut lost_tenants, mut lost_ids) = (0, 0);
-    for tenant in &tenants {
-        lost_tenants += usize::from(lost(store.ensure_tenant(tenant).await.map(drop)));
+    let list = format!("/v1/tenants/{theirs}/subscriptions?limit=1000");
+    let listed = || world.control.call(Method::GET, &list, Value::Null);
+    assert_eq!(listed().await?.status, 503);
+    world.publish(&theirs, "made.before", json!(1)).await?;
+
+    let arguments = ["init", "--accept-losses"];
+    for _ in 0..2 {
+        world.command(Kind::ControlPlane, &arguments).await?;
     }
-    for id in &ids {
-        lost_ids += usize::from(lost(store.subscription(id).await.map(drop)));
-    }
-    assert!((50..200).contains(&lost_tenants), "{lost_tenants} of 300");
-    assert!((1..1000).contains(&lost_ids), "{lost_ids} of 1000");
-    let losses = store.accept_losses().await?;
-    assert_eq!(losses.tenants, lost_tenants);
-    assert!(losses.slots >= lost_ids / 256, "{losses:?}");
-    assert_eq!(store.accept_losses().await?, Losses { tenants: 0, slots: 0 });
-    for id in &ids {
-        store.subscription(id).await?;
-    }
-    assert_eq!(store.list_tenants(None, 1000).await?.0.len(), tenants.len());
+    let left = listed().await?.body["data"].as_array().context("no list")?.clone();
+    assert!((1..MANY).contains(&left.len()), "{} of {MANY}", left.len());
+    world.publish(&theirs, "made.after", json!(2)).await?;
+    world.publish("*", "for.all", json!(3)).await?;
+    let of_left: HashSet<&str> = left.iter().filter_map(|one| one["url"].as_str()).collect();
+    let all_came = || async {
+        let posts = world.receiver.posts();
+        let came = |endpoint: &str, most| {
+            posts.iter().filter(|post| post.endpoint == endpoint).count() == most
+        };
+        (0..MANY).all(|n| {
+            let endpoint = format!("theirs-{n}");
+            let is_left = of_left.contains(world.receiver.url(&endpoint).as_str());
+            came(&endpoint, if is_left { 3 } else { 0 })
+        })
+    };
+    eventually("all that are left get everything", seconds(60), all_came).await?;
+    world.subscribe(&theirs, "one-more", &["#"]).await?;
+    assert_eq!(listed().await?.body["data"].as_array().map(Vec::len), Some(left.len() + 1));
+    Arc::into_inner(world).unwrap().finish().await?;
     cluster.end().await;
     Ok(())
+}
+
+/// A tenant of which this node of a cluster has the index, and one of which another has it.
+async fn tenants_on(cluster: &RedisCluster, node: usize) -> anyhow::Result<(String, String)> {
+    let (mut there, mut elsewhere) = (None, None);
+    for n in 0..100 {
+        let tenant = format!("tenant-{n}");
+        let master = cluster.master_of(&format!("{{tenant-{tenant}}}")).await;
+        if master == Some(node) { &mut there } else { &mut elsewhere }.get_or_insert(tenant);
+    }
+    Ok((there.context("none there")?, elsewhere.context("none elsewhere")?))
 }
 
 pub(crate) async fn a_redis_that_may_forget_is_not_trusted() -> anyhow::Result<()> {

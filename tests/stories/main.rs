@@ -173,7 +173,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         limits::a_tenant_gets_what_it_is_allowed,
         losses::who_is_known_is_served_while_others_wait_for_redis,
         losses::a_node_that_was_emptied_makes_nobody_look_unsubscribed,
-        losses::what_is_lost_for_good_can_be_accepted,
+        losses::what_is_lost_for_good_is_gone_on_without,
         losses::a_redis_that_may_forget_is_not_trusted,
         store::redis_restarted_silent_or_emptied_loses_nothing,
         store::a_full_redis_loses_nothing,

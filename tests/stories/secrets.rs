@@ -157,8 +157,10 @@ async fn records(redis: &mut MultiplexedConnection, world: &World) -> anyhow::Re
     let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(redis).await?;
     let mut records = Vec::new();
     for key in keys {
-        let found: Vec<String> = redis::cmd("HVALS").arg(key).query_async(redis).await?;
-        records.extend(found);
+        let fields: Vec<(String, String)> =
+            redis::cmd("HGETALL").arg(key).query_async(redis).await?;
+        let found = fields.into_iter().filter(|(field, _)| field.starts_with("sub_"));
+        records.extend(found.map(|(_, record)| record));
     }
     assert!(!records.is_empty());
     Ok(records)

@@ -393,7 +393,7 @@ fn store(engines: &Engines, prefix: &str) -> anyhow::Result<Store> {
     store_at(std::slice::from_ref(&engines.redis_url), prefix)
 }
 
-pub(crate) fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
+fn store_at(urls: &[String], prefix: &str) -> anyhow::Result<Store> {
     let registry = Registry::new();
     let health = Health::new(&registry, &[(Dependency::Redis, true)])?;
     health.up(Dependency::Redis);

@@ -22,6 +22,7 @@ pub mod keys;
 pub mod lease;
 pub mod ledger;
 mod link;
+mod losses;
 mod memory;
 pub mod notes;
 pub mod rate;
@@ -35,6 +36,8 @@ pub mod tenant_limits;
 pub mod tenants;
 pub mod unverified;
 pub mod way_back;
+
+pub use losses::Losses;
 
 use doorbell_common::sealing::NotOpened;
 use prometheus::Registry;
@@ -89,7 +92,7 @@ pub enum StoreError {
     AnotherEpoch,
     /// A part of it is missing.
     #[error(
-        "Redis has lost {0}: restore it, then run `doorbell-control-plane init`; or go on without by `doorbell-control-plane init --accept-losses`"
+        "Redis has lost {0}: restore it, then run `doorbell-control-plane init`; or go on with what is left by `doorbell-control-plane init --accept-losses`"
     )]
     Lost(String),
     /// It may forget any key, to make room for others.
@@ -116,15 +119,6 @@ pub enum StoreError {
         /// Why.
         error: NotOpened,
     },
-}
-
-/// What Redis has lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Losses {
-    /// Tenants of whose subscriptions nothing was known.
-    pub tenants: usize,
-    /// Slots whose subscriptions were gone, all or some of them.
-    pub slots: usize,
 }
 
 impl StoreError {
@@ -187,17 +181,6 @@ impl Store {
         // The log is never empty from now on: a reader that finds it so knows that it was lost.
         self.log_change(&changes::Change::Initialised).await?;
         Ok(created)
-    }
-
-    /// Goes on without what Redis has lost of a store that is initialised, and can't be restored.
-    ///
-    /// # Errors
-    /// Redis did not answer, or is not initialised.
-    pub async fn accept_losses(&self) -> Result<Losses, StoreError> {
-        self.check_epoch().await?;
-        let (tenants, slots) = (self.write_lost_tenants().await?, self.mark_lost_slots().await?);
-        self.log_change(&changes::Change::Initialised).await?;
-        Ok(Losses { tenants, slots })
     }
 
     /// Checks that the store is the one that this service began with, and that it has the keys to

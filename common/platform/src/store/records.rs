@@ -248,7 +248,7 @@ impl Store {
     }
 
     /// Puts subscriptions into the tenant's index, under these patterns.
-    async fn link_patterns<'a>(
+    pub(super) async fn link_patterns<'a>(
         &self,
         tenant: &TenantId,
         links: impl Iterator<Item = (&'a SubscriptionId, &'a [Pattern])>,

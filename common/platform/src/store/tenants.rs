@@ -6,6 +6,7 @@
 //! A tenant whose record is lost is not written anew, for its index is lost with it: that would look like a tenant
 //! without subscriptions.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use doorbell_common::ids::TenantId;
@@ -43,31 +44,31 @@ impl Store {
         self.write_tenant(id).await
     }
 
-    /// Writes the records of listed tenants that have none; answers how many these were.
-    pub(super) async fn write_lost_tenants(&self) -> Result<usize, StoreError> {
-        let (mut written, mut after) = (0, None);
+    /// The tenants that are listed and have no record.
+    pub(super) async fn lost_tenants(&self) -> Result<HashSet<TenantId>, StoreError> {
+        let (mut lost, mut after) = (HashSet::new(), None);
         loop {
             let list = self.keys.tenants();
             let (ids, next) = self.page_of_ids::<TenantId>(list, after.as_ref(), AT_ONCE).await?;
-            for found in try_join_all(ids.iter().map(|id| self.write_if_lost(id))).await? {
-                written += usize::from(found);
-            }
+            let are_lost = try_join_all(ids.iter().map(|id| self.is_lost(id))).await?;
+            lost.extend(ids.into_iter().zip(are_lost).filter(|(_, is)| *is).map(|(id, _)| id));
             match next {
                 Some(next) => after = Some(next),
-                None => return Ok(written),
+                None => return Ok(lost),
             }
         }
     }
 
-    async fn write_if_lost(&self, id: &TenantId) -> Result<bool, StoreError> {
+    async fn is_lost(&self, id: &TenantId) -> Result<bool, StoreError> {
         match self.raw_tenant(id).await {
-            Err(StoreError::Lost(_)) => self.write_tenant(id).await,
+            Err(StoreError::Lost(_)) => Ok(true),
             Ok(_) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    async fn write_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
+    /// Writes a tenant's record, if there is none, and lists it; answers whether there was none.
+    pub(super) async fn write_tenant(&self, id: &TenantId) -> Result<bool, StoreError> {
         let mut link = self.link.clone();
         let tenant = Tenant { id: id.clone(), created_at: clock::now() };
         let raw = serde_json::to_string(&tenant)

@@ -52,7 +52,7 @@ impl Store {
     }
 
     /// All that a slot has.
-    pub(super) async fn load_slot(
+    pub(in crate::store) async fn load_slot(
         &self,
         number: SlotNumber,
     ) -> Result<Vec<(SubscriptionId, Known)>, StoreError> {
