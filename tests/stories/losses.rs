@@ -109,15 +109,7 @@ pub(crate) async fn a_node_that_was_emptied_makes_nobody_look_unsubscribed() -> 
     let mut cluster = RedisCluster::start("redis-emptied", 0).await?;
     let setup = Setup { redis_url: Some(cluster.urls()), ..Setup::default() };
     let world = Arc::new(World::with("emptied", setup).await?);
-    let main = cluster.master_of("{main}").await;
-    let mut emptied = main;
-    for slot in 0..4 {
-        if emptied == main {
-            emptied = cluster.master_of(&format!("{{slot-{slot:06x}}}")).await;
-        }
-    }
-    assert!(emptied != main, "one of the slots that are used is elsewhere");
-    let emptied = emptied.context("nobody has it")?;
+    let emptied = node_with_one_of(&cluster, 4).await?;
     let (theirs, others) = tenants_on(&cluster, emptied).await?;
     world.subscribe_many("many", ("many", 1000), &["for.all"]).await?;
     world.subscribe(&theirs, "theirs", &["own.#"]).await?;
@@ -180,15 +172,7 @@ pub(crate) async fn what_is_lost_for_good_is_gone_on_without() -> anyhow::Result
     let mut cluster = RedisCluster::start("redis-losses", 0).await?;
     let setup = Setup { redis_url: Some(cluster.urls()), ..Setup::default() };
     let world = Arc::new(World::with("losses", setup).await?);
-    let main = cluster.master_of("{main}").await;
-    let mut emptied = main;
-    for slot in 0..MANY / 256 {
-        if emptied == main {
-            emptied = cluster.master_of(&format!("{{slot-{slot:06x}}}")).await;
-        }
-    }
-    assert!(emptied != main, "one of the slots that are used is elsewhere");
-    let emptied = emptied.context("nobody has it")?;
+    let emptied = node_with_one_of(&cluster, MANY / 256).await?;
     let (theirs, others) = tenants_on(&cluster, emptied).await?;
     world.subscribe_many(&theirs, ("theirs", MANY), &["#"]).await?;
     world.subscribe(&others, "others", &["for.*"]).await?;
@@ -225,6 +209,18 @@ pub(crate) async fn what_is_lost_for_good_is_gone_on_without() -> anyhow::Result
     Arc::into_inner(world).unwrap().finish().await?;
     cluster.end().await;
     Ok(())
+}
+
+/// A node that has one of the first slots, and not what all need.
+async fn node_with_one_of(cluster: &RedisCluster, slots: usize) -> anyhow::Result<usize> {
+    let main = cluster.master_of("{main}").await;
+    for slot in 0..slots {
+        let node = cluster.master_of(&format!("{{slot-{slot:06x}}}")).await;
+        if node != main {
+            return node.context("nobody has it");
+        }
+    }
+    anyhow::bail!("all of these slots are where the epoch is")
 }
 
 /// A tenant of which this node of a cluster has the index, and one of which another has it.
