@@ -60,19 +60,37 @@ impl Dispatcher {
             (Unknown::Away, Work::Event(_) | Work::Parcel(_)) => Destination::Sideline,
             (Unknown::Lost, _) => {
                 self.metrics.put_off.inc();
-                Destination::Delay(Rung::for_wait(put_off_for(&work)))
+                Destination::Delay(Rung::for_wait(put_off_for(sequence(&work))))
             }
         };
         to_done(self.hand_on(work, to).await)
     }
 }
 
-/// For how long work is put off: twice as long each time, which takes two hand-offs.
-fn put_off_for(work: &Work) -> Duration {
-    let sequence = match work {
+/// How often it has been handed on.
+fn sequence(work: &Work) -> u32 {
+    match work {
         Work::Event(due) => due.sequence,
         Work::Page(page) => page.sequence,
         Work::Parcel(parcel) => parcel.states.iter().map(|state| state.sequence).max().unwrap_or(0),
-    };
+    }
+}
+
+/// For how long work is put off that has been handed on so often: twice as long each time, which takes two hand-offs.
+fn put_off_for(sequence: u32) -> Duration {
     Duration::from_secs(1 << (sequence / 2).min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_off_again_waits_longer_but_not_for_ever() {
+        for (sequence, seconds) in
+            [(0, 1), (1, 1), (2, 2), (4, 4), (15, 128), (16, 256), (17, 256), (u32::MAX, 256)]
+        {
+            assert_eq!(put_off_for(sequence), Duration::from_secs(seconds), "{sequence}");
+        }
+    }
 }
