@@ -21,10 +21,10 @@ const LONGEST: u32 = 8;
 pub(crate) enum Unknown {
     /// Redis has lost what says so.
     Lost,
-    /// Redis has been away for longer than others can wait.
+    /// Redis has been away for too long.
     Away,
-    /// The service is stopping, or Redis has been away for too long.
-    Ended(Done),
+    /// The service is stopping.
+    Stopping,
 }
 
 impl Dispatcher {
@@ -43,11 +43,10 @@ impl Dispatcher {
                 Err(error) => Err(error),
             }
         });
-        match (asking.await, lane) {
-            (Ok(found), _) => found.ok_or(Unknown::Lost),
-            (Err(Unanswered::Stopping), _) => Err(Unknown::Ended(Done::NotBegun)),
-            (Err(Unanswered::Stuck), Lane::Main) => Err(Unknown::Away),
-            (Err(Unanswered::Stuck), Lane::Sideline) => Err(Unknown::Ended(Done::Stuck)),
+        match asking.await {
+            Ok(found) => found.ok_or(Unknown::Lost),
+            Err(Unanswered::Stopping) => Err(Unknown::Stopping),
+            Err(Unanswered::Stuck) => Err(Unknown::Away),
         }
     }
 
@@ -55,7 +54,7 @@ impl Dispatcher {
     /// that.
     pub(crate) async fn leave(&self, unknown: Unknown, work: Work) -> Done {
         let to = match (unknown, &work) {
-            (Unknown::Ended(done), _) => return done,
+            (Unknown::Stopping, _) => return Done::NotBegun,
             (Unknown::Away, Work::Page(_)) => Destination::SidelinePages,
             (Unknown::Away, Work::Event(_) | Work::Parcel(_)) => Destination::Sideline,
             (Unknown::Lost, _) => {

@@ -126,12 +126,12 @@ impl Scheduler {
         let known = match patiently(&self.shutdown, patience_of(lane), get).await {
             Ok(known) => known,
             // Those whose subscriptions are known do not wait for Redis behind it.
-            Err(Unanswered::Stuck) if lane == Lane::Main => {
+            Err(Unanswered::Stuck) => {
                 self.metrics.sidelined.inc();
                 let aside = Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next());
                 return self.publish(&aside.map_err(unwritable)?).await;
             }
-            Err(unanswered) => return Err(unanswered),
+            Err(Unanswered::Stopping) => return Err(Unanswered::Stopping),
         };
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
         let (event, chance) = (Arc::clone(&parcel.event), chance(&parcel.name()));

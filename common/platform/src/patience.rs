@@ -12,15 +12,18 @@ use crate::shutdown::Shutdown;
 /// How long our own trouble may keep a message in hand.
 pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
-/// How long it may keep one in hand that is in others' way. Then it is moved aside, which costs little and is done once.
+/// How long a message that waits for Redis is kept in hand if it is in others' way. Then it is moved aside.
 const IN_OTHERS_WAY: Duration = Duration::from_secs(1);
+/// How long it is where it is in nobody's way. Then it is put there again, where another replica may take it: its channel is
+/// not closed, for that would repeat what is in flight for others.
+const ASIDE: Duration = Duration::from_secs(10);
 
-/// How long our own trouble may keep a message of this lane in hand.
+/// How long a message of this lane is kept in hand that waits for Redis.
 #[must_use]
 pub fn patience_of(lane: Lane) -> Duration {
     match lane {
         Lane::Main => IN_OTHERS_WAY,
-        Lane::Sideline => PATIENCE,
+        Lane::Sideline => ASIDE,
     }
 }
 
