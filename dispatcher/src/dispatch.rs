@@ -2,7 +2,7 @@
 //! follows from it is confirmed.
 //!
 //! Trouble of our own (RabbitMQ, Redis) never spends a message: it stays in hand and is tried
-//! again, and after minutes its channel is closed so that another replica may have it.
+//! again, and what waits for Redis is [moved aside](crate::unknown).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits as TenantLimits;
+use doorbell_platform::patience::before_handing_back;
 use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sentence::sentence;
@@ -108,7 +109,7 @@ pub(crate) enum Done {
     Finished(Option<Left>),
     /// It was not begun, because the service is stopping.
     NotBegun,
-    /// Our own trouble has lasted too long.
+    /// It can't be: what follows from it cannot be written at all.
     Stuck,
 }
 
@@ -136,7 +137,10 @@ impl Dispatcher {
             Done::Finished(None) => settle.ack(),
             Done::Finished(Some(left)) => settle.ack_and(Box::new(move || left.end())),
             Done::NotBegun => settle.requeue(),
-            Done::Stuck => settle.recycle(),
+            Done::Stuck => {
+                before_handing_back(&self.shutdown).await;
+                settle.requeue();
+            }
         }
     }
 

@@ -33,7 +33,8 @@ impl Dispatcher {
     where
         F: Future<Output = Result<T, Arc<StoreError>>>,
     {
-        let asking = patiently(&self.shutdown, patience_of(lane), || async {
+        let at_most = patience_of(lane, self.store.away_for());
+        let asking = patiently(&self.shutdown, at_most, || async {
             match ask().await {
                 Ok(found) => Ok(Some(found)),
                 Err(error) if error.is_of_a_part() => {

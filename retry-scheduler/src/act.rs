@@ -75,6 +75,7 @@ impl Scheduler {
         &self,
         event: &Arc<Event>,
         moves: impl IntoIterator<Item = Move>,
+        lane: Lane,
     ) -> Result<(), Unanswered> {
         let Moves { released, parked, held, given_up, cancelled } = moves.into_iter().collect();
         let releasing = self.hand_on(event, Onward::Dispatchers, released, &self.metrics.released);
@@ -83,7 +84,7 @@ impl Scheduler {
         });
         let holding = self.hand_on(event, Onward::Held, held, &self.metrics.held);
         let giving_up =
-            given_up.into_iter().map(|(reason, delivery)| self.give_up(reason, delivery));
+            given_up.into_iter().map(|(reason, delivery)| self.give_up(reason, delivery, lane));
         tokio::try_join!(releasing, try_join_all(parking), holding, try_join_all(giving_up))?;
         self.metrics.cancelled(cancelled);
         Ok(())
@@ -146,9 +147,18 @@ impl Scheduler {
         self.publish(&message.map_err(unwritable)?).await
     }
 
-    async fn give_up(&self, reason: DeadReason, delivery: Delivery) -> Result<(), Unanswered> {
+    async fn give_up(
+        &self,
+        reason: DeadReason,
+        delivery: Delivery,
+        lane: Lane,
+    ) -> Result<(), Unanswered> {
         if reason == DeadReason::Gone {
-            self.disable(&delivery, DisabledReason::Gone).await?;
+            match self.disable(&delivery, DisabledReason::Gone, lane).await {
+                Ok(_) => {}
+                Err(Unanswered::Stuck) => return self.put_aside(delivery.into()).await,
+                Err(Unanswered::Stopping) => return Err(Unanswered::Stopping),
+            }
         }
         tracing::debug!(event.id = %delivery.event.id, subscription.id = %delivery.state.subscription, reason = reason.as_str(), "given up");
         self.publish(&dead_letter(reason, delivery).map_err(unwritable)?).await?;
@@ -162,8 +172,9 @@ impl Scheduler {
         &self,
         delivery: &Delivery,
         reason: DisabledReason,
+        lane: Lane,
     ) -> Result<bool, Unanswered> {
-        let disabled = self.patiently(|| self.record_disabled(delivery, reason)).await?;
+        let disabled = self.patiently(lane, || self.record_disabled(delivery, reason)).await?;
         let Some(subscription) = disabled else { return Ok(false) };
         // Told even if it was disabled before: whoever did that may not have come to tell of it.
         if let Some(operators) = &self.operational_tenant {
@@ -184,6 +195,9 @@ impl Scheduler {
         reason: DisabledReason,
     ) -> Result<Option<Subscription>, StoreError> {
         let id = &delivery.state.subscription;
+        if !self.store.is_up() {
+            return Err(StoreError::NotReady);
+        }
         loop {
             let Lookup::Live(stored) = self.store.subscription(id).await? else {
                 return Ok(None);

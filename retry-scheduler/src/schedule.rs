@@ -1,5 +1,5 @@
 //! Takes messages in, has each decided and acted upon, and settles it once what follows is
-//! confirmed. Our own trouble keeps a message in hand; after minutes its channel is closed.
+//! confirmed. Our own trouble keeps a message in hand, and what waits for Redis is moved aside.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use doorbell_platform::broker::topology::{self, INTERNAL, SIDELINE_RETRIES};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
-use doorbell_platform::patience::{PATIENCE, Unanswered, patience_of, patiently};
+use doorbell_platform::patience::{Unanswered, before_handing_back, patience_of, patiently};
 use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::shares::Shares;
@@ -80,7 +80,10 @@ impl Scheduler {
         match worked {
             Ok(()) => settle.ack(),
             Err(Unanswered::Stopping) => settle.requeue(),
-            Err(Unanswered::Stuck) => settle.recycle(),
+            Err(Unanswered::Stuck) => {
+                before_handing_back(&self.shutdown).await;
+                settle.requeue();
+            }
         }
     }
 
@@ -123,34 +126,37 @@ impl Scheduler {
     async fn act_on_parcel(&self, parcel: Parcel, lane: Lane) -> Result<(), Unanswered> {
         let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
         let get = || self.snapshots.get_all(ids());
-        let known = match patiently(&self.shutdown, patience_of(lane), get).await {
+        let known = match self.patiently(lane, get).await {
             Ok(known) => known,
-            // Those whose subscriptions are known do not wait for Redis behind it.
-            Err(Unanswered::Stuck) => {
-                self.metrics.sidelined.inc();
-                let aside = Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next());
-                return self.publish(&aside.map_err(unwritable)?).await;
-            }
+            Err(Unanswered::Stuck) => return self.put_aside(parcel).await,
             Err(Unanswered::Stopping) => return Err(Unanswered::Stopping),
         };
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
         let (event, chance) = (Arc::clone(&parcel.event), chance(&parcel.name()));
         let deciding = parcel.deliveries().map(|delivery| {
             let known = known.get(&delivery.state.subscription).unwrap_or(&Known::Missing);
-            self.decide(delivery, known, chance)
+            self.decide(delivery, known, (lane, chance))
         });
-        self.act(&event, try_join_all(deciding).await?).await
+        self.act(&event, try_join_all(deciding).await?, lane).await
+    }
+
+    /// Moves aside what waits for Redis: that for which nothing has to be asked or written there does not wait behind
+    /// it.
+    pub(crate) async fn put_aside(&self, parcel: Parcel) -> Result<(), Unanswered> {
+        self.metrics.sidelined.inc();
+        let aside = Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next());
+        self.publish(&aside.map_err(unwritable)?).await
     }
 
     async fn decide(
         &self,
         delivery: Delivery,
         known: &Known,
-        chance: f64,
+        (lane, chance): (Lane, f64),
     ) -> Result<Move, Unanswered> {
         let mut standing = known.standing();
         if let Standing::Active(policy) = standing
-            && self.has_failed_for_days(&delivery).await?
+            && self.has_failed_for_days(&delivery, lane).await?
         {
             standing = Standing::Suspended(policy);
         }
@@ -175,7 +181,11 @@ impl Scheduler {
 
     /// Notes a failure; disables the subscription if there has been nothing else for days, and
     /// answers whether it is disabled.
-    async fn has_failed_for_days(&self, delivery: &Delivery) -> Result<bool, Unanswered> {
+    async fn has_failed_for_days(
+        &self,
+        delivery: &Delivery,
+        lane: Lane,
+    ) -> Result<bool, Unanswered> {
         let (id, now) = (&delivery.state.subscription, clock::now());
         let counts = delivery.state.stage == Stage::Failed && !self.disable_after.is_zero();
         // Where there are many failures, one now and then says enough.
@@ -187,7 +197,11 @@ impl Scheduler {
         if now.since(since) < self.disable_after {
             return Ok(false);
         }
-        self.disable(delivery, DisabledReason::Failing).await
+        match self.disable(delivery, DisabledReason::Failing, lane).await {
+            // One of its next failures will.
+            Err(Unanswered::Stuck) => Ok(false),
+            disabled => disabled,
+        }
     }
 
     pub(crate) async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {
@@ -201,13 +215,17 @@ impl Scheduler {
         self.publisher.publish_surely(message).await.map_err(unwritable)
     }
 
-    /// Asks the store until it answers.
-    pub(crate) async fn patiently<T, E, F>(&self, ask: impl Fn() -> F) -> Result<T, Unanswered>
+    /// Asks the store until it answers, for something in this lane.
+    pub(crate) async fn patiently<T, E, F>(
+        &self,
+        lane: Lane,
+        ask: impl Fn() -> F,
+    ) -> Result<T, Unanswered>
     where
         F: Future<Output = Result<T, E>>,
         E: std::fmt::Display,
     {
-        patiently(&self.shutdown, PATIENCE, ask).await
+        patiently(&self.shutdown, patience_of(lane, self.store.away_for()), ask).await
     }
 }
 

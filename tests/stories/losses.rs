@@ -103,6 +103,61 @@ pub(crate) async fn who_is_known_is_served_while_others_wait_for_redis() -> anyh
     Arc::into_inner(world).unwrap().finish().await
 }
 
+/// An endpoint that says that it is gone has its subscription disabled, which can't be written while Redis is away.
+pub(crate) async fn who_is_gone_keeps_nobody_waiting_without_redis() -> anyhow::Result<()> {
+    const GONE: usize = 300;
+    let world = World::with("gone-without-redis", Setup::private().without_breaker()).await?;
+    for endpoint in ["flaky", "gone"] {
+        world.receiver.behave(endpoint, Behaviour::FailFirst(1, 503));
+        world.subscribe(endpoint, endpoint, &["#"]).await?;
+    }
+    world.in_force().await;
+    for n in 0..20 {
+        for tenant in ["flaky", "gone"] {
+            world.publish(tenant, "known", n.into()).await?;
+        }
+    }
+    eventually("both dispatchers and the retry-scheduler know them", seconds(30), || async {
+        ["flaky", "gone"].iter().all(|endpoint| world.receiver.accepted(endpoint) == 20)
+    })
+    .await?;
+
+    world.engines.redis.lock().await.kill().await;
+    world.until_readiness("dispatcher-1", false).await?;
+    world.receiver.behave("gone", Behaviour::Status(410));
+    world.ledger.expect_no_full_set("gone");
+    let asked_before = world.receiver.count("gone");
+    for n in 0..GONE {
+        world.publish("gone", "too.late", n.into()).await?;
+    }
+    eventually("it says that it is gone", seconds(30), || async {
+        world.receiver.count("gone") >= asked_before + GONE
+    })
+    .await?;
+    for n in 0..20 {
+        world.publish("flaky", "fails.once", n.into()).await?;
+    }
+    eventually("others have their retries", seconds(60), || async {
+        world.receiver.accepted("flaky") == 40
+    })
+    .await?;
+
+    world.engines.redis.lock().await.start_again().await?;
+    world.until_all_ready().await?;
+    let dead = "doorbell_dead_letters_total{reason=\"gone\"}";
+    eventually("all of them are given up", seconds(120), || async {
+        world.metric(dead).await.is_ok_and(|dead| (dead - 300.0).abs() < 0.1)
+    })
+    .await?;
+    let list =
+        world.control.call(Method::GET, "/v1/tenants/gone/subscriptions", Value::Null).await?;
+    assert_eq!(list.body["data"][0]["disabled_reason"], "gone", "{list:?}");
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.receiver.count("gone"), asked_before + GONE, "none was sent twice");
+    assert_eq!(world.duplicates().await?, 0);
+    world.finish().await
+}
+
 /// A master without a replica, or one that started again before a replica took its place, may come back with nothing.
 pub(crate) async fn a_node_that_was_emptied_makes_nobody_look_unsubscribed() -> anyhow::Result<()> {
     const EVENTS: usize = 600;

@@ -172,6 +172,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         hostile::no_forbidden_url_or_header_gets_in,
         limits::a_tenant_gets_what_it_is_allowed,
         losses::who_is_known_is_served_while_others_wait_for_redis,
+        losses::who_is_gone_keeps_nobody_waiting_without_redis,
         losses::a_node_that_was_emptied_makes_nobody_look_unsubscribed,
         losses::what_is_lost_for_good_is_gone_on_without,
         losses::a_redis_that_may_forget_is_not_trusted,

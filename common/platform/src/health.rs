@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use doorbell_common::time::Timestamp;
 use prometheus::{IntGaugeVec, Opts, Registry};
@@ -114,6 +115,14 @@ impl Health {
     pub fn is_up(&self, dependency: Dependency) -> bool {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         conditions.get(&dependency).is_some_and(|condition| condition.up)
+    }
+
+    /// For how long a dependency could not be used; zero while it can.
+    #[must_use]
+    pub fn down_for(&self, dependency: Dependency) -> Duration {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let down = conditions.get(&dependency).filter(|condition| !condition.up);
+        down.map_or(Duration::ZERO, |condition| clock::now().since(condition.since))
     }
 
     /// Whether every dependency that readiness depends on can be used.

@@ -9,22 +9,26 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::shutdown::Shutdown;
 
-/// How long our own trouble may keep a message in hand.
-pub const PATIENCE: Duration = Duration::from_secs(5 * 60);
-
-/// How long a message that waits for Redis is kept in hand if it is in others' way. Then it is moved aside.
+/// How long Redis may be away until what waits for it, and is in others' way, is moved aside.
 const IN_OTHERS_WAY: Duration = Duration::from_secs(1);
-/// How long it is where it is in nobody's way. Then it is put there again, where another replica may take it: its channel is
-/// not closed, for that would repeat what is in flight for others.
+/// How long it is kept in hand where it is in nobody's way. Then it is put there again, where another replica may take it.
 const ASIDE: Duration = Duration::from_secs(10);
+/// How long a message is kept that cannot be settled, whatever is done.
+const UNSETTLED: Duration = Duration::from_secs(5 * 60);
 
-/// How long a message of this lane is kept in hand that waits for Redis.
+/// How long a message of this lane is kept in hand that waits for Redis, which has been away for so long.
 #[must_use]
-pub fn patience_of(lane: Lane) -> Duration {
+pub fn patience_of(lane: Lane, away_for: Duration) -> Duration {
     match lane {
-        Lane::Main => IN_OTHERS_WAY,
+        Lane::Main => IN_OTHERS_WAY.saturating_sub(away_for),
         Lane::Sideline => ASIDE,
     }
+}
+
+/// Waits before a message that cannot be settled is handed back, so that it comes now and then and not at once, until
+/// RabbitMQ puts it into quarantine. Its channel stays: closing that would repeat what is in flight for others.
+pub async fn before_handing_back(shutdown: &Shutdown) {
+    shutdown.until(tokio::time::sleep(UNSETTLED)).await;
 }
 
 /// Why asking came to an end without an answer.
@@ -57,11 +61,11 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) => tracing::debug!(%error, "no answer yet; the message waits"),
         }
+        if Instant::now() >= give_up {
+            return Err(Unanswered::Stuck);
+        }
         if shutdown.until(backoff.wait()).await.is_none() {
             return Err(Unanswered::Stopping);
-        }
-        if Instant::now() > give_up {
-            return Err(Unanswered::Stuck);
         }
     }
 }

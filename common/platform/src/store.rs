@@ -262,6 +262,12 @@ impl Store {
         self.health.is_up(Dependency::Redis)
     }
 
+    /// For how long it was not.
+    #[must_use]
+    pub fn away_for(&self) -> Duration {
+        self.health.down_for(Dependency::Redis)
+    }
+
     /// Watches over the store's health alone, for services that keep no snapshots.
     pub fn watch(&self, shutdown: &Shutdown) {
         let watching = self.clone().keep_watch(shutdown.clone());

@@ -117,12 +117,6 @@ impl Settle {
         self.send(Settlement::Requeue, None);
     }
 
-    /// Our own trouble has kept this message too long: its channel is closed, so that all its
-    /// messages are free for others.
-    pub fn recycle(mut self) {
-        self.send(Settlement::Recycle, None);
-    }
-
     fn send(&mut self, settlement: Settlement, afterwards: Option<Afterwards>) {
         if let Some(session) = self.session.take() {
             let Self { tag, queue, bytes, .. } = *self;

@@ -47,7 +47,6 @@ const LINGER: Duration = Duration::from_millis(1);
 pub(super) enum Settlement {
     Ack,
     Requeue,
-    Recycle,
 }
 
 /// What is to be done once RabbitMQ was told that a message is done with.
@@ -216,9 +215,7 @@ impl Session {
                     }
                 }
                 () = tokio::time::sleep_until(tell_at), if !batch.is_empty() => {
-                    if !self.apply(&mut batch).await.map_err(|error| lost(&error))? {
-                        return Err("the channel was closed: our own trouble kept its messages too long".to_owned());
-                    }
+                    self.apply(&mut batch).await.map_err(|error| lost(&error))?;
                 }
                 Some((queue, item)) = self.streams.next() => self.take(queue, item).await?,
                 _ = look.tick() => {
@@ -338,9 +335,8 @@ impl Session {
         Incoming { queue: Arc::clone(name), settle, received: delivery.into() }
     }
 
-    /// Tells the broker what was settled; answers whether the channel may go on.
-    async fn apply(&mut self, batch: &mut Vec<Settled>) -> lapin::Result<bool> {
-        let mut go_on = true;
+    /// Tells the broker what was settled.
+    async fn apply(&mut self, batch: &mut Vec<Settled>) -> lapin::Result<()> {
         let (mut settled, mut afterwards) = (Vec::with_capacity(batch.len()), Vec::new());
         for Settled { tag, queue, bytes, settlement, afterwards: after } in batch.drain(..) {
             let outstanding = &mut self.queues[queue].outstanding;
@@ -351,7 +347,6 @@ impl Session {
                     settled.push(tag);
                     afterwards.extend(after);
                 }
-                Settlement::Recycle => go_on = false,
                 Settlement::Requeue => {
                     self.ledger.forget(tag);
                     hand_back(&self.channel, tag).await?;
@@ -364,7 +359,7 @@ impl Session {
         for after in afterwards {
             after();
         }
-        Ok(go_on)
+        Ok(())
     }
 
     async fn cancel_consumers(&mut self) -> lapin::Result<()> {
