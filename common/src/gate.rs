@@ -61,12 +61,21 @@ pub enum HoldReason {
     RateLimit,
     /// Templates of its tenant take longer than there is time for.
     Template,
+    /// A dispatcher has no files or memory left for another connection.
+    Shortage,
 }
 
 impl HoldReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 6] =
-        [Self::Breaker, Self::Throttled, Self::Busy, Self::Silent, Self::RateLimit, Self::Template];
+    pub const ALL: [Self; 7] = [
+        Self::Breaker,
+        Self::Throttled,
+        Self::Busy,
+        Self::Silent,
+        Self::RateLimit,
+        Self::Template,
+        Self::Shortage,
+    ];
 
     /// The reason as it stands in metrics.
     #[must_use]
@@ -78,6 +87,7 @@ impl HoldReason {
             Self::Silent => "silent",
             Self::RateLimit => "rate_limit",
             Self::Template => "template",
+            Self::Shortage => "shortage",
         }
     }
 }
@@ -345,7 +355,7 @@ pub fn hold_until(
     let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
     let more = match reason {
         HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
-        HoldReason::Busy | HoldReason::Silent | HoldReason::Template => {
+        HoldReason::Busy | HoldReason::Silent | HoldReason::Template | HoldReason::Shortage => {
             growing.min(LONGEST_BUSY_HOLD)
         }
         // Its time is its turn in a line.
@@ -358,15 +368,18 @@ pub fn hold_until(
         | HoldReason::Throttled
         | HoldReason::Busy
         | HoldReason::RateLimit
-        | HoldReason::Template => opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0),
+        | HoldReason::Template
+        | HoldReason::Shortage => opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0),
     };
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
         HoldReason::Silent => 2 * least - 1,
-        HoldReason::Breaker | HoldReason::Throttled | HoldReason::Busy | HoldReason::Template => {
-            least + least / 8
-        }
+        HoldReason::Breaker
+        | HoldReason::Throttled
+        | HoldReason::Busy
+        | HoldReason::Template
+        | HoldReason::Shortage => least + least / 8,
     };
     now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }

@@ -22,7 +22,7 @@ use crate::fan_out::{Begun, Company, Made, Settled};
 use crate::gates::Admitted;
 use crate::hand::Busy;
 use crate::metrics::{Final, Wait};
-use crate::sender::{Answer, Post};
+use crate::sender::{Answer, Post, Shortage};
 use crate::served::{NoBody, Served};
 use crate::understand::Destination;
 
@@ -110,6 +110,10 @@ impl Dispatcher {
         let event = &*served.event;
         let post = Post { subscription, event, body: &body, content_type, attempt };
         let (answer, permit) = self.make(post, admitted, permit, &busy).await;
+        let Ok(answer) = answer else {
+            drop(permit);
+            return self.hold(delivery, (HoldReason::Shortage, clock::now()), company).await;
+        };
         self.metrics.attempted(answer.outcome);
         self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());
         tracing::debug!(
@@ -152,7 +156,7 @@ impl Dispatcher {
         admitted: Admitted,
         mut permit: Permit<Addressee>,
         busy: &Busy<'_>,
-    ) -> (Answer, Permit<Addressee>) {
+    ) -> (Result<Answer, Shortage>, Permit<Addressee>) {
         admitted.begin();
         if post.attempt == 1 {
             let lag = clock::now().since(post.event.timestamp);
@@ -177,7 +181,13 @@ impl Dispatcher {
             }
         };
         self.metrics.posts_in_flight.dec();
-        admitted.end(Sign::of(answer.outcome, answer.retry_after.is_some()), answer.retry_after);
+        match &answer {
+            Ok(Answer { outcome, retry_after, .. }) => {
+                admitted.end(Sign::of(*outcome, retry_after.is_some()), *retry_after);
+            }
+            // It says nothing of the endpoint.
+            Err(_) => drop(admitted),
+        }
         (answer, permit)
     }
 

@@ -17,7 +17,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Map, Value, json};
 
 use crate::dispatch::Dispatcher;
-use crate::sender::{Answer, Post};
+use crate::sender::{Answer, Post, Shortage};
 use crate::served::{NoBody, Served};
 
 /// Bytes of an answer's headers that are told: the client reads some 400 KB, and RabbitMQ takes no message of more
@@ -80,7 +80,7 @@ impl Dispatcher {
         let served = Served::new(event.into());
         let answer = match served.body(subscription, &self.workshop).await {
             Ok((body, content_type)) => {
-                self.post_once(subscription, &served.event, &body, content_type).await
+                self.post_once(subscription, &served.event, &body, content_type).await?
             }
             Err(NoBody::Failed(error)) => Answer::unsent(OutcomeClass::Template, error.to_string()),
             Err(NoBody::NotYet(_)) => {
@@ -107,12 +107,12 @@ impl Dispatcher {
                 subscription.timeout = PATIENCE.into();
                 let question = event.data.to_vec().into();
                 let answer =
-                    self.post_once(&subscription, &event, &question, "application/json").await;
+                    self.post_once(&subscription, &event, &question, "application/json").await?;
                 let is_yes = verification::is_answered(&challenge, &answer.body);
                 (answer, is_yes)
             }
             Verification::CloudEvents => {
-                let answer = self.sender.options(&subscription.url, &self.origin).await;
+                let answer = self.sender.options(&subscription.url, &self.origin).await?;
                 let allowed =
                     answer.headers.get(ALLOWED_ORIGIN).and_then(|value| value.to_str().ok());
                 let is_yes = verification::is_allowed(&self.origin, allowed);
@@ -137,7 +137,7 @@ impl Dispatcher {
         event: &Event,
         body: &Bytes,
         content_type: &str,
-    ) -> Answer {
+    ) -> Result<Answer, Shortage> {
         self.sender.post(Post { subscription, event, body, content_type, attempt: 1 }).await
     }
 }

@@ -95,6 +95,10 @@ struct Args {
     /// How many more POSTs may be in flight that have taken half a second, or whose endpoint has not answered of late.
     #[arg(long, env = "DOORBELL_MAX_SLOW", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_slow: u32,
+    /// How many connections to endpoints may be kept open for POSTs to come; to a host that is called less than every
+    /// 4 s none is.
+    #[arg(long, env = "DOORBELL_MAX_IDLE_CONNECTIONS", default_value_t = 4096, value_parser = RangedU64ValueParser::<usize>::new().range(..=100_000))]
+    max_idle_connections: usize,
     /// How many POSTs may be in flight at once to one endpoint; its subscription may ask for fewer.
     #[arg(long, env = "DOORBELL_ENDPOINT_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     endpoint_concurrency: u32,
@@ -153,7 +157,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         sender: Sender::new(
             args.targets.policy(),
             &args.dns_servers,
-            metrics.connections_opened.clone(),
+            (args.max_idle_connections, metrics.connections_opened.clone()),
         )?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
         publisher,

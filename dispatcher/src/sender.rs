@@ -2,6 +2,7 @@
 
 mod connections;
 mod failure;
+mod keep_alive;
 mod resolver;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use doorbell_common::text::shortened;
 use doorbell_common::time::Timestamp;
 use doorbell_common::verification::{PATIENCE, REQUEST_ORIGIN};
 use doorbell_platform::clock;
+use doorbell_platform::recent::Recent;
 use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, Response};
@@ -25,9 +27,11 @@ use url::Url;
 
 use connections::CountConnections;
 use failure::explain;
-pub(crate) use resolver::NameServer;
-
+use keep_alive::KeepAlive;
 use resolver::GuardedResolver;
+
+pub(crate) use failure::Shortage;
+pub(crate) use resolver::NameServer;
 
 /// How much of an answer's body is read, so that its connection can be used again.
 const READ_BYTES: usize = 64 * 1024;
@@ -41,8 +45,14 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Unused connections kept per host.
 const POOL_PER_HOST: usize = 1024;
 
+/// How often at most it is said that we are short of something.
+const TOLD_EACH: Duration = Duration::from_secs(10);
+
 /// Room for the headers that most POSTs have, and the client's own.
 const USUAL_HEADERS: usize = 12;
+
+/// The connection is closed once the answer has come.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -53,10 +63,13 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Makes POSTs. One client for all endpoints, so that connections are used again.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Sender {
     client: Client,
     policy: Arc<AddressPolicy>,
+    keep_alive: KeepAlive,
+    /// Whether it was told lately that we are short of something.
+    told: Recent,
 }
 
 /// What came back from a POST.
@@ -144,12 +157,12 @@ impl Answer {
 }
 
 impl Sender {
-    /// Names are asked of these servers, or of the system's, if there are none; `opened` counts the
-    /// connections that are begun.
+    /// Names are asked of these servers, or of the system's, if there are none; at most so many unused connections are
+    /// kept; `opened` counts those that are begun.
     pub(crate) fn new(
         policy: AddressPolicy,
         name_servers: &[NameServer],
-        opened: IntCounter,
+        (most_idle, opened): (usize, IntCounter),
     ) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
         let resolver = GuardedResolver::new(Arc::clone(&policy), name_servers)?;
@@ -167,11 +180,15 @@ impl Sender {
             .connector_layer(CountConnections(opened))
             .dns_resolver(Arc::new(resolver))
             .build()?;
-        Ok(Self { client, policy })
+        let keep_alive = KeepAlive::new(most_idle, POOL_IDLE);
+        Ok(Self { client, policy, keep_alive, told: Recent::new(TOLD_EACH, 1) })
     }
 
     /// Makes one POST, under one deadline over name, connection, request and answer.
-    pub(crate) async fn post(&self, post: Post<'_>) -> Answer {
+    ///
+    /// # Errors
+    /// There is nothing left to make it with.
+    pub(crate) async fn post(&self, post: Post<'_>) -> Result<Answer, Shortage> {
         let Post { subscription, body, .. } = post;
         let request = |url: Url, now: Timestamp| {
             let mut request = Request::new(Method::POST, url);
@@ -183,7 +200,14 @@ impl Sender {
     }
 
     /// Asks an endpoint whether it takes POSTs from this origin.
-    pub(crate) async fn options(&self, url: &EndpointUrl, origin: &str) -> Answer {
+    ///
+    /// # Errors
+    /// As for [`Sender::post`].
+    pub(crate) async fn options(
+        &self,
+        url: &EndpointUrl,
+        origin: &str,
+    ) -> Result<Answer, Shortage> {
         let request = |url: Url, _: Timestamp| {
             let mut request = Request::new(Method::OPTIONS, url);
             insert(request.headers_mut(), HeaderName::from_static(REQUEST_ORIGIN), origin);
@@ -197,33 +221,45 @@ impl Sender {
         url: &EndpointUrl,
         timeout: DurationText,
         request: impl FnOnce(Url, Timestamp) -> Request,
-    ) -> Answer {
+    ) -> Result<Answer, Shortage> {
         let start = Instant::now();
         let mut answer = Answer::unsent(OutcomeClass::Blocked, String::new());
         // Literal addresses never reach the resolver, so the URL is judged at every attempt.
         match self.policy.check_url(url) {
             Ok(url) => {
-                let request = request(url.clone(), answer.started_at);
+                let mut request = request(url.clone(), answer.started_at);
+                let connection = self.keep_alive.begin(url);
+                if !connection.keeps() {
+                    request.headers_mut().insert(header::CONNECTION, CLOSE);
+                }
                 let exchange = self.exchange(request, &mut answer);
-                let in_time = tokio::time::timeout_at(start + timeout.0, exchange).await;
-                if in_time.is_err() {
-                    answer.break_off(timeout);
+                match tokio::time::timeout_at(start + timeout.0, exchange).await {
+                    Ok(exchanged) => exchanged.inspect_err(|shortage| self.tell(shortage))?,
+                    Err(_) => answer.break_off(timeout),
                 }
             }
             Err(refused) => answer.detail = format!("the URL {refused}"),
         }
         answer.ended_at = clock::now();
         answer.duration = start.elapsed();
-        answer
+        Ok(answer)
     }
 
-    async fn exchange(&self, request: Request, answer: &mut Answer) {
+    /// Says so in the log, but not for each POST that is not made.
+    fn tell(&self, shortage: &Shortage) {
+        if !self.told.contains(&()) {
+            self.told.insert(&());
+            tracing::warn!(%shortage, "deliveries are held: is the limit of open files (ulimit -n) too low?");
+        }
+    }
+
+    async fn exchange(&self, request: Request, answer: &mut Answer) -> Result<(), Shortage> {
         let mut response = match self.client.execute(request).await {
             Ok(response) => response,
             Err(error) => {
-                let (outcome, detail) = explain(&error);
+                let (outcome, detail) = explain(&error)?;
                 (answer.outcome, answer.detail) = (outcome, shortened(detail, DETAIL_BYTES));
-                return;
+                return Ok(());
             }
         };
         let status = response.status().as_u16();
@@ -239,6 +275,7 @@ impl Sender {
         }
         answer.headers = std::mem::take(response.headers_mut());
         answer.read_body(response).await;
+        Ok(())
     }
 }
 

@@ -20,6 +20,7 @@ mod broker;
 mod changes;
 mod clocks;
 mod config;
+mod connections;
 mod delivery;
 mod deployments;
 mod event_types;
@@ -166,6 +167,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         event_types::a_catalogue_travels_as_one_document,
         names::names_that_hang_keep_nobody_waiting,
         names::what_a_name_leads_to_is_judged,
+        connections::hosts_that_are_called_once_leave_nothing_open,
+        connections::a_dispatcher_without_files_spends_no_attempts,
         hostile::test_calls_that_hang_keep_nobody_waiting,
         hostile::every_bad_body_is_a_problem_of_the_callers,
         hostile::whatever_is_taken_can_be_read_again,

@@ -66,16 +66,23 @@ pub(crate) async fn what_a_name_leads_to_is_judged() -> anyhow::Result<()> {
     world.finish().await
 }
 
-/// A world whose dispatchers ask a name server of ours.
 async fn start(name: &str) -> anyhow::Result<(World, NameServer)> {
+    start_with(name, Setup::default()).await
+}
+
+/// A world whose dispatchers ask a name server of ours.
+pub(crate) async fn start_with(
+    name: &str,
+    mut setup: Setup,
+) -> anyhow::Result<(World, NameServer)> {
     let names = NameServer::start().await?;
     let servers = ("DOORBELL_DNS_SERVERS".to_owned(), names.address.to_string());
-    let setup = Setup { dispatcher_extra: vec![servers], ..Setup::default() };
+    setup.dispatcher_extra.push(servers);
     Ok((World::with(name, setup).await?, names))
 }
 
 /// A subscription for an endpoint of ours, by a name that begins as it does; tried once.
-fn at(world: &World, endpoint: &str) -> Value {
+pub(crate) fn at(world: &World, endpoint: &str) -> Value {
     let url = world.receiver.url(endpoint);
     let mut body =
         subscription(&url.replace("127.0.0.1", &format!("{endpoint}.names.dev")), &["#"]);

@@ -21,7 +21,7 @@ use crate::shutdown::Shutdown;
 use crate::tls;
 
 /// With fewer files than this a service may not reach its own bounds on connections.
-const FEW_FILES: u64 = 8192;
+const FEW_FILES: u64 = 10_240;
 
 /// What a running service is given.
 #[derive(Clone, Debug)]

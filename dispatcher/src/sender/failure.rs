@@ -1,20 +1,51 @@
-//! Says what an error of the HTTP client means, from the chain of its causes.
+//! Says what an error of the HTTP client means, from the chain of its causes: an endpoint's failure, or that we have
+//! nothing left to call it with.
 
 use std::error::Error;
 use std::io;
 
 use doorbell_common::address::Refused;
 use doorbell_common::outcome::OutcomeClass;
+use rustix::io::Errno;
 
 use super::resolver::DnsError;
 
+/// We have no files or memory left for a connection, which says nothing of the endpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("this dispatcher has nothing left for another connection: {0}")]
+pub(crate) struct Shortage(pub(super) io::Error);
+
+impl Shortage {
+    /// Whether it is the reason of this error, or of one that has led to it.
+    pub(super) fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+        const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+        let mut cause = Some(error);
+        while let Some(current) = cause {
+            let number = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if let Some(number) = number
+                && SHORT.iter().any(|short| short.raw_os_error() == number)
+            {
+                return Some(Self(io::Error::from_raw_os_error(number)));
+            }
+            cause = current.source();
+        }
+        None
+    }
+}
+
 /// The class of a failed exchange and a sentence for people, without the URL.
-pub(super) fn explain(error: &reqwest::Error) -> (OutcomeClass, String) {
+///
+/// # Errors
+/// It failed for want of something of ours.
+pub(super) fn explain(error: &reqwest::Error) -> Result<(OutcomeClass, String), Shortage> {
+    if let Some(shortage) = Shortage::behind(error) {
+        return Err(shortage);
+    }
     let mut last = None;
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
     while let Some(current) = cause {
         if let Some(found) = meaning(current) {
-            return found;
+            return Ok(found);
         }
         last = Some(current);
         cause = current.source();
@@ -27,7 +58,7 @@ pub(super) fn explain(error: &reqwest::Error) -> (OutcomeClass, String) {
     } else {
         OutcomeClass::Protocol
     };
-    (class, detail)
+    Ok((class, detail))
 }
 
 /// What one cause means, if it says.

@@ -4,7 +4,7 @@
 //! Not by the system's resolver, which keeps a thread for each name: a few hundred names whose servers
 //! say nothing would keep everyone waiting.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{TokioResolver, system_conf};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use super::failure::Shortage;
 
 /// The port of name servers.
 const PORT: u16 = 53;
@@ -83,8 +85,15 @@ impl GuardedResolver {
         // A name from the root on: one that is looked for in the domains of our own host may lead to
         // someone there.
         let from_root = format!("{}.", name.trim_end_matches('.'));
-        let found =
-            self.resolver.lookup_ip(from_root).await.map_err(|error| failed(why(&error)))?;
+        let found = match self.resolver.lookup_ip(from_root).await {
+            Ok(found) => found,
+            Err(error) => {
+                return Err(match shortage() {
+                    Some(Shortage(error)) => error.into(),
+                    None => failed(why(&error)).into(),
+                });
+            }
+        };
         let found = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
         let allowed = allowed(&self.policy, found)?;
         Ok(allowed.ok_or_else(|| failed("it has no address".to_owned()))?)
@@ -109,6 +118,12 @@ fn asking(servers: &[NameServer]) -> ResolverConfig {
         server
     });
     ResolverConfig::from_parts(None, vec![], servers.collect())
+}
+
+/// Whether there is a file left to ask a name server with: the resolver does not say that this was the reason.
+fn shortage() -> Option<Shortage> {
+    let error = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).err()?;
+    Shortage::behind(&error)
 }
 
 /// Why a name was not resolved, for people.

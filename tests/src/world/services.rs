@@ -162,6 +162,14 @@ impl World {
         self.until_readiness(name, true).await
     }
 
+    /// The process of a service.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub async fn pid(&self, name: &str) -> anyhow::Result<i32> {
+        Ok(self.services.lock().await.get(name).context("no such service")?.process.pid())
+    }
+
     /// Sends a service a signal.
     ///
     /// # Errors
