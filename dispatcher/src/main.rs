@@ -28,6 +28,7 @@ mod understand;
 mod unknown;
 mod working;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,6 +119,9 @@ struct Args {
     /// Name servers to ask for endpoints' names (IP addresses, perhaps with a port, comma-separated), instead of the system's.
     #[arg(long, env = "DOORBELL_DNS_SERVERS", value_delimiter = ',')]
     dns_servers: Vec<NameServer>,
+    /// A PEM file of certificate authorities that endpoints may have their certificates from, beside the system's.
+    #[arg(long, env = "DOORBELL_ENDPOINT_CA_FILE")]
+    endpoint_ca_file: Option<PathBuf>,
     /// Who we say that we are (a DNS name) when we ask an endpoint by an OPTIONS request whether it takes POSTs from us.
     #[arg(long, env = "DOORBELL_WEBHOOK_ORIGIN", default_value = "doorbell")]
     webhook_origin: String,
@@ -157,6 +161,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         sender: Sender::new(
             args.targets.policy(),
             &args.dns_servers,
+            args.endpoint_ca_file.as_deref(),
             (args.max_idle_connections, metrics.connections_opened.clone()),
         )?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),

@@ -4,7 +4,9 @@ mod connections;
 mod failure;
 mod keep_alive;
 mod resolver;
+mod tls;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,11 +159,12 @@ impl Answer {
 }
 
 impl Sender {
-    /// Names are asked of these servers, or of the system's, if there are none; at most so many unused connections are
-    /// kept; `opened` counts those that are begun.
+    /// Names are asked of these servers, or of the system's, if there are none; the authorities of this file are
+    /// trusted beside the system's; at most so many unused connections are kept; `opened` counts those that are begun.
     pub(crate) fn new(
         policy: AddressPolicy,
         name_servers: &[NameServer],
+        ca_file: Option<&Path>,
         (most_idle, opened): (usize, IntCounter),
     ) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
@@ -174,6 +177,7 @@ impl Sender {
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .referer(false)
             .http1_only()
+            .tls_backend_preconfigured(tls::config(ca_file)?)
             .tcp_nodelay(true)
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_PER_HOST)

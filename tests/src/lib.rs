@@ -16,6 +16,7 @@ pub mod load;
 pub mod proxy;
 pub mod receiver;
 pub mod redis_cluster;
+pub mod tls_front;
 pub mod wait;
 pub mod world;
 

@@ -99,6 +99,12 @@ impl Receiver {
         Ok(receiver)
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The URL of an endpoint.
     #[must_use]
     pub fn url(&self, endpoint: &str) -> String {

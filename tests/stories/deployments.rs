@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_local::certificates::{Authority, Certificate};
 use doorbell_local::engines::TlsFiles;
 use doorbell_tests::api::subscription;
 use doorbell_tests::load::Load;
@@ -15,7 +16,6 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, engines, eventually};
 use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -241,12 +241,8 @@ pub(crate) async fn several_retry_schedulers_share_the_work() -> anyhow::Result<
 fn certificates() -> anyhow::Result<TlsFiles> {
     let folder = engines::folder().join("certificates");
     std::fs::create_dir_all(&folder)?;
-    let mut authority = CertificateParams::new(vec![])?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?
-        .signed_by(&key, &authority)?;
+    let authority = Authority::new("engines")?;
+    let Certificate { certificate, key } = authority.certify(&["127.0.0.1", "localhost"])?;
     let write = |name: &str, text: String| -> anyhow::Result<PathBuf> {
         let path = folder.join(name);
         std::fs::write(&path, text)?;
@@ -254,8 +250,8 @@ fn certificates() -> anyhow::Result<TlsFiles> {
     };
     Ok(TlsFiles {
         ca: write("ca.pem", authority.pem())?,
-        certificate: write("certificate.pem", certificate.pem())?,
-        key: write("key.pem", key.serialize_pem())?,
+        certificate: write("certificate.pem", certificate)?,
+        key: write("key.pem", key)?,
     })
 }
 

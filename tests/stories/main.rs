@@ -30,6 +30,7 @@ mod gate;
 mod hanging;
 mod held;
 mod hostile;
+mod https;
 mod interop;
 mod keys;
 mod kills;
@@ -167,6 +168,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         event_types::a_catalogue_travels_as_one_document,
         names::names_that_hang_keep_nobody_waiting,
         names::what_a_name_leads_to_is_judged,
+        https::an_endpoint_is_called_over_tls_if_its_certificate_is_good,
+        https::who_was_called_before_is_known_again,
         connections::hosts_that_are_called_once_leave_nothing_open,
         connections::a_dispatcher_without_files_spends_no_attempts,
         hostile::test_calls_that_hang_keep_nobody_waiting,

@@ -17,6 +17,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::certificates::Authority;
 use crate::paths;
 use crate::state::{StackState, write_whole};
 use costs::{Costs, peaks};
@@ -43,6 +44,8 @@ pub enum Scenario {
     OneToOneHttp,
     /// Over AMQP again, beside four endpoints that hang.
     OneToOneHanging,
+    /// One to one over TLS, too, and with endpoints that close each connection.
+    Tls,
     /// Each event for ten endpoints.
     FanOut10,
     /// Each event for a hundred endpoints.
@@ -108,16 +111,21 @@ enum Way {
     Http,
 }
 
-/// Measures a running stack; `say` hears each line. Writes `target/bench.json` at the end.
+/// Measures a running stack, whose dispatchers trust this authority; `say` hears each line. Writes `target/bench.json` at the end.
 ///
 /// # Errors
 /// Something could not be set up, or deliveries did not all arrive.
-pub async fn run(stack: &StackState, plan: &Plan, say: impl Fn(&str)) -> anyhow::Result<()> {
+pub async fn run(
+    stack: &StackState,
+    plan: &Plan,
+    authority: &Authority,
+    say: impl Fn(&str),
+) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     say(&format!("bench: events of {DATA_BYTES} bytes, {cores} cores for everything"));
     let bench = Bench {
         stack,
-        receiver: Receiver::start().await?,
+        receiver: Receiver::start(authority).await?,
         http: reqwest::Client::builder().no_proxy().pool_max_idle_per_host(PUBLISHES).build()?,
         publisher: Publisher::connect(&stack.amqp_url).await?,
         deliveries: u64::from(plan.deliveries),

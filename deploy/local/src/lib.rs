@@ -2,6 +2,7 @@
 //! demo. The integration tests start their engines with the same code.
 
 pub mod bench;
+pub mod certificates;
 pub mod demo;
 pub mod down;
 pub mod engines;

@@ -11,6 +11,7 @@ use fs4::fs_std::FileExt as _;
 use tokio::process::Command;
 
 use crate::bench::{self, Plan};
+use crate::certificates::Authority;
 use crate::engines::{RabbitMq, Redis};
 use crate::packages::{self, RABBITMQ, REDIS};
 use crate::process::{Process, lock_file};
@@ -101,7 +102,13 @@ async fn run(
         RabbitMq::start(&rabbitmq_folder, &PLUGINS, None),
         Redis::start(&redis_folder, None, &[]),
     )?;
-    let stack = place.insert(Stack::new(folder, rabbitmq, redis, options.dispatchers)?);
+    // For endpoints that speak TLS here.
+    let authority = Authority::new("cargo stack")?;
+    let ca_file = folder.join("endpoint-ca.pem");
+    fs::write(&ca_file, authority.pem())?;
+    let ca_file = ("DOORBELL_ENDPOINT_CA_FILE".to_owned(), ca_file.display().to_string());
+    let extra = vec![services::encryption_keys(folder)?, ca_file];
+    let stack = place.insert(Stack::new(folder, (rabbitmq, redis), options.dispatchers, extra)?);
     stack.write()?;
     stack.init().await?;
     say("starting the services");
@@ -111,7 +118,7 @@ async fn run(
         Purpose::Bench(plan) => {
             let state = stack.state.clone();
             return tokio::select! {
-                measured = bench::run(&state, &plan, say) => measured,
+                measured = bench::run(&state, &plan, &authority, say) => measured,
                 ended = stack.keep_alive(say) => ended,
             };
         }
@@ -172,9 +179,9 @@ struct Stack {
 impl Stack {
     fn new(
         folder: &Path,
-        rabbitmq: RabbitMq,
-        redis: Redis,
+        (rabbitmq, redis): (RabbitMq, Redis),
         dispatchers: u16,
+        extra: Vec<(String, String)>,
     ) -> anyhow::Result<Self> {
         let environment = Environment {
             binaries: paths::workspace().join("target/release"),
@@ -182,7 +189,7 @@ impl Stack {
             amqp_url: rabbitmq.url("%2f"),
             redis_url: redis.url(),
             admin_key: ids::token(),
-            extra: vec![services::encryption_keys(folder)?],
+            extra,
         };
         let mut state = StackState {
             amqp_url: environment.amqp_url.clone(),

@@ -1,12 +1,14 @@
 //! Says what an error of the HTTP client means, from the chain of its causes: an endpoint's failure, or that we have
 //! nothing left to call it with.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 
 use doorbell_common::address::Refused;
 use doorbell_common::outcome::OutcomeClass;
 use rustix::io::Errno;
+use rustls::{CertificateError, InvalidMessage};
 
 use super::resolver::DnsError;
 
@@ -70,12 +72,23 @@ fn meaning(cause: &(dyn Error + 'static)) -> Option<(OutcomeClass, String)> {
         return Some((OutcomeClass::Dns, error.to_string()));
     }
     if let Some(error) = cause.downcast_ref::<rustls::Error>() {
-        return Some((OutcomeClass::Tls, format!("TLS failed: {error}")));
+        return Some((OutcomeClass::Tls, format!("TLS failed: {}", tls_meaning(error))));
     }
     if let Some(error) = cause.downcast_ref::<hyper::Error>() {
         return http_meaning(error);
     }
     cause.downcast_ref::<io::Error>().and_then(io_meaning)
+}
+
+/// The library's words, but for what people get wrong most often.
+fn tls_meaning(error: &rustls::Error) -> Cow<'static, str> {
+    if *error == rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) {
+        "its certificate is from no authority that is known here, or intermediate certificates are missing".into()
+    } else if *error == rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) {
+        "what answers there speaks no TLS".into()
+    } else {
+        error.to_string().into()
+    }
 }
 
 fn http_meaning(error: &hyper::Error) -> Option<(OutcomeClass, String)> {

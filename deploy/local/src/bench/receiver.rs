@@ -2,7 +2,8 @@
 //! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
 //! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers), `/out/TALLY` (503 while it is out, and
 //! then not counted), `/once/TALLY` (counts each event once, and the others as duplicates), `/flaky/TALLY` (404
-//! when an event comes for the first time, and then not counted).
+//! when an event comes for the first time, and then not counted), `/close/TALLY` (closes the connection after each
+//! answer).
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -11,13 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use rustls::ALL_VERSIONS;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
+
+use crate::certificates::Authority;
 
 /// What begins the data of an event whose way is timed: when it was published, in microseconds
 /// since the receiver's start.
@@ -58,6 +64,8 @@ impl Tally {
 #[derive(Clone, Debug)]
 pub(super) struct Receiver {
     base: String,
+    /// The same over TLS.
+    tls_base: String,
     start: Instant,
     tallies: Arc<RwLock<HashMap<String, Arc<Tally>>>>,
     /// How often an endpoint that was out was called.
@@ -66,20 +74,25 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// Listens on a free port, as long as the process lives.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    /// Listens on free ports, as long as the process lives; over TLS with a certificate of this authority.
+    pub(super) async fn start(authority: &Authority) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let base = format!("http://{}", listener.local_addr()?);
+        let tls_listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let acceptor = authority.certify(&["127.0.0.1"])?.acceptor(ALL_VERSIONS)?;
         let receiver = Self {
-            base,
+            base: format!("http://{}", listener.local_addr()?),
+            tls_base: format!("https://{}", tls_listener.local_addr()?),
             start: Instant::now(),
             tallies: Arc::default(),
             in_vain: Arc::default(),
             is_out: Arc::default(),
         };
-        let accepting = receiver.clone();
-        #[expect(clippy::disallowed_methods, reason = "the receiver lives as long as its process")]
-        tokio::spawn(async move { accepting.accept(listener).await });
+        let (accepting, over_tls) = (receiver.clone(), receiver.clone());
+        for_ever(accepting.accept(listener, |stream| std::future::ready(Some(stream))));
+        for_ever(over_tls.accept(tls_listener, move |stream| {
+            let accepting = acceptor.accept(stream);
+            async { accepting.await.ok() }
+        }));
         Ok(receiver)
     }
 
@@ -93,6 +106,11 @@ impl Receiver {
     /// The URL of an endpoint that behaves so and counts there.
     pub(super) fn url(&self, behaviour: &str, tally: &str) -> String {
         format!("{}/{behaviour}/{tally}", self.base)
+    }
+
+    /// The same over TLS.
+    pub(super) fn tls_url(&self, behaviour: &str, tally: &str) -> String {
+        format!("{}/{behaviour}/{tally}", self.tls_base)
     }
 
     /// What arrived under a name.
@@ -118,15 +136,21 @@ impl Receiver {
         format!("{head}{pad}\"}}").into_bytes()
     }
 
-    async fn accept(self, listener: TcpListener) {
+    /// Serves what comes, once it is ready to be read.
+    async fn accept<S, F>(self, listener: TcpListener, ready: impl Fn(TcpStream) -> F)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = Option<S>> + Send + 'static,
+    {
         while let Ok((stream, _)) = listener.accept().await {
             let receiver = self.clone();
             let service = service_fn(move |request| receiver.clone().receive(request));
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            #[expect(clippy::disallowed_methods, reason = "a connection ends with its client")]
-            tokio::spawn(async move {
+            let ready = ready(stream);
+            for_ever(async move {
+                let Some(stream) = ready.await else { return };
+                let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 // How a client ends its connection is no matter.
-                let _broken = connection.await.is_err();
+                let _broken = serving.await.is_err();
             });
         }
     }
@@ -170,6 +194,9 @@ impl Receiver {
         };
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
+        if behaviour == "close" {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         Ok(response)
     }
 
@@ -187,6 +214,12 @@ impl Receiver {
         }
         tally.count.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// In a task that ends with the process, or with the client of a connection.
+#[expect(clippy::disallowed_methods, reason = "nothing waits for it, and nothing is lost with it")]
+fn for_ever(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
 }
 
 /// When the event in this body was published, if it says so.

@@ -46,6 +46,7 @@ impl Bench<'_> {
             Scenario::OneToOne => self.fan_out("one to one", 1).await,
             Scenario::OneToOneHanging => self.one_to_one_beside_hanging().await,
             Scenario::OneToOneHttp => self.one_to_one_over_http().await,
+            Scenario::Tls => self.over_tls().await,
             Scenario::FanOut10 => self.fan_out("one to 10", 10).await,
             Scenario::FanOut100 => self.fan_out("one to 100", 100).await,
             Scenario::FanOut1000 => self.fan_out("one to 1000", 1000).await,
@@ -96,6 +97,27 @@ impl Bench<'_> {
         let (published, rows) = tokio::join!(publishing, measuring);
         published?;
         rows
+    }
+
+    /// What TLS costs, and what a connection for each POST.
+    async fn over_tls(&self) -> anyhow::Result<Vec<Row>> {
+        let receiver = &self.receiver;
+        let mut rows = Vec::new();
+        for (name, tenant, url) in [
+            ("one to one, over TLS", "bench-tls", receiver.tls_url("ok", "bench-tls")),
+            ("each connection closed", "bench-close", receiver.url("close", "bench-close")),
+            ("the same, over TLS", "bench-tls-close", receiver.tls_url("close", "bench-tls-close")),
+        ] {
+            self.subscribe(tenant, &json!({ "url": url, "events": ["#"] }), 1).await?;
+            tokio::time::sleep(IN_FORCE).await;
+            let (costs, start) = (Costs::begin(self.stack), Instant::now());
+            self.publish(tenant, self.deliveries).await?;
+            self.arrived(tenant, self.deliveries).await?;
+            let mut row = self.row(name, tenant, start, &costs);
+            row.of_reqwest = Some(0.0);
+            rows.push(row);
+        }
+        Ok(rows)
     }
 
     async fn one_to_one_over_http(&self) -> anyhow::Result<Vec<Row>> {

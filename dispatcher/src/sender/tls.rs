@@ -1,0 +1,45 @@
+//! TLS towards endpoints: whose certificates are trusted, and which sessions are remembered.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Of how many hosts sessions are remembered, so that the next connection to them takes a third of the time that the
+/// first one does. Some kilobytes for each.
+const HOSTS: usize = 4096;
+/// The library counts sessions, and keeps so many of a host.
+const SESSIONS_OF_A_HOST: usize = 8;
+
+/// Trusts the authorities of the system and those of this PEM file.
+///
+/// # Errors
+/// The file can't be read, or there is no authority at all.
+pub(super) fn config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    // Those of the system that are not understood are none that we could trust.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let what = || format!("cannot read --endpoint-ca-file {}", path.display());
+        for certificate in CertificateDer::pem_file_iter(path).with_context(what)? {
+            roots.add(certificate.with_context(what)?).with_context(what)?;
+        }
+    }
+    anyhow::ensure!(
+        !roots.is_empty(),
+        "this system has no certificate authorities, and no endpoint could be trusted: install them (ca-certificates), or see --endpoint-ca-file"
+    );
+    let provider = CryptoProvider::get_default().context("no cryptography was chosen")?;
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::in_memory_sessions(HOSTS * SESSIONS_OF_A_HOST);
+    Ok(config)
+}
