@@ -4,6 +4,7 @@ mod connections;
 mod failure;
 mod keep_alive;
 mod resolver;
+mod sessions;
 mod tls;
 
 use std::path::Path;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::names::{at, start_with};
 
-/// More hosts than the library remembers sessions of by itself.
+/// More hosts than the TLS library would remember sessions of.
 const HOSTS: usize = 100;
 
 pub(crate) async fn an_endpoint_is_called_over_tls_if_its_certificate_is_good() -> anyhow::Result<()>

@@ -1,4 +1,4 @@
-//! TLS towards endpoints: whose certificates are trusted, and which sessions are remembered.
+//! TLS towards endpoints: whose certificates are trusted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Of how many hosts sessions are remembered, so that the next connection to them takes a third of the time that the
-/// first one does. Some kilobytes for each.
-const HOSTS: usize = 4096;
-/// The library counts sessions, and keeps so many of a host.
-const SESSIONS_OF_A_HOST: usize = 8;
+use super::sessions::Sessions;
 
 /// Trusts the authorities of the system and those of this PEM file.
 ///
@@ -40,6 +36,6 @@ pub(super) fn config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.resumption = Resumption::in_memory_sessions(HOSTS * SESSIONS_OF_A_HOST);
+    config.resumption = Resumption::store(Arc::new(Sessions::default()));
     Ok(config)
 }
