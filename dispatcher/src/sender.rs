@@ -148,6 +148,11 @@ impl Answer {
         }
     }
 
+    /// Whether there was one, and all of it is here: its connection is surely good for another.
+    fn is_whole(&self) -> bool {
+        self.status.is_some() && !self.truncated
+    }
+
     /// The time is up.
     fn break_off(&mut self, timeout: DurationText) {
         if self.status.is_some() {
@@ -241,6 +246,9 @@ impl Sender {
                 match tokio::time::timeout_at(start + timeout.0, exchange).await {
                     Ok(exchanged) => exchanged.inspect_err(|shortage| self.tell(shortage))?,
                     Err(_) => answer.break_off(timeout),
+                }
+                if answer.is_whole() {
+                    connection.stay();
                 }
             }
             Err(refused) => answer.detail = format!("the URL {refused}"),

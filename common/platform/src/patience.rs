@@ -69,3 +69,23 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_where_redis_is_known_to_be_away_is_moved_aside_at_once() {
+        for (lane, away_for_ms, patience_ms) in [
+            (Lane::Main, 0, 1000),
+            (Lane::Main, 300, 700),
+            (Lane::Main, 1000, 0),
+            (Lane::Main, 3_600_000, 0),
+            (Lane::Sideline, 0, 10_000),
+            (Lane::Sideline, 3_600_000, 10_000),
+        ] {
+            let patience = patience_of(lane, Duration::from_millis(away_for_ms));
+            assert_eq!(patience, Duration::from_millis(patience_ms), "{lane:?}, {away_for_ms} ms");
+        }
+    }
+}

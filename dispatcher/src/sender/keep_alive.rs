@@ -1,6 +1,6 @@
 //! Which connections are kept open for the POSTs to come. One that is kept in vain is a file, and some tens of
 //! kilobytes, for seconds: an event for a million endpoints would have them by the ten thousand. So a connection
-//! is kept to a host that was called within the time for which it would be, and there are so many at most; the
+//! is kept to a host that was called within the time for which it would be, and only while not too many are unused; the
 //! others are closed with their answer, which each end is told by `connection: close` (RFC 9112 §9.6).
 
 use std::collections::HashMap;
@@ -27,9 +27,9 @@ pub(super) struct KeepAlive {
 struct Inner {
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
-    /// The most that may be kept, and how many are.
+    /// With so many unused ones no more are kept, and how many there are.
     most: usize,
-    kept: AtomicUsize,
+    unused: AtomicUsize,
     /// For how long one is kept that nobody uses.
     idle: Duration,
 }
@@ -46,11 +46,11 @@ struct Shard {
 struct Host {
     /// When a POST to it last began or ended.
     called_at: Instant,
-    /// How many POSTs use connections that are kept, and how many did at most since it was last looked at.
+    /// How many connections are kept, those included that POSTs use.
+    kept: usize,
+    /// How many POSTs use one of these, and how many did at most since it was last looked at.
     in_use: usize,
     most_in_use: usize,
-    /// How many connections are kept.
-    kept: usize,
 }
 
 /// A POST in flight.
@@ -59,23 +59,25 @@ pub(super) struct Use {
     keep_alive: KeepAlive,
     host: u64,
     keeps: bool,
+    /// Whether its connection is still good.
+    stays: bool,
 }
 
 impl KeepAlive {
-    /// At most so many are kept, each for so long if nobody uses it.
+    /// None is kept more while so many are unused, each of them for so long.
     pub(super) fn new(most: usize, idle: Duration) -> Self {
         let looked_at = Instant::now();
         let shard = || Mutex::new(Shard { hosts: HashMap::new(), looked_at });
         let shards = std::array::from_fn(|_| shard());
-        let (hasher, kept) = (RandomState::new(), AtomicUsize::new(0));
-        Self { inner: Arc::new(Inner { shards, hasher, most, kept, idle }) }
+        let (hasher, unused) = (RandomState::new(), AtomicUsize::new(0));
+        Self { inner: Arc::new(Inner { shards, hasher, most, unused, idle }) }
     }
 
     /// A POST to this URL begins.
     pub(super) fn begin(&self, url: &Url) -> Use {
         let place = (url.scheme(), url.host_str(), url.port_or_known_default());
         let host = self.inner.hasher.hash_one(place);
-        Use { keep_alive: self.clone(), host, keeps: self.inner.begin(host) }
+        Use { keep_alive: self.clone(), host, keeps: self.inner.begin(host), stays: false }
     }
 }
 
@@ -95,32 +97,37 @@ impl Inner {
         }
         let Some(host) = shard.hosts.get_mut(&host) else {
             if shard.hosts.len() < MOST_IN_SHARD {
-                let first = Host { called_at: now, in_use: 0, most_in_use: 0, kept: 0 };
+                let first = Host { called_at: now, kept: 0, in_use: 0, most_in_use: 0 };
                 shard.hosts.insert(host, first);
             }
             return false;
         };
-        if host.is_deserted(now, self.idle) {
+        let is_deserted = host.is_deserted(now, self.idle);
+        host.called_at = now;
+        if is_deserted {
             self.keep(host, 0);
-            host.called_at = now;
             return false;
         }
-        host.called_at = now;
-        if host.in_use == host.kept {
-            if !self.take_one() {
-                return false;
-            }
+        if host.in_use < host.kept {
+            self.unused.fetch_sub(1, Ordering::Relaxed);
+        } else if self.unused.load(Ordering::Relaxed) < self.most {
             host.kept += 1;
+        } else {
+            return false;
         }
         host.in_use += 1;
         host.most_in_use = host.most_in_use.max(host.in_use);
         true
     }
 
-    /// Takes room for one more, if there is any.
-    fn take_one(&self) -> bool {
-        let more = |kept| (kept < self.most).then_some(kept + 1);
-        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    /// A POST ends that has used a connection which is kept, if it stays.
+    fn end(&self, host: &mut Host, stays: bool) {
+        host.in_use -= 1;
+        if stays {
+            self.unused.fetch_add(1, Ordering::Relaxed);
+        } else {
+            host.kept -= 1;
+        }
     }
 
     /// Forgets those that the client has closed meanwhile, for nobody has used them.
@@ -134,9 +141,10 @@ impl Inner {
     }
 
     /// Of the connections to a host only so many are kept any more.
-    fn keep(&self, host: &mut Host, fewer: usize) {
-        self.kept.fetch_sub(host.kept - fewer, Ordering::Relaxed);
-        host.kept = fewer;
+    fn keep(&self, host: &mut Host, at_most: usize) {
+        let closed = host.kept.saturating_sub(at_most);
+        self.unused.fetch_sub(closed, Ordering::Relaxed);
+        host.kept -= closed;
     }
 }
 
@@ -152,6 +160,11 @@ impl Use {
     pub(super) fn keeps(&self) -> bool {
         self.keeps
     }
+
+    /// The POST has ended well, and its connection may be used again; otherwise it is closed.
+    pub(super) fn stay(mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for Use {
@@ -160,7 +173,7 @@ impl Drop for Use {
         let Some(host) = shard.hosts.get_mut(&self.host) else { return };
         host.called_at = Instant::now();
         if self.keeps {
-            host.in_use -= 1;
+            self.keep_alive.inner.end(host, self.stays);
         }
     }
 }
@@ -175,21 +188,23 @@ mod tests {
         format!("https://host-{host}.example.com/{host}").parse().unwrap()
     }
 
-    /// POSTs to these hosts, all at once; answers how many of their connections are kept.
+    /// POSTs to these hosts, all at once, which end well; answers how many of their connections are kept.
     fn call(keep_alive: &KeepAlive, hosts: impl IntoIterator<Item = usize>) -> usize {
         let calls: Vec<Use> = hosts.into_iter().map(|host| keep_alive.begin(&url(host))).collect();
-        calls.iter().filter(|call| call.keeps()).count()
+        let kept = calls.iter().filter(|call| call.keeps()).count();
+        calls.into_iter().for_each(Use::stay);
+        kept
     }
 
-    fn kept(keep_alive: &KeepAlive) -> usize {
-        keep_alive.inner.kept.load(Ordering::Relaxed)
+    fn unused(keep_alive: &KeepAlive) -> usize {
+        keep_alive.inner.unused.load(Ordering::Relaxed)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_kept_where_another_post_is_likely() {
         let keep_alive = KeepAlive::new(100, IDLE);
-        // Seconds after the one before, POSTs at once, of which so many connections are kept, and so many are kept then.
-        for (pause, posts, kept_of_them, kept_then) in [
+        // Seconds after the one before, POSTs at once, of which so many connections are kept, and so many are unused then.
+        for (pause, posts, kept, unused_then) in [
             (0, 3, 2, 2),
             (1, 1, 1, 2),
             (4, 3, 3, 3),
@@ -203,7 +218,7 @@ mod tests {
         ] {
             tokio::time::advance(Duration::from_secs(pause)).await;
             let of_them = call(&keep_alive, std::iter::repeat_n(7, posts));
-            assert_eq!((of_them, kept(&keep_alive)), (kept_of_them, kept_then), "{pause} s later");
+            assert_eq!((of_them, unused(&keep_alive)), (kept, unused_then), "{pause} s later");
         }
     }
 
@@ -214,23 +229,41 @@ mod tests {
         assert_eq!(posts.each_ref().map(Use::keeps), [false, true]);
         tokio::time::advance(10 * IDLE).await;
         assert_eq!(call(&keep_alive, [1]), 1, "it is being called");
-        drop(posts);
+        posts.into_iter().for_each(Use::stay);
+        assert_eq!(unused(&keep_alive), 2);
         assert_eq!(call(&keep_alive, [1, 1]), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn very_many_hosts_have_no_more_than_so_many() {
+    async fn those_that_hang_take_nobodys_place() {
+        let keep_alive = KeepAlive::new(10, IDLE);
+        let hanging: Vec<Use> = (0..100).map(|_| keep_alive.begin(&url(1))).collect();
+        assert_eq!((call(&keep_alive, [2]), call(&keep_alive, [2])), (0, 1));
+        // Their time is up, and their connections are closed.
+        drop(hanging);
+        assert_eq!(unused(&keep_alive), 1);
+        tokio::time::advance(IDLE).await;
+        assert_eq!(call(&keep_alive, [2, 2]), 2);
+        assert_eq!(unused(&keep_alive), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn very_many_hosts_leave_no_more_than_so_many() {
         let keep_alive = KeepAlive::new(100, IDLE);
-        assert_eq!(call(&keep_alive, 0..100_000), 0, "each is called once");
-        let known: usize =
-            keep_alive.inner.shards.iter().map(|shard| shard.lock().unwrap().hosts.len()).sum();
+        let one_by_one = |hosts: std::ops::Range<usize>| {
+            hosts.map(|host| call(&keep_alive, [host])).sum::<usize>()
+        };
+        assert_eq!(one_by_one(0..100_000), 0, "each is called once");
+        let shards = keep_alive.inner.shards.iter();
+        let known: usize = shards.map(|shard| shard.lock().unwrap().hosts.len()).sum();
         assert_eq!(known, SHARDS * MOST_IN_SHARD);
-        assert_eq!(call(&keep_alive, 0..1000), 100);
-        assert_eq!(call(&keep_alive, 0..1000), 100);
+        assert_eq!(one_by_one(0..1000), 100);
+        assert_eq!(one_by_one(0..1000), 100);
+        assert_eq!(unused(&keep_alive), 100);
         // There is room again for others, wherever they are.
         tokio::time::advance(3 * IDLE).await;
-        call(&keep_alive, 2000..3000);
+        one_by_one(2000..3000);
         tokio::time::advance(IDLE / 2).await;
-        assert_eq!(call(&keep_alive, 2000..3000), 100);
+        assert_eq!(one_by_one(2000..3000), 100);
     }
 }
