@@ -42,6 +42,9 @@ const READ_BYTES: usize = 64 * 1024;
 const KEPT_BYTES: usize = 16 * 1024;
 /// Bytes of what is said of an answer, at most: it travels along with a delivery.
 const DETAIL_BYTES: usize = 500;
+/// How long it may take to connect: shared among the addresses of a name, so that the second one of two is called within
+/// the usual timeout of 15 s.
+const CONNECT: Duration = Duration::from_secs(20);
 /// How long an unused connection is kept: less than any receiver's own limit, so that a POST
 /// seldom meets a connection that was just closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
@@ -185,6 +188,7 @@ impl Sender {
             .http1_only()
             .tls_backend_preconfigured(tls::config(ca_file)?)
             .tcp_nodelay(true)
+            .connect_timeout(CONNECT)
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_PER_HOST)
             .connector_layer(CountConnections(opened))

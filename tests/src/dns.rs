@@ -13,11 +13,13 @@ use crate::receiver::spawn;
 const MESSAGE: usize = 1500;
 /// Where a message's question begins (RFC 1035 §4.1.1).
 const HEADER: usize = 12;
+/// An address of this machine on which nobody need answer.
+pub const DEAD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The type of a question for an IPv4 address.
 const A: [u8; 2] = [0, 1];
 
 /// A name server on this machine. What a name begins with says what it leads to: `hangs` to no answer,
-/// `nowhere` to nothing, `private` to 10.0.0.1, and all others to 127.0.0.1.
+/// `nowhere` to nothing, `private` to 10.0.0.1, `two` to [`DEAD`] and 127.0.0.1, and all others to 127.0.0.1.
 #[derive(Clone, Debug)]
 pub struct NameServer {
     /// Where it is.
@@ -62,19 +64,21 @@ impl NameServer {
         let (name, end) = name(message)?;
         let question = message.get(HEADER..end + 4)?;
         *self.lock().entry(name.clone()).or_default() += 1;
-        let (code, address) = match name.split(['-', '.']).next()? {
+        let (code, addresses): (u8, &[Ipv4Addr]) = match name.split(['-', '.']).next()? {
             "hangs" => return None,
-            "nowhere" => (3, None),
-            "private" => (0, Some(Ipv4Addr::new(10, 0, 0, 1))),
-            _ => (0, Some(Ipv4Addr::LOCALHOST)),
+            "nowhere" => (3, &[]),
+            "private" => (0, &[Ipv4Addr::new(10, 0, 0, 1)]),
+            "two" => (0, &[DEAD, Ipv4Addr::LOCALHOST]),
+            _ => (0, &[Ipv4Addr::LOCALHOST]),
         };
         let is_for_ipv4 = message.get(end..end + 2)? == A;
-        let address = address.filter(|_| is_for_ipv4);
+        let addresses = if is_for_ipv4 { addresses } else { &[] };
         let mut answer = message.get(..2)?.to_vec();
         // A response, recursion desired and available, and a code.
-        answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
+        let count = u8::try_from(addresses.len()).ok()?;
+        answer.extend([0x81, 0x80 | code, 0, 1, 0, count, 0, 0, 0, 0]);
         answer.extend_from_slice(question);
-        if let Some(address) = address {
+        for address in addresses {
             // The name of the question, an address of the Internet, for a minute, of four bytes.
             answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
             answer.extend(address.octets());

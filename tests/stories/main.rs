@@ -168,6 +168,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         event_types::a_catalogue_travels_as_one_document,
         names::names_that_hang_keep_nobody_waiting,
         names::what_a_name_leads_to_is_judged,
+        names::another_address_of_a_name_is_called_where_one_is_dead,
         https::an_endpoint_is_called_over_tls_if_its_certificate_is_good,
         https::who_was_called_before_is_known_again,
         connections::hosts_that_are_called_once_leave_nothing_open,

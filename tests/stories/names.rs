@@ -1,11 +1,13 @@
 //! Endpoints by name: what a name leads to is judged, and one that leads nowhere keeps nobody waiting.
 
 use doorbell_tests::api::subscription;
-use doorbell_tests::dns::NameServer;
+use doorbell_tests::dns::{DEAD, NameServer};
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 /// Names whose servers say nothing: more than a system's resolver has threads.
 const HANGING: usize = 600;
@@ -63,6 +65,30 @@ pub(crate) async fn what_a_name_leads_to_is_judged() -> anyhow::Result<()> {
             "{detail}: {answer}"
         );
     }
+    world.finish().await
+}
+
+/// Of the two addresses of a name one swallows what is sent there, as that of a machine that is lost does.
+pub(crate) async fn another_address_of_a_name_is_called_where_one_is_dead() -> anyhow::Result<()> {
+    const EVENTS: usize = 12;
+    let (world, _names) = start("addresses").await?;
+    let port = world.receiver.address().port();
+    let swallowing = TcpSocket::new_v4()?;
+    swallowing.bind((DEAD, port).into())?;
+    // Whoever comes after the few that wait here to be accepted hears nothing.
+    let listener = swallowing.listen(1)?;
+    let mut waiting = Vec::new();
+    while let Ok(connected) = timeout(seconds(1), TcpStream::connect((DEAD, port))).await {
+        waiting.push(connected?);
+    }
+    world.subscribe_as("acme", "two", at(&world, "two")).await?;
+    world.in_force().await;
+    for n in 0..EVENTS {
+        world.publish("acme", "a.made", n.into()).await?;
+    }
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.receiver.count("two"), EVENTS, "each at the first attempt");
+    drop((listener, waiting));
     world.finish().await
 }
 

@@ -10,6 +10,7 @@ use doorbell_common::outcome::OutcomeClass;
 use rustix::io::Errno;
 use rustls::{CertificateError, InvalidMessage};
 
+use super::CONNECT;
 use super::resolver::DnsError;
 
 /// We have no files or memory left for a connection, which says nothing of the endpoint.
@@ -42,6 +43,10 @@ impl Shortage {
 pub(super) fn explain(error: &reqwest::Error) -> Result<(OutcomeClass, String), Shortage> {
     if let Some(shortage) = Shortage::behind(error) {
         return Err(shortage);
+    }
+    if error.is_timeout() && error.is_connect() {
+        let detail = format!("no connection within {} s", CONNECT.as_secs());
+        return Ok((OutcomeClass::Timeout, detail));
     }
     let mut last = None;
     let mut cause: Option<&(dyn Error + 'static)> = error.source();

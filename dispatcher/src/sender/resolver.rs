@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use doorbell_common::address::{AddressPolicy, Refused};
+use doorbell_platform::clock;
 use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
@@ -95,7 +96,7 @@ impl GuardedResolver {
             }
         };
         let found = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
-        let allowed = allowed(&self.policy, found)?;
+        let allowed = allowed(&self.policy, in_turn(found, clock::chance()))?;
         Ok(allowed.ok_or_else(|| failed("it has no address".to_owned()))?)
     }
 }
@@ -146,6 +147,24 @@ impl Resolve for GuardedResolver {
     }
 }
 
+/// The same addresses, of which each is the first one of its kind as often as another: one of them may be dead, and
+/// it takes its time until the next one is called.
+fn in_turn(addresses: Vec<SocketAddr>, chance: f64) -> Vec<SocketAddr> {
+    let (mut v4, mut v6): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv4);
+    for addresses in [&mut v4, &mut v6] {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            clippy::cast_sign_loss,
+            reason = "a name has a few addresses, and chance is below 1"
+        )]
+        let first = (chance * addresses.len() as f64) as usize;
+        addresses.rotate_left(first);
+    }
+    v4.append(&mut v6);
+    v4
+}
+
 /// The addresses that may be called; an error if there are only others, nothing if there are none.
 fn allowed(policy: &AddressPolicy, found: Vec<SocketAddr>) -> Result<Option<Addrs>, Refused> {
     let (mut good, mut refused) = (Vec::new(), None);
@@ -176,6 +195,29 @@ mod tests {
         assert_eq!(mixed.collect::<Vec<_>>(), addresses(&["8.8.8.8:0"]));
         assert!(allowed(&policy, addresses(&["127.0.0.1:0", "[::1]:0"])).is_err());
         assert!(allowed(&policy, vec![]).unwrap().is_none());
+    }
+
+    #[test]
+    fn each_address_is_the_first_one_sometimes() {
+        let addresses = |texts: &[&str]| {
+            texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>()
+        };
+        let (a, b, c, six, seven) =
+            ("192.0.2.1:0", "192.0.2.2:0", "192.0.2.3:0", "[2001:db8::6]:0", "[2001:db8::7]:0");
+        for (chance, found, in_turn_then) in [
+            (0.0, vec![], vec![]),
+            (0.9, vec![a], vec![a]),
+            (0.3, vec![a, b, c], vec![a, b, c]),
+            (0.4, vec![a, b, c], vec![b, c, a]),
+            (0.99, vec![a, b, c], vec![c, a, b]),
+            (0.7, vec![six, a, seven, b], vec![b, a, seven, six]),
+        ] {
+            assert_eq!(
+                in_turn(addresses(&found), chance),
+                addresses(&in_turn_then),
+                "{found:?}, {chance}"
+            );
+        }
     }
 
     #[test]
