@@ -135,6 +135,8 @@ fn why(error: &NetError) -> String {
         "it has no address".to_owned()
     } else if matches!(error, NetError::Timeout) {
         "no name server has answered".to_owned()
+    } else if matches!(error, NetError::NoConnections) {
+        "no name server could be reached".to_owned()
     } else {
         error.to_string()
     }
