@@ -74,10 +74,12 @@ impl Certificate {
     ) -> anyhow::Result<TlsAcceptor> {
         let chain = vec![CertificateDer::from_pem_slice(self.certificate.as_bytes())?];
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes())?;
-        let config = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+        let mut config = ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
             .with_protocol_versions(versions)?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
+        // Tickets that the client keeps: of sessions that are kept here there would be a few hundred.
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
