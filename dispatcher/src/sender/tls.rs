@@ -15,16 +15,22 @@ use super::sessions::Sessions;
 /// Trusts the authorities of the system and those of this PEM file.
 ///
 /// # Errors
-/// The file can't be read, or there is no authority at all.
+/// The file can't be read or holds none, or there is no authority at all.
 pub(super) fn config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     // Those of the system that are not understood are none that we could trust.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
         let what = || format!("cannot read --endpoint-ca-file {}", path.display());
+        let before = roots.len();
         for certificate in CertificateDer::pem_file_iter(path).with_context(what)? {
             roots.add(certificate.with_context(what)?).with_context(what)?;
         }
+        anyhow::ensure!(
+            roots.len() > before,
+            "--endpoint-ca-file {} holds no certificate (PEM)",
+            path.display()
+        );
     }
     anyhow::ensure!(
         !roots.is_empty(),
