@@ -12,7 +12,7 @@ use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::PATIENCE;
 use doorbell_platform::backoff::Backoff;
 use doorbell_platform::broker::connection::{close, in_time, until_lost};
-use doorbell_platform::broker::topology::TESTS;
+use doorbell_platform::broker::topology::{REPLIES, TESTS};
 use doorbell_platform::broker::{Broker, Errand, Message, Publisher};
 use doorbell_platform::ids;
 use doorbell_platform::problem::Problem;
@@ -20,7 +20,7 @@ use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use lapin::Connection;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
@@ -159,7 +159,7 @@ async fn receive(
         let received = match connected {
             Ok(connection) => {
                 backoff.reset();
-                let receiving = receive_over(&connection, &waiting, &replies);
+                let receiving = receive_over(&broker, &connection, &waiting, &replies);
                 let received = shutdown.until_finished(receiving).await;
                 replies.send_replace(None);
                 close(connection).await;
@@ -176,10 +176,12 @@ async fn receive(
 
 /// Returns once the connection is no use any more.
 async fn receive_over(
+    broker: &Broker,
     connection: &Connection,
     waiting: &Waiting,
     replies: &watch::Sender<Option<ShortString>>,
 ) -> anyhow::Result<()> {
+    broker.declare_topology(connection).await?;
     let channel = in_time(connection, connection.create_channel()).await?;
     let queue = format!("doorbell.replies.{}", ids::token());
     let options = QueueDeclareOptions {
@@ -189,6 +191,14 @@ async fn receive_over(
     };
     let name = || ShortString::from(queue.as_str());
     in_time(connection, channel.queue_declare(name(), options, FieldTable::default())).await?;
+    let binding = channel.queue_bind(
+        name(),
+        REPLIES.into(),
+        name(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
+    in_time(connection, binding).await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let consuming = channel.basic_consume(name(), "replies".into(), options, FieldTable::default());
     let mut consumer = in_time(connection, consuming).await?;

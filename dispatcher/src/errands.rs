@@ -8,6 +8,7 @@ use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
 use doorbell_common::subscription::Subscription;
 use doorbell_common::verification::{self, ALLOWED_ORIGIN, PATIENCE, Verification};
+use doorbell_platform::broker::topology::REPLIES;
 use doorbell_platform::broker::{Errand, Message, Received};
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::store::records::Lookup;
@@ -35,10 +36,8 @@ impl Dispatcher {
             Ok(answer) => answer,
             Err(error) => json!({ "error": sentence(&error) }),
         };
-        let mut reply = Message::internal("", answer.to_string().into_bytes());
-        // The default exchange routes by queue name.
-        reply.exchange = String::new();
-        reply.routing_key = reply_to.to_string();
+        let mut reply = Message::internal(reply_to.as_str(), answer.to_string().into_bytes());
+        reply.exchange = REPLIES.to_owned();
         if let Some(id) = received.properties.correlation_id().clone() {
             reply.properties = reply.properties.with_correlation_id(id);
         }

@@ -21,4 +21,4 @@ pub use doorbell_common::ids::EventId;
 pub use doorbell_common::intake::Refusal;
 pub use doorbell_platform::broker::PublishError as BrokerError;
 pub use event::NewEvent;
-pub use publisher::{PublishError, Publisher};
+pub use publisher::{Options, PublishError, Publisher};

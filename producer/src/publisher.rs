@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use doorbell_common::ids::EventId;
 use doorbell_common::intake::Refusal;
-use doorbell_platform::broker::{self, Broker};
+use doorbell_platform::broker::{self, Broker, Declares};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::shutdown::Shutdown;
@@ -13,8 +13,6 @@ use prometheus::Registry;
 
 use crate::event::{NewEvent, prepare};
 
-/// The largest data that an event may have, unless the deployment was configured otherwise.
-const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// How long the first connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -27,6 +25,21 @@ pub struct Publisher {
     inner: broker::Publisher,
     shutdown: Shutdown,
     max_event_bytes: usize,
+}
+
+/// How a deployment is set up that is not as usual.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The authority that RabbitMQ's certificate is from (PEM), instead of those that the system trusts.
+    pub ca_pem: Option<String>,
+    /// The most bytes that an event's data may have: what dispatchers have as `--max-event-bytes`.
+    pub max_event_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { ca_pem: None, max_event_bytes: 256 * 1024 }
+    }
 }
 
 /// Why an event was not published.
@@ -46,12 +59,24 @@ pub enum PublishError {
 impl Publisher {
     /// Connects to RabbitMQ: one URL, or the nodes of a cluster separated by commas.
     ///
+    /// It needs no right there but to write to the exchange `doorbell.events`, once a service of Doorbell's was connected.
+    ///
     /// # Errors
     /// A URL is wrong, or no node answers within 15 seconds.
     pub async fn connect(amqp_urls: &str) -> Result<Self, PublishError> {
+        Self::connect_with(amqp_urls, Options::default()).await
+    }
+
+    /// The same where the usual is not enough.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn connect_with(amqp_urls: &str, options: Options) -> Result<Self, PublishError> {
+        let Options { ca_pem, max_event_bytes } = options;
         tls::install();
         let urls: Vec<String> = amqp_urls.split(',').map(|url| url.trim().to_owned()).collect();
-        let broker = Broker::new(&urls, Trust::default(), "doorbell-producer-library")
+        let (trust, name) = (Trust { ca_pem }, "doorbell-producer-library");
+        let broker = Broker::new(&urls, trust, name, Declares::IfMissing)
             .map_err(|error| PublishError::Connect(sentence(&error)))?;
         let (registry, shutdown) = (Registry::new(), Shutdown::default());
         let publisher = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])
@@ -61,7 +86,7 @@ impl Publisher {
             })
             .map_err(|error| PublishError::Connect(error.to_string()));
         let (inner, health) = publisher?;
-        let publisher = Self { inner, shutdown, max_event_bytes: MAX_EVENT_BYTES };
+        let publisher = Self { inner, shutdown, max_event_bytes };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, async {
             while !health.is_ready() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use doorbell_local::engines::{RabbitMq, Redis, TlsFiles};
+use doorbell_local::engines::{POLICY, RabbitMq, Redis, TlsFiles};
 use doorbell_local::packages::{self, RABBITMQ, REDIS};
 use doorbell_local::paths;
 use doorbell_local::process::Process;
 use doorbell_local::state::{Trace, read_traces, write_whole};
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::wait::seconds;
@@ -36,6 +37,17 @@ pub struct Engines {
 
 /// What RabbitMQ is started with, unless a story wants otherwise.
 pub const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exchange"];
+
+/// What a user of RabbitMQ may do, each with things whose names are as this regular expression says.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights {
+    /// Declare and delete.
+    pub configure: &'static str,
+    /// Publish, and bind what messages come to.
+    pub write: &'static str,
+    /// Consume, and bind what they come from.
+    pub read: &'static str,
+}
 
 static SHARED: OnceCell<Arc<Engines>> = OnceCell::const_new();
 
@@ -142,7 +154,13 @@ impl Engines {
     /// The URL of a virtual host; of a cluster, that of each node, separated by commas.
     #[must_use]
     pub fn amqp_url(&self, vhost: &str) -> String {
-        let url = |port: &u16| format!("amqp://guest:guest@127.0.0.1:{port}/{vhost}");
+        self.amqp_url_of("guest", vhost)
+    }
+
+    /// The same for another user, whose password is his name.
+    #[must_use]
+    pub fn amqp_url_of(&self, user: &str, vhost: &str) -> String {
+        let url = |port: &u16| format!("amqp://{user}:{user}@127.0.0.1:{port}/{vhost}");
         self.amqp_ports.iter().map(url).collect::<Vec<_>>().join(",")
     }
 
@@ -166,30 +184,69 @@ impl Engines {
     ///
     /// # Errors
     /// It refused.
-    pub async fn manage(
+    pub async fn manage(&self, method: reqwest::Method, path: &str) -> anyhow::Result<Value> {
+        self.manage_with(method, path, Value::Null).await
+    }
+
+    async fn manage_with(
         &self,
         method: reqwest::Method,
         path: &str,
-    ) -> anyhow::Result<serde_json::Value> {
+        body: Value,
+    ) -> anyhow::Result<Value> {
         let url = format!("http://127.0.0.1:{}/api/{path}", self.management_port);
         let client = reqwest::Client::builder().no_proxy().build()?;
-        let request = client.request(method, url).basic_auth("guest", Some("guest"));
-        let response = request
-            .header("content-type", "application/json")
-            .body("{\"configure\":\".*\",\"write\":\".*\",\"read\":\".*\"}");
-        let response = response.send().await?.error_for_status()?;
-        let bytes = response.bytes().await?;
-        Ok(if bytes.is_empty() { serde_json::Value::Null } else { serde_json::from_slice(&bytes)? })
+        let mut request = client.request(method, url).basic_auth("guest", Some("guest"));
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let bytes = request.send().await?.error_for_status()?.bytes().await?;
+        Ok(if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? })
     }
 
-    /// Makes a virtual host.
+    /// Makes a virtual host, set up as the README has it.
     ///
     /// # Errors
     /// The management API refused.
     pub async fn make_vhost(&self, vhost: &str) -> anyhow::Result<()> {
         self.manage(reqwest::Method::PUT, &format!("vhosts/{vhost}")).await?;
-        self.manage(reqwest::Method::PUT, &format!("permissions/{vhost}/guest")).await?;
-        Ok(())
+        self.permit("guest", vhost, Rights { configure: ".*", write: ".*", read: ".*" }).await?;
+        let definition: Value = serde_json::from_str(POLICY.definition)?;
+        let policy =
+            json!({ "pattern": POLICY.pattern, "definition": definition, "apply-to": "exchanges" });
+        let path = format!("policies/{vhost}/doorbell");
+        self.manage_with(reqwest::Method::PUT, &path, policy).await.map(drop)
+    }
+
+    /// Makes a user of RabbitMQ, whose password is his name, with these rights in a virtual host.
+    ///
+    /// # Errors
+    /// The management API refused.
+    pub async fn make_user(&self, user: &str, vhost: &str, rights: Rights) -> anyhow::Result<()> {
+        let body = json!({ "password": user, "tags": "" });
+        self.manage_with(reqwest::Method::PUT, &format!("users/{user}"), body).await?;
+        self.permit(user, vhost, rights).await
+    }
+
+    async fn permit(&self, user: &str, vhost: &str, rights: Rights) -> anyhow::Result<()> {
+        let Rights { configure, write, read } = rights;
+        let body = json!({ "configure": configure, "write": write, "read": read });
+        let path = format!("permissions/{vhost}/{user}");
+        self.manage_with(reqwest::Method::PUT, &path, body).await.map(drop)
+    }
+
+    /// Makes a user of Redis, whose password is his name, with these rights; answers the URL for him.
+    ///
+    /// # Errors
+    /// Redis refused.
+    pub async fn make_redis_user(&self, user: &str, rights: &str) -> anyhow::Result<String> {
+        let mut set = redis::cmd("ACL");
+        set.arg("SETUSER").arg(user).arg("on").arg(format!(">{user}"));
+        rights.split(' ').for_each(|right| {
+            set.arg(right);
+        });
+        set.exec_async(&mut self.redis_link().await?).await?;
+        Ok(self.redis_url.replacen("://", &format!("://{user}:{user}@"), 1))
     }
 
     /// Closes every connection of a virtual host, as an operator would.

@@ -19,7 +19,7 @@ use doorbell_local::services::{Environment, Kind, ServiceSpec, encryption_keys};
 
 use crate::amqp::Outsider;
 use crate::api::Api;
-use crate::engines::{self, Engines, PLUGINS};
+use crate::engines::{self, Engines, PLUGINS, Rights};
 use crate::ledger::Ledger;
 use crate::receiver::Receiver;
 use crate::wait::{eventually, seconds};
@@ -39,6 +39,8 @@ pub struct Setup {
     pub redis_url: Option<String>,
     /// Whether the services speak TLS with their engines, and with which files.
     pub tls: Option<TlsFiles>,
+    /// Whether the services have no more rights at their engines than they need.
+    pub restricted: bool,
     /// Further environment variables for every service.
     pub extra: Vec<(String, String)>,
     /// Further ones for dispatchers.
@@ -54,6 +56,7 @@ impl Default for Setup {
             nodes: 1,
             redis_url: None,
             tls: None,
+            restricted: false,
             extra: vec![],
             dispatcher_extra: vec![],
         }
@@ -75,6 +78,11 @@ impl Setup {
         Self { private: Some(&PLUGINS), ..Self::default() }
     }
 }
+
+/// What the services need to be allowed at RabbitMQ, and at Redis with the keys under their prefix: as the README has it.
+const RIGHTS: Rights =
+    Rights { configure: r"^doorbell\.", write: r"^doorbell\.", read: r"^doorbell\." };
+const REDIS_RIGHTS: &str = "+@all -@admin -@dangerous +info";
 
 struct Running {
     service: ServiceSpec,
@@ -155,6 +163,12 @@ impl World {
             amqp_url = format!("amqps://guest:guest@127.0.0.1:{amqp}/{vhost}");
             redis_url = format!("rediss://127.0.0.1:{redis}/0");
             extra.push(("DOORBELL_TLS_CA_FILE".to_owned(), tls.ca.display().to_string()));
+        }
+        if setup.restricted {
+            engines.make_user(&vhost, &vhost, RIGHTS).await?;
+            amqp_url = engines.amqp_url_of(&vhost, &vhost);
+            let rights = format!("~{vhost}:* {REDIS_RIGHTS}");
+            redis_url = engines.make_redis_user(&vhost, &rights).await?;
         }
         let environment = Environment {
             binaries: binaries()?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorbell_platform::broker::topology::{self, ATTEMPTS};
-use doorbell_platform::broker::{Broker, Message, PublishError, Publisher, connection};
+use doorbell_platform::broker::{Broker, Declares, Message, PublishError, Publisher, connection};
 use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::tls::Trust;
@@ -15,7 +15,7 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
 use prometheus::Registry;
@@ -62,10 +62,21 @@ pub(crate) async fn connections_closed_and_queues_deleted_lose_nothing_accepted_
     for n in 0..50 {
         world.publish("acme", "after.deletion", json!(n)).await?;
     }
+    // And what others publish to leads nowhere, until someone finds that out.
+    for exchange in ["doorbell.ingress.sharded", "doorbell.sideline.sharded"] {
+        let options = ExchangeDeleteOptions::default();
+        outsider.channel.exchange_delete(exchange.into(), options).await?;
+    }
+    for n in 0..20 {
+        world.publish("acme", "after.deletion", json!(n)).await?;
+        let id = format!("nowhere-{n}");
+        world.ledger.accepted("acme", "after.deletion", &id, "1");
+        outsider.publish("after.deletion", amqp::event("acme", Some(&id), &[]), b"1").await?;
+    }
     world.settle(seconds(120)).await?;
     let returned = world.metric("doorbell_messages_unrouted_total").await?;
     eprintln!(
-        "{} queues deleted: all of 50 events arrived, {returned} of our messages were brought back",
+        "{} queues and two exchanges deleted: all of 90 events arrived, {returned} of our messages were brought back",
         queues.len()
     );
     world.until_all_ready().await?;
@@ -293,7 +304,8 @@ impl BesideBadQueues {
     async fn start(vhost: &'static str) -> anyhow::Result<Self> {
         let engines = engines::shared().await?;
         engines.make_vhost(vhost).await?;
-        let broker = Broker::new(&[engines.amqp_url(vhost)], Trust::default(), "stories")?;
+        let broker =
+            Broker::new(&[engines.amqp_url(vhost)], Trust::default(), "stories", Declares::Always)?;
         let connection = broker.connect("declare").await?;
         let channel = connection.create_channel().await?;
         let mut arguments = FieldTable::default();
@@ -342,7 +354,8 @@ impl BesideBadQueues {
 /// would wait for ever.
 pub(crate) async fn a_connection_that_rabbitmq_does_not_let_go_is_left() -> anyhow::Result<()> {
     let engines = Engines::start("goodbye", &PLUGINS).await?;
-    let broker = Broker::new(&[engines.amqp_url("%2f")], Trust::default(), "stories")?;
+    let broker =
+        Broker::new(&[engines.amqp_url("%2f")], Trust::default(), "stories", Declares::Always)?;
     let connection = broker.connect("to be closed").await?;
     let mut rabbitmq = engines.rabbitmq.lock().await;
     rabbitmq.process().signal(Signal::SIGSTOP)?;

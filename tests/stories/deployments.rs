@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use doorbell_local::certificates::{Authority, Certificate};
 use doorbell_local::engines::TlsFiles;
+use doorbell_producer::{NewEvent, Options, Publisher};
 use doorbell_tests::api::subscription;
 use doorbell_tests::load::Load;
 use doorbell_tests::redis_cluster::RedisCluster;
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 
 /// Everything that crosses the engines: subscribe, deliver, retry, split, broadcast, limit, hold,
 /// resume, delete.
-async fn exercise(world: &World) -> anyhow::Result<()> {
+pub(crate) async fn exercise(world: &World) -> anyhow::Result<()> {
     world.receiver.behave("flaky", Behaviour::FailFirst(1, 500));
     world.subscribe("acme", "flaky", &["order.*"]).await?;
     let mut limited = subscription(&world.receiver.url("limited"), &["order.#"]);
@@ -63,6 +64,13 @@ pub(crate) async fn everything_works_over_tls() -> anyhow::Result<()> {
             && world.environment.redis_url.starts_with("rediss:")
     );
     exercise(&world).await?;
+    // An application that publishes trusts it, too.
+    let options = Options { ca_pem: Some(std::fs::read_to_string(&tls.ca)?), ..Options::default() };
+    let publisher = Publisher::connect_with(&world.environment.amqp_url, options).await?;
+    let id = publisher.publish(&NewEvent::new("beta", "order.by.tls", "1")).await?;
+    world.ledger.accepted("beta", "order.by.tls", id.as_str(), "1");
+    publisher.close().await;
+    world.settle(seconds(60)).await?;
     // A service that does not trust the authority stays away, and says why.
     let [port] = doorbell_local::ports::free()?;
     let mut environment = world.environment.clone();
@@ -194,7 +202,7 @@ pub(crate) async fn a_redis_cluster_whose_keys_move_loses_nothing() -> anyhow::R
 }
 
 /// What the API keeps in Redis beside subscriptions.
-async fn manage(world: &World) -> anyhow::Result<()> {
+pub(crate) async fn manage(world: &World) -> anyhow::Result<()> {
     let control = &world.control;
     let make = || async {
         let headers = [("content-type", "application/json"), ("idempotency-key", "cluster")];

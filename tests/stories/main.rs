@@ -42,6 +42,7 @@ mod parcels;
 mod patterns;
 mod publishing;
 mod removals;
+mod rights;
 mod rotation;
 mod secrets;
 mod sideline;
@@ -216,6 +217,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         rotation::every_post_verifies_with_either_secret,
         rotation::a_public_key_verifies_and_rotates_with_the_secret,
         patterns::our_matcher_agrees_with_rabbitmq,
+        rights::services_and_publishers_need_few,
+        rights::what_is_missing_is_said,
+        rights::what_others_publish_to_is_there_last,
         deployments::everything_works_over_tls,
         deployments::everything_works_on_a_redis_cluster,
         deployments::a_redis_cluster_that_loses_its_masters_loses_nothing,

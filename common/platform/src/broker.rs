@@ -15,7 +15,7 @@ mod readable;
 pub mod stream;
 pub mod topology;
 
-pub use connection::Broker;
+pub use connection::{Broker, Declares};
 pub use consumer::{Afterwards, ConsumerSpec, Incoming, Intake, Settle};
 pub use errand::Errand;
 pub use message::{Message, Received};

@@ -3,7 +3,7 @@
 use prometheus::Registry;
 
 use crate::args::CommonArgs;
-use crate::broker::{Broker, Publisher};
+use crate::broker::{Broker, Declares, Publisher};
 use crate::health::{Dependency, Health};
 use crate::service::Service;
 use crate::store::Store;
@@ -56,7 +56,8 @@ impl Plumbing {
 /// # Errors
 /// A flag is wrong, or a file can't be read.
 pub fn broker(args: &CommonArgs, service: &'static str) -> anyhow::Result<Broker> {
-    Broker::new(&args.amqp_urls()?, Trust::read(args.tls_ca_file.as_ref())?, service)
+    let trust = Trust::read(args.tls_ca_file.as_ref())?;
+    Broker::new(&args.amqp_urls()?, trust, service, Declares::Always)
 }
 
 /// Redis alone.

@@ -40,6 +40,22 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// A policy without which RabbitMQ drops, and confirms, what it is sent for `doorbell.events` while that leads nowhere:
+/// others may declare this exchange, plainly, so it has no alternate exchange of its own.
+pub const POLICY: Policy = Policy {
+    pattern: r"^doorbell\.events$",
+    definition: r#"{"alternate-exchange": "doorbell.unrouted"}"#,
+};
+
+/// What applies to some exchanges of RabbitMQ.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Those with names like this.
+    pub pattern: &'static str,
+    /// As JSON.
+    pub definition: &'static str,
+}
+
 /// A node of a private RabbitMQ, mostly its only one.
 #[derive(Debug)]
 pub struct RabbitMq {
@@ -229,6 +245,17 @@ impl RabbitMq {
         if let Some(names) = &mut self.names {
             names.kill().await;
         }
+    }
+
+    /// Sets [`POLICY`] for the default virtual host.
+    ///
+    /// # Errors
+    /// RabbitMQ refused.
+    pub async fn set_policy(&self) -> anyhow::Result<()> {
+        let Policy { pattern, definition } = POLICY;
+        self.ctl(&["set_policy", "doorbell", pattern, definition, "--apply-to", "exchanges"])
+            .await
+            .map(drop)
     }
 
     /// Runs `rabbitmqctl` against it.

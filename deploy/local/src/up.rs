@@ -110,7 +110,7 @@ async fn run(
     let extra = vec![services::encryption_keys(folder)?, ca_file];
     let stack = place.insert(Stack::new(folder, (rabbitmq, redis), options.dispatchers, extra)?);
     stack.write()?;
-    stack.init().await?;
+    tokio::try_join!(stack.rabbitmq.set_policy(), stack.init())?;
     say("starting the services");
     stack.start_services().await?;
     stack.write()?;

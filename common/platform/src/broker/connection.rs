@@ -42,9 +42,19 @@ struct Inner {
     nodes: Vec<AMQPUri>,
     trust: Trust,
     service: &'static str,
+    declares: Declares,
     /// The node to try first, so that replicas and reconnects spread.
     next: AtomicUsize,
     sharding: OnceCell<Sharding>,
+}
+
+/// When exchanges and queues are declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declares {
+    /// With each connection, so that what someone has deleted is made anew.
+    Always,
+    /// If they are not there: an application that only publishes may not have the right to, and there may be very many.
+    IfMissing,
 }
 
 /// Without URLs, which may hold passwords.
@@ -59,7 +69,12 @@ impl Broker {
     ///
     /// # Errors
     /// There is no URL, or one is wrong. A password is never part of the message.
-    pub fn new(urls: &[String], trust: Trust, service: &'static str) -> anyhow::Result<Self> {
+    pub fn new(
+        urls: &[String],
+        trust: Trust,
+        service: &'static str,
+        declares: Declares,
+    ) -> anyhow::Result<Self> {
         let mut nodes = Vec::new();
         for (i, url) in urls.iter().enumerate() {
             let mut node: AMQPUri = url
@@ -69,10 +84,8 @@ impl Broker {
             nodes.push(node);
         }
         anyhow::ensure!(!nodes.is_empty(), "--amqp-url is empty");
-        let next = AtomicUsize::new(0);
-        Ok(Self {
-            inner: Arc::new(Inner { nodes, trust, service, next, sharding: OnceCell::new() }),
-        })
+        let (next, sharding) = (AtomicUsize::new(0), OnceCell::new());
+        Ok(Self { inner: Arc::new(Inner { nodes, trust, service, declares, next, sharding }) })
     }
 
     /// How many nodes are known.
@@ -114,8 +127,21 @@ impl Broker {
     /// Declares every exchange and queue, idempotently.
     ///
     /// # Errors
-    /// RabbitMQ is not reachable, or something exists with other arguments; it is named.
+    /// RabbitMQ is not reachable, or something exists with other arguments, or may not be declared; it is named.
     pub async fn declare_topology(&self, connection: &Connection) -> anyhow::Result<()> {
+        match self.inner.declares {
+            Declares::Always => self.declare(connection).await,
+            Declares::IfMissing => {
+                if in_time(connection, topology::is_declared(connection)).await? {
+                    return Ok(());
+                }
+                let what = "exchanges and queues are not there yet, and cannot be declared (start a service of Doorbell's first)";
+                self.declare(connection).await.context(what)
+            }
+        }
+    }
+
+    async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
         let sharding = *self.inner.sharding.get_or_try_init(|| self.find_sharding()).await?;
         in_time(connection, topology::declare(connection, sharding)).await
     }
@@ -206,9 +232,10 @@ mod tests {
     #[test]
     fn no_password_is_printed() {
         let urls = ["amqp://me:hidden@127.0.0.1/%2f".to_owned()];
-        let broker = Broker::new(&urls, Trust::default(), "test").unwrap();
+        let broker = Broker::new(&urls, Trust::default(), "test", Declares::Always).unwrap();
         assert!(!format!("{broker:?}").contains("hidden"));
-        let wrong = Broker::new(&["ampq://me:hidden@x/".to_owned()], Trust::default(), "test");
+        let urls = ["ampq://me:hidden@x/".to_owned()];
+        let wrong = Broker::new(&urls, Trust::default(), "test", Declares::Always);
         assert!(!format!("{:?}", wrong.unwrap_err()).contains("hidden"));
     }
 }

@@ -1,6 +1,8 @@
 //! The exchanges and queues. Names and arguments are permanent: RabbitMQ refuses to declare what
 //! exists with other ones. What may change later (lengths, ages) belongs into policies.
 
+mod arguments;
+
 use anyhow::Context as _;
 use doorbell_common::intake::TENANT_HEADER;
 use doorbell_common::rung::DelayQueue;
@@ -10,8 +12,10 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::protocol::AMQPError;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+
+use arguments::{delay_queue, hashing, stream, test_queue, with_alternate, work_queue};
 
 /// Where events are published.
 pub const EVENTS: &str = "doorbell.events";
@@ -32,8 +36,10 @@ pub const DELIVERIES: &str = "doorbell.deliveries";
 pub const RETRIES: &str = "doorbell.retries";
 /// The same, where it is more than its tenant's share.
 pub const SIDELINE_RETRIES: &str = "doorbell.sideline.retries";
-/// Requests for a test delivery.
+/// Errands of the control-plane.
 pub const TESTS: &str = "doorbell.tests";
+/// The exchange by which they are answered, each to a queue of whoever asked. What nobody waits for any more is dropped.
+pub const REPLIES: &str = "doorbell.replies";
 /// Messages that break the rules of publishing, with the reason.
 pub const REJECTED: &str = "doorbell.rejected";
 /// Messages that were delivered to us too often without ever being finished.
@@ -65,6 +71,7 @@ pub const SEGMENT_BYTES: usize = 64_000_000;
 struct Spread {
     /// The exchange; the one queue that is used without sharding has the same name.
     exchange: &'static str,
+    kind: ExchangeKind,
     /// Between that and the shards: hashes the tenant.
     sharded: &'static str,
     /// Between that and the one queue, on a broker that cannot hash.
@@ -75,6 +82,7 @@ struct Spread {
 /// Where events arrive.
 const INGRESS: Spread = Spread {
     exchange: EVENTS,
+    kind: ExchangeKind::Topic,
     sharded: "doorbell.ingress.sharded",
     single: "doorbell.ingress.single",
     shards: 16,
@@ -82,6 +90,7 @@ const INGRESS: Spread = Spread {
 /// Fewer shards: those who flood are few.
 const ASIDE: Spread = Spread {
     exchange: SIDELINE,
+    kind: ExchangeKind::Fanout,
     sharded: "doorbell.sideline.sharded",
     single: "doorbell.sideline.single",
     shards: 4,
@@ -97,11 +106,11 @@ impl Spread {
     }
 }
 
-/// After so many deliveries without an end a message goes to [`QUARANTINE`]. High, because each
-/// consumer that is lost counts for everything it had been sent.
-const DELIVERY_LIMIT: i32 = 1000;
-/// A request for a test that nobody took within this time has no one waiting any more.
-const TEST_TTL_MS: i32 = 60_000;
+/// Declared after all else: where it is, all is there.
+const LAST_DECLARED: &str = REPLIES;
+
+/// What AMQP says of something that is not there.
+const NOT_FOUND: u16 = 404;
 
 /// Whether a queue is one of those that we publish to by their names.
 pub(super) fn is_internal(queue: &str) -> bool {
@@ -163,14 +172,49 @@ fn is_unknown_type(error: &AMQPError) -> bool {
     error.get_id() == 503 || (error.get_id() == 406 && says_so)
 }
 
-/// Declares everything on a channel of its own.
+/// Whether everything is declared, which takes no rights to ask.
+///
+/// # Errors
+/// RabbitMQ says neither yes nor no.
+pub(super) async fn is_declared(connection: &Connection) -> anyhow::Result<bool> {
+    let channel = connection.create_channel().await?;
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    for exchange in [EVENTS, LAST_DECLARED] {
+        // Of what is there the kind does not matter.
+        let looking = channel.exchange_declare(
+            exchange.into(),
+            ExchangeKind::Direct,
+            options,
+            FieldTable::default(),
+        );
+        match looking.await {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == NOT_FOUND) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => return Err(error).context("cannot ask RabbitMQ for our exchanges"),
+        }
+    }
+    channel.close(200, "looked".into()).await?;
+    Ok(true)
+}
+
+/// Declares everything on a channel of its own. What others publish to comes when all that it leads to is there: what
+/// an exchange takes that leads nowhere is confirmed, and lost.
 pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyhow::Result<()> {
     let channel = connection.create_channel().await?;
-    declare_exchanges(&channel).await?;
-    declare_queues(&channel).await?;
-    for spread in [INGRESS, ASIDE] {
-        declare_spread(&channel, &spread, sharding).await?;
+    for (name, kind, arguments) in [
+        (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
+        (INTERNAL, ExchangeKind::Direct, with_alternate()),
+    ] {
+        declare_exchange(&channel, name, kind, arguments).await?;
     }
+    declare_queues(&channel).await?;
+    for (spread, arguments) in [(ASIDE, with_alternate()), (INGRESS, FieldTable::default())] {
+        declare_spread(&channel, &spread, sharding, arguments).await?;
+    }
+    declare_exchange(&channel, LAST_DECLARED, ExchangeKind::Direct, FieldTable::default()).await?;
     channel.close(200, "declared".into()).await?;
     for spread in [INGRESS, ASIDE] {
         remove_other_way(connection, &spread, sharding).await?;
@@ -213,20 +257,17 @@ pub async fn waiting(channel: &Channel, queue: &str) -> lapin::Result<u32> {
     Ok(declared.message_count())
 }
 
-async fn declare_exchanges(channel: &Channel) -> anyhow::Result<()> {
+async fn declare_exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    arguments: FieldTable,
+) -> anyhow::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    for (name, kind, arguments) in [
-        (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
-        (INTERNAL, ExchangeKind::Direct, with_alternate()),
-        (SIDELINE, ExchangeKind::Fanout, with_alternate()),
-        (EVENTS, ExchangeKind::Topic, FieldTable::default()),
-    ] {
-        channel
-            .exchange_declare(name.into(), kind, options, arguments)
-            .await
-            .with_context(|| format!("cannot declare exchange {name}"))?;
-    }
-    Ok(())
+    channel
+        .exchange_declare(name.into(), kind, options, arguments)
+        .await
+        .with_context(|| format!("cannot declare exchange {name}"))
 }
 
 async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
@@ -250,6 +291,7 @@ async fn declare_spread(
     channel: &Channel,
     spread: &Spread,
     sharding: Sharding,
+    arguments: FieldTable,
 ) -> anyhow::Result<()> {
     for queue in spread.queues() {
         declare_queue(channel, &queue, work_queue()).await?;
@@ -266,21 +308,13 @@ async fn declare_spread(
             spread.sharded
         }
         Sharding::Single => {
-            let options =
-                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            channel
-                .exchange_declare(
-                    spread.single.into(),
-                    ExchangeKind::Fanout,
-                    options,
-                    with_alternate(),
-                )
-                .await
-                .with_context(|| format!("cannot declare exchange {}", spread.single))?;
+            declare_exchange(channel, spread.single, ExchangeKind::Fanout, with_alternate())
+                .await?;
             bind(channel, spread.exchange, spread.single, "").await?;
             spread.single
         }
     };
+    declare_exchange(channel, spread.exchange, spread.kind.clone(), arguments).await?;
     channel
         .exchange_bind(
             way.into(),
@@ -323,10 +357,8 @@ async fn remove_other_way(
 
 async fn declare_sharded_exchange(channel: &Channel, name: &str) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    let mut arguments = with_alternate();
-    arguments.insert("hash-header".into(), long(TENANT_HEADER));
     let kind = ExchangeKind::Custom("x-consistent-hash".to_owned());
-    channel.exchange_declare(name.into(), kind, options, arguments).await
+    channel.exchange_declare(name.into(), kind, options, hashing(TENANT_HEADER)).await
 }
 
 async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> anyhow::Result<()> {
@@ -349,63 +381,6 @@ async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> anyh
         )
         .await
         .with_context(|| format!("cannot bind queue {queue} to {exchange}"))
-}
-
-fn long(text: &str) -> AMQPValue {
-    AMQPValue::LongString(text.into())
-}
-
-fn with_alternate() -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert("alternate-exchange".into(), long(UNROUTED));
-    arguments
-}
-
-/// A replicated queue that drops nothing: past the delivery limit a message moves, at least
-/// once, to quarantine.
-fn work_queue() -> FieldTable {
-    let mut arguments = dead_lettering_to(QUARANTINE);
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-    arguments
-}
-
-/// A queue that nobody consumes: after its time, each message moves back to the scheduler.
-fn delay_queue(queue: DelayQueue) -> FieldTable {
-    let mut arguments = dead_lettering_to(retries(queue.lane));
-    let millis = i64::try_from(queue.rung.length().as_millis()).unwrap_or(i64::MAX);
-    arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
-    arguments
-}
-
-fn test_queue() -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), long("quorum"));
-    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(TEST_TTL_MS));
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-    arguments
-}
-
-/// At most once, which is the default, loses messages when the broker is killed.
-fn dead_lettering_to(queue: &str) -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), long("quorum"));
-    arguments.insert("x-dead-letter-exchange".into(), long(INTERNAL));
-    arguments.insert("x-dead-letter-routing-key".into(), long(queue));
-    arguments.insert("x-dead-letter-strategy".into(), long("at-least-once"));
-    arguments.insert("x-overflow".into(), long("reject-publish"));
-    arguments
-}
-
-/// A stream with bounds that policies may tighten.
-fn stream(days: u64, max_bytes: u64) -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), long("stream"));
-    arguments.insert("x-max-age".into(), long(&format!("{days}D")));
-    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(max_bytes));
-    let segment = i64::try_from(SEGMENT_BYTES).unwrap_or(i64::MAX);
-    arguments.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
-    arguments
 }
 
 #[cfg(test)]

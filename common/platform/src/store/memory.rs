@@ -19,6 +19,7 @@ pub(super) struct Memory(Arc<Mutex<Said>>);
 #[derive(Debug, Default)]
 struct Said {
     ask_at: Option<Instant>,
+    may_not_ask: bool,
     /// The policy by which it may forget what it should not.
     evicts: Option<String>,
 }
@@ -32,6 +33,12 @@ impl Store {
             info.arg("memory");
             match info.query_async::<Value>(&mut self.link.clone()).await {
                 Ok(answer) => self.memory.set(policy_that_evicts(answer)),
+                Err(error) if error.code() == Some("NOPERM") => {
+                    tracing::warn!(
+                        "Redis may not be asked whether it evicts keys (its ACL lacks +info): it must not"
+                    );
+                    self.memory.ask_no_more();
+                }
                 Err(error) => tracing::debug!(%error, "Redis does not say what it may forget"),
             }
         }
@@ -43,11 +50,15 @@ impl Memory {
     fn is_to_be_asked(&self) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let is_time = said.ask_at.is_none_or(|at| at <= now);
+        let is_time = !said.may_not_ask && said.ask_at.is_none_or(|at| at <= now);
         if is_time {
             said.ask_at = Some(now + EVERY);
         }
         is_time
+    }
+
+    fn ask_no_more(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).may_not_ask = true;
     }
 
     fn set(&self, evicts: Option<String>) {
