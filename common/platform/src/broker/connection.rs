@@ -15,6 +15,7 @@ use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use tokio::sync::OnceCell;
+use url::{Host, Url};
 
 use super::readable;
 use super::topology::{self, Sharding};
@@ -77,10 +78,7 @@ impl Broker {
     ) -> anyhow::Result<Self> {
         let mut nodes = Vec::new();
         for (i, url) in urls.iter().enumerate() {
-            let mut node: AMQPUri = url
-                .parse()
-                .map_err(|error| anyhow::anyhow!("--amqp-url number {}: {error}", i + 1))?;
-            node.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+            let node = node(url).with_context(|| format!("--amqp-url number {}", i + 1))?;
             nodes.push(node);
         }
         anyhow::ensure!(!nodes.is_empty(), "--amqp-url is empty");
@@ -173,6 +171,25 @@ impl Broker {
     }
 }
 
+/// A node's URL, read as RabbitMQ's own clients do. The client's words for one that is wrong may repeat it, and so a
+/// password.
+fn node(text: &str) -> anyhow::Result<AMQPUri> {
+    let url = Url::parse(text).map_err(anyhow::Error::from)?;
+    anyhow::ensure!(["amqp", "amqps"].contains(&url.scheme()), "it must be amqp:// or amqps://");
+    let node = text.parse::<AMQPUri>().ok();
+    let mut node =
+        node.context("it is not understood: is it like amqp://user:password@host:5672/vhost?")?;
+    // The client takes localhost instead.
+    if let Some(Host::Ipv6(address)) = url.host() {
+        node.authority.host = address.to_string();
+    }
+    if node.vhost.is_empty() {
+        "/".clone_into(&mut node.vhost);
+    }
+    node.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    Ok(node)
+}
+
 /// What RabbitMQ answers, in time, and while this connection lives.
 ///
 /// # Errors
@@ -234,8 +251,32 @@ mod tests {
         let urls = ["amqp://me:hidden@127.0.0.1/%2f".to_owned()];
         let broker = Broker::new(&urls, Trust::default(), "test", Declares::Always).unwrap();
         assert!(!format!("{broker:?}").contains("hidden"));
-        let urls = ["ampq://me:hidden@x/".to_owned()];
-        let wrong = Broker::new(&urls, Trust::default(), "test", Declares::Always);
-        assert!(!format!("{:?}", wrong.unwrap_err()).contains("hidden"));
+        for wrong in [
+            "ampq://me:hidden@x/",
+            "amqp:me:hidden@x",
+            "amqp://me:hidden@x:y/",
+            "amqp://me:hidden@x/?heartbeat=hidden",
+            "hidden",
+        ] {
+            let urls = [wrong.to_owned()];
+            let error = Broker::new(&urls, Trust::default(), "test", Declares::Always).unwrap_err();
+            assert!(!format!("{error:?}").contains("hidden"), "{error:?}");
+            assert!(error.to_string().contains("--amqp-url number 1"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_says_which_node() {
+        for (url, place) in [
+            ("amqp://rabbit", ("rabbit", 5672, "/")),
+            ("amqp://rabbit/", ("rabbit", 5672, "/")),
+            ("amqps://u:p@rabbit:5000/%2f", ("rabbit", 5000, "/")),
+            ("amqp://10.0.0.1/a", ("10.0.0.1", 5672, "a")),
+            ("amqp://u:p@[2001:db8::1]:5000/a", ("2001:db8::1", 5000, "a")),
+            ("amqps://[::1]", ("::1", 5671, "/")),
+        ] {
+            let AMQPUri { authority, vhost, .. } = node(url).unwrap();
+            assert_eq!((authority.host.as_str(), authority.port, vhost.as_str()), place, "{url}");
+        }
     }
 }
