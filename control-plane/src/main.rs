@@ -49,7 +49,6 @@ use doorbell_platform::http;
 use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::{self, Plumbing};
 use doorbell_platform::sealing::SealingArgs;
-use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::store::Losses;
 use doorbell_platform::targets::TargetArgs;
@@ -128,15 +127,15 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let key = args.admin_key.read().map_err(|error| WrongArguments(sentence(&error)))?;
-    let secrets = args.sealing.read().map_err(|error| WrongArguments(sentence(&error)))?;
+    let key = args.admin_key.read().map_err(WrongArguments::because)?;
+    let secrets = args.sealing.read().map_err(WrongArguments::because)?;
+    let Plumbing { broker, publisher, store, .. } =
+        Plumbing::lay(&service, &args.common, &dependencies).await?;
     if secrets.active().is_none() {
         tracing::warn!(
             "signing secrets and header values are kept in clear: set --encryption-keys-file"
         );
     }
-    let Plumbing { broker, publisher, store, .. } =
-        Plumbing::lay(&service, &args.common, &dependencies).await?;
     let store = store.with_secrets(secrets);
     store.watch(&service.shutdown);
     let sealing = sealing::keep_sealed(store.clone(), service.shutdown.clone());

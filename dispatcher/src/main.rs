@@ -50,7 +50,6 @@ use doorbell_platform::permits::Permits;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::removals::Removals;
 use doorbell_platform::sealing::SealingArgs;
-use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs, WrongArguments};
 use doorbell_platform::shares::{ShareArgs, Shares};
 use doorbell_platform::store::snapshots::{SnapshotArgs, Snapshots};
@@ -150,7 +149,9 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             "--grace must be at least 40s: an attempt may take 30s, and settling it some more";
         return Err(WrongArguments(sentence.to_owned()).into());
     }
-    let secrets = args.sealing.read().map_err(|error| WrongArguments(sentence(&error)))?;
+    let secrets = args.sealing.read().map_err(WrongArguments::because)?;
+    let ca_file = args.endpoint_ca_file.as_deref();
+    let tls = sender::tls_config(ca_file).map_err(WrongArguments::because)?;
     let shutdown = service.shutdown.clone();
     let plumbing = Plumbing::lay(&service, &args.common, &Plumbing::FOR_MESSAGES).await?;
     let publisher = plumbing.publisher.clone();
@@ -161,7 +162,7 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         sender: Sender::new(
             args.targets.policy(),
             &args.dns_servers,
-            args.endpoint_ca_file.as_deref(),
+            tls,
             (args.max_idle_connections, metrics.connections_opened.clone()),
         )?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),

@@ -7,7 +7,6 @@ mod resolver;
 mod sessions;
 mod tls;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use doorbell_platform::recent::Recent;
 use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, Response};
+use rustls::ClientConfig;
 use tokio::time::Instant;
 use url::Url;
 
@@ -35,6 +35,7 @@ use resolver::GuardedResolver;
 
 pub(crate) use failure::Shortage;
 pub(crate) use resolver::NameServer;
+pub(crate) use tls::config as tls_config;
 
 /// How much of an answer's body is read, so that its connection can be used again.
 const READ_BYTES: usize = 64 * 1024;
@@ -168,12 +169,12 @@ impl Answer {
 }
 
 impl Sender {
-    /// Names are asked of these servers, or of the system's, if there are none; the authorities of this file are
-    /// trusted beside the system's; at most so many unused connections are kept; `opened` counts those that are begun.
+    /// Names are asked of these servers, or of the system's, if there are none; at most so many unused connections are
+    /// kept; `opened` counts those that are begun.
     pub(crate) fn new(
         policy: AddressPolicy,
         name_servers: &[NameServer],
-        ca_file: Option<&Path>,
+        tls: ClientConfig,
         (most_idle, opened): (usize, IntCounter),
     ) -> anyhow::Result<Self> {
         let policy = Arc::new(policy);
@@ -186,7 +187,7 @@ impl Sender {
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .referer(false)
             .http1_only()
-            .tls_backend_preconfigured(tls::config(ca_file)?)
+            .tls_backend_preconfigured(tls)
             .tcp_nodelay(true)
             .connect_timeout(CONNECT)
             .pool_idle_timeout(POOL_IDLE)

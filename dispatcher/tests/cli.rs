@@ -12,7 +12,16 @@ fn help_names_every_flag_and_its_variable() {
 
 #[test]
 fn wrong_arguments_end_with_2_and_one_sentence() {
-    shared::check_wrong_arguments(BINARY, &[&["--grace", "30s"]]);
+    shared::check_wrong_arguments(
+        BINARY,
+        &[],
+        &[
+            &["--grace", "30s"],
+            &["--endpoint-ca-file", "/no/such/file"],
+            &["--endpoint-ca-file", "/dev/null"],
+            &["--encryption-keys-file", "/no/such/file"],
+        ],
+    );
 }
 
 #[test]

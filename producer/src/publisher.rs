@@ -75,9 +75,10 @@ impl Publisher {
         let Options { ca_pem, max_event_bytes } = options;
         tls::install();
         let urls: Vec<String> = amqp_urls.split(',').map(|url| url.trim().to_owned()).collect();
-        let (trust, name) = (Trust { ca_pem }, "doorbell-producer-library");
-        let broker = Broker::new(&urls, trust, name, Declares::IfMissing)
-            .map_err(|error| PublishError::Connect(sentence(&error)))?;
+        let cannot = |error: anyhow::Error| PublishError::Connect(sentence(&error));
+        let trust = ca_pem.map(Trust::of).transpose().map_err(cannot)?.unwrap_or_default();
+        let name = "doorbell-producer-library";
+        let broker = Broker::new(&urls, trust, name, Declares::IfMissing).map_err(cannot)?;
         let (registry, shutdown) = (Registry::new(), Shutdown::default());
         let publisher = Health::new(&registry, &[(Dependency::RabbitmqPublish, true)])
             .and_then(|health| {

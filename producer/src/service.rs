@@ -15,7 +15,6 @@ use doorbell_platform::health::Dependency;
 use doorbell_platform::http as platform_http;
 use doorbell_platform::plumbing::Plumbing;
 use doorbell_platform::removals::Removals;
-use doorbell_platform::sentence::sentence;
 use doorbell_platform::service::{self, Service, ServiceArgs};
 use doorbell_platform::shares::{ShareArgs, Shares};
 
@@ -66,7 +65,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(args: Args, service: Service) -> anyhow::Result<()> {
-    let key = args.admin_key.read().map_err(|error| service::WrongArguments(sentence(&error)))?;
+    let key = args.admin_key.read().map_err(service::WrongArguments::because)?;
     let dependencies = [(Dependency::RabbitmqPublish, true), (Dependency::Redis, false)];
     let Plumbing { publisher, store, .. } =
         Plumbing::lay(&service, &args.common, &dependencies).await?;

@@ -12,7 +12,11 @@ fn help_names_every_flag_and_its_variable() {
 
 #[test]
 fn wrong_arguments_end_with_2_and_one_sentence() {
-    shared::check_wrong_arguments(BINARY, &[&["--admin-key", "short"], &[]]);
+    shared::check_wrong_arguments(
+        BINARY,
+        &["--admin-key", "0123456789abcdef"],
+        &[&["--admin-key", "short"], &[]],
+    );
 }
 
 #[test]

@@ -27,12 +27,25 @@ pub(crate) fn check_help(binary: &str) {
     }
 }
 
-/// Wrong arguments (those that every service refuses, and these) end with 2 and one sentence.
-pub(crate) fn check_wrong_arguments(binary: &str, more: &[&[&str]]) {
-    let common: [&[&str]; 4] =
-        [&["--nonsense"], &["--grace", "soon"], &["--log-format", "xml"], &["--log", "a=b=c"]];
-    for arguments in common.iter().chain(more) {
-        let (code, _, error) = run(binary, arguments);
+/// Wrong arguments (those that every service refuses beside what it cannot do without, and these) end with 2 and one
+/// sentence.
+pub(crate) fn check_wrong_arguments(binary: &str, needed: &[&str], more: &[&[&str]]) {
+    let common: [&[&str]; 11] = [
+        &["--nonsense"],
+        &["--grace", "soon"],
+        &["--log-format", "xml"],
+        &["--log", "a=b=c"],
+        &["--amqp-url", "rabbitmq"],
+        &["--amqp-url", "http://rabbitmq"],
+        &["--amqp-url", ""],
+        &["--amqp-url-file", "/no/such/file"],
+        &["--redis-url", "redis"],
+        &["--tls-ca-file", "/no/such/file"],
+        &["--tls-ca-file", "/dev/null"],
+    ];
+    let common = common.iter().map(|arguments| [needed, arguments].concat());
+    for arguments in common.chain(more.iter().map(|arguments| arguments.to_vec())) {
+        let (code, _, error) = run(binary, &arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         assert_eq!(error.trim().lines().count(), 1, "{error}");
     }

@@ -5,7 +5,7 @@ use prometheus::Registry;
 use crate::args::CommonArgs;
 use crate::broker::{Broker, Declares, Publisher};
 use crate::health::{Dependency, Health};
-use crate::service::Service;
+use crate::service::{Service, WrongArguments};
 use crate::store::Store;
 use crate::tls::Trust;
 
@@ -56,8 +56,11 @@ impl Plumbing {
 /// # Errors
 /// A flag is wrong, or a file can't be read.
 pub fn broker(args: &CommonArgs, service: &'static str) -> anyhow::Result<Broker> {
-    let trust = Trust::read(args.tls_ca_file.as_ref())?;
-    Broker::new(&args.amqp_urls()?, trust, service, Declares::Always)
+    let read = || {
+        let trust = Trust::read(args.tls_ca_file.as_ref())?;
+        Broker::new(&args.amqp_urls()?, trust, service, Declares::Always)
+    };
+    Ok(read().map_err(WrongArguments::because)?)
 }
 
 /// Redis alone.
@@ -65,6 +68,9 @@ pub fn broker(args: &CommonArgs, service: &'static str) -> anyhow::Result<Broker
 /// # Errors
 /// A flag is wrong, a file can't be read, or a metric is registered already.
 pub fn store(args: &CommonArgs, known_by: (Health, &Registry)) -> anyhow::Result<Store> {
-    let trust = Trust::read(args.tls_ca_file.as_ref())?;
-    Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, known_by)
+    let read = || {
+        let trust = Trust::read(args.tls_ca_file.as_ref())?;
+        Store::new(&args.redis_urls()?, &trust, &args.redis_prefix, known_by)
+    };
+    Ok(read().map_err(WrongArguments::because)?)
 }

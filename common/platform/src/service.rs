@@ -63,7 +63,10 @@ where
         Ok(runtime) => runtime,
         Err(error) => return fatal(name, &error.into(), 1),
     };
-    match runtime.block_on(run_until_stopped(name, args, body)) {
+    let ended = runtime.block_on(run_until_stopped(name, args, body));
+    // What the clients of RabbitMQ and Redis have running yet ends with the process: told to end, some of it panics.
+    std::mem::forget(runtime);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<WrongArguments>() => fatal(name, &error, 2),
         Err(error) => fatal(name, &error, 1),
@@ -74,6 +77,15 @@ where
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct WrongArguments(pub String);
+
+impl WrongArguments {
+    /// They are wrong for this reason.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "it is what became of the error")]
+    pub fn because(error: anyhow::Error) -> Self {
+        Self(sentence(&error))
+    }
+}
 
 async fn run_until_stopped<A, F, B>(name: &'static str, args: A, body: F) -> anyhow::Result<()>
 where

@@ -16,7 +16,7 @@ use super::sessions::Sessions;
 ///
 /// # Errors
 /// The file can't be read or holds none, or there is no authority at all.
-pub(super) fn config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
+pub(crate) fn config(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     // Those of the system that are not understood are none that we could trust.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
