@@ -8,6 +8,7 @@
 
 pub mod connection;
 pub mod consumer;
+mod dial;
 mod errand;
 pub mod message;
 pub mod publisher;

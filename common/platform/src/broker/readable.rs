@@ -20,9 +20,11 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio, TokioRuntime};
 use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AMQPUriTcpExt as _, AsyncTcpStream, OwnedTLSConfig};
-use lapin::uri::AMQPUri;
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
+
+use super::dial::dial;
 
 /// How much is read at once, as long as no frame is larger.
 const ROOM: usize = 64 * 1024;
@@ -39,8 +41,14 @@ pub(super) async fn connect(
     let tokio = Tokio::current();
     let runtime = Runtime::new(RuntimeParts::new(tokio.clone(), Mending(tokio)));
     let connecting = async move |node: AMQPUri, _| {
-        let tokio = TokioRuntime::tokio_current();
-        let stream = node.connect_with_config_async(tls.as_ref(), &tokio).await?;
+        let (host, tokio) = (&node.authority.host, TokioRuntime::tokio_current());
+        let dialled = dial(&tokio, host, node.authority.port).await?;
+        let stream = match node.scheme {
+            AMQPScheme::AMQP => AsyncTcpStream::Plain(dialled),
+            AMQPScheme::AMQPS => {
+                AsyncTcpStream::Plain(dialled).into_tls(host, tls.as_ref()).await?
+            }
+        };
         // Plain to the client: if there is TLS, it is below.
         Ok(AsyncTcpStream::Plain(Mended::new(stream)))
     };
