@@ -19,6 +19,7 @@ use doorbell_platform::limits::Limits as TenantLimits;
 use doorbell_platform::patience::before_handing_back;
 use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::removals::Removals;
+use doorbell_platform::seldom::Seldom;
 use doorbell_platform::sentence::sentence;
 use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
@@ -45,6 +46,9 @@ const SUSPECT_AFTER: u64 = 3;
 /// How long a suspect message is worked alone. Not long: after hours without Redis all that was in hand is suspect, and
 /// whatever waits for an endpoint takes all of this time.
 const DANGEROUS: Duration = Duration::from_millis(200);
+
+/// How often it is told that messages are rejected: how many are, the metrics say.
+const REJECTED_TOLD_EACH: Duration = Duration::from_secs(1);
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -247,7 +251,10 @@ impl Dispatcher {
     }
 
     async fn reject(&self, received: Received, reason: &str) -> Done {
-        tracing::info!(reason, routing_key = received.routing_key, "message rejected");
+        static TOLD: Seldom = Seldom::each(REJECTED_TOLD_EACH);
+        if TOLD.is_time() {
+            tracing::info!(reason, routing_key = received.routing_key, "message rejected");
+        }
         self.metrics.rejected.inc();
         to_done(
             self.publisher

@@ -20,7 +20,7 @@ use doorbell_common::text::shortened;
 use doorbell_common::time::Timestamp;
 use doorbell_common::verification::{PATIENCE, REQUEST_ORIGIN};
 use doorbell_platform::clock;
-use doorbell_platform::recent::Recent;
+use doorbell_platform::seldom::Seldom;
 use prometheus::IntCounter;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, Response};
@@ -75,8 +75,8 @@ pub(crate) struct Sender {
     client: Client,
     policy: Arc<AddressPolicy>,
     keep_alive: KeepAlive,
-    /// Whether it was told lately that we are short of something.
-    told: Recent,
+    /// When it is told that we are short of something.
+    told: Seldom,
 }
 
 /// What came back from a POST.
@@ -196,7 +196,7 @@ impl Sender {
             .dns_resolver(Arc::new(resolver))
             .build()?;
         let keep_alive = KeepAlive::new(most_idle, POOL_IDLE);
-        Ok(Self { client, policy, keep_alive, told: Recent::new(TOLD_EACH, 1) })
+        Ok(Self { client, policy, keep_alive, told: Seldom::each(TOLD_EACH) })
     }
 
     /// Makes one POST, under one deadline over name, connection, request and answer.
@@ -265,8 +265,7 @@ impl Sender {
 
     /// Says so in the log, but not for each POST that is not made.
     fn tell(&self, shortage: &Shortage) {
-        if !self.told.contains(&()) {
-            self.told.insert(&());
+        if self.told.is_time() {
             tracing::warn!(%shortage, "deliveries are held: is the limit of open files (ulimit -n) too low?");
         }
     }

@@ -8,6 +8,7 @@ use doorbell_common::rung::Rung;
 use doorbell_common::sideline::Lane;
 use doorbell_common::work::Work;
 use doorbell_platform::patience::{Unanswered, patience_of, patiently};
+use doorbell_platform::seldom::Seldom;
 use doorbell_platform::store::StoreError;
 
 use crate::dispatch::{Dispatcher, Done, to_done};
@@ -15,6 +16,9 @@ use crate::understand::Destination;
 
 /// The longest time for which work is put off in one go, as a power of two: four minutes.
 const LONGEST: u32 = 8;
+
+/// How often it is told that something is put off.
+const PUT_OFF_TOLD_EACH: Duration = Duration::from_secs(10);
 
 /// Why it can't be told whom something is for.
 #[derive(Debug)]
@@ -33,12 +37,15 @@ impl Dispatcher {
     where
         F: Future<Output = Result<T, Arc<StoreError>>>,
     {
+        static TOLD: Seldom = Seldom::each(PUT_OFF_TOLD_EACH);
         let at_most = patience_of(lane, self.store.away_for());
         let asking = patiently(&self.shutdown, at_most, || async {
             match ask().await {
                 Ok(found) => Ok(Some(found)),
                 Err(error) if error.is_of_a_part() => {
-                    tracing::error!(%error, "an event is put off");
+                    if TOLD.is_time() {
+                        tracing::error!(%error, "events are put off");
+                    }
                     Ok(None)
                 }
                 Err(error) => Err(error),

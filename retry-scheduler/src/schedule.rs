@@ -18,6 +18,7 @@ use doorbell_platform::limits::Limits;
 use doorbell_platform::patience::{Unanswered, before_handing_back, patience_of, patiently};
 use doorbell_platform::recent::Recent;
 use doorbell_platform::removals::Removals;
+use doorbell_platform::seldom::Seldom;
 use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
@@ -28,6 +29,9 @@ use futures_util::future::try_join_all;
 use crate::metrics::Metrics;
 use crate::unrouted::Redeclaration;
 use crate::way_back::CameBack;
+
+/// How often it is told that messages are rejected: how many are, the metrics say.
+const REJECTED_TOLD_EACH: Duration = Duration::from_secs(1);
 
 /// Everything that a message's task needs.
 #[derive(Debug)]
@@ -205,7 +209,10 @@ impl Scheduler {
     }
 
     pub(crate) async fn reject(&self, received: Received, reason: &str) -> Result<(), Unanswered> {
-        tracing::info!(reason, "message rejected");
+        static TOLD: Seldom = Seldom::each(REJECTED_TOLD_EACH);
+        if TOLD.is_time() {
+            tracing::info!(reason, "message rejected");
+        }
         self.metrics.rejected.inc();
         self.publish(&Message::rejected(received, reason)).await
     }

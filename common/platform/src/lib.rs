@@ -24,6 +24,7 @@ pub mod problem;
 pub mod recent;
 pub mod removals;
 pub mod sealing;
+pub mod seldom;
 pub mod sentence;
 pub mod service;
 pub mod shares;

@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use doorbell_common::ids::{SlotNumber, SubscriptionId, TenantId};
 use doorbell_common::pattern::Pattern;
 
 use super::{Index, Known};
+use crate::seldom::Seldom;
 use crate::store::sealed::Opened;
 use crate::store::slots::MARK;
 use crate::store::{Store, StoreError};
@@ -15,6 +17,9 @@ use crate::store::{Store, StoreError};
 const PIECE: usize = 2000;
 /// How often a set is read that is not read whole.
 const READS: usize = 3;
+
+/// How often it is told of a record that is not understood: each event may ask for it.
+const TOLD_EACH: Duration = Duration::from_secs(10);
 
 /// Who has which pattern.
 type Members = Vec<(Pattern, Vec<SubscriptionId>)>;
@@ -45,7 +50,10 @@ impl Store {
             Ok(Opened::Live(subscription, _)) => Known::Live(Arc::new(*subscription)),
             Ok(Opened::Deleted) => Known::Deleted,
             Err(error) => {
-                tracing::error!(%error, "record is not understood");
+                static TOLD: Seldom = Seldom::each(TOLD_EACH);
+                if TOLD.is_time() {
+                    tracing::error!(%error, "a record is not understood: its deliveries are held");
+                }
                 Known::Missing
             }
         }
