@@ -35,6 +35,7 @@ mod interop;
 mod keys;
 mod kills;
 mod limits;
+mod logs;
 mod losses;
 mod names;
 mod openapi;
@@ -217,6 +218,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         rotation::every_post_verifies_with_either_secret,
         rotation::a_public_key_verifies_and_rotates_with_the_secret,
         patterns::our_matcher_agrees_with_rabbitmq,
+        logs::nothing_waits_for_whoever_takes_them,
         rights::services_and_publishers_need_few,
         rights::what_is_missing_is_said,
         rights::what_others_publish_to_is_there_last,

@@ -15,6 +15,7 @@ pub mod health;
 pub mod http;
 pub mod ids;
 pub mod limits;
+mod logs;
 pub mod metrics;
 pub mod openapi;
 pub mod patience;

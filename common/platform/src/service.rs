@@ -2,7 +2,6 @@
 //! that tells.
 
 use std::future::Future;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,13 +11,16 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
-use crate::args::{CommonArgs, LogFormat};
+use crate::args::CommonArgs;
 use crate::health::Health;
+use crate::logs::{self, Logs};
 use crate::sentence::sentence;
 use crate::shutdown::Shutdown;
 use crate::tls;
+
+/// The exit code for wrong arguments.
+const WRONG_ARGUMENTS: u8 = 2;
 
 /// With fewer files than this a service may not reach its own bounds on connections.
 const FEW_FILES: u64 = 10_240;
@@ -54,23 +56,41 @@ where
         Ok(args) => args,
         Err(error) => return refuse_arguments(&error),
     };
-    if let Err(error) = init_logs(args.common()) {
-        return fatal(name, &error, 2);
-    }
-    log_panics();
-    allow_many_files();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fatal(name, &error.into(), 1),
+    let logs = match Logs::start(args.common()) {
+        Ok(logs) => logs,
+        Err(wrong) => {
+            logs::say(&format!("{name}: {wrong}"));
+            return ExitCode::from(WRONG_ARGUMENTS);
+        }
     };
-    let ended = runtime.block_on(run_until_stopped(name, args, body));
+    allow_many_files();
+    let ended = run_in_runtime(name, args, body, &logs);
+    let (code, last_words) = match ended {
+        Ok(()) => (ExitCode::SUCCESS, None),
+        Err(error) => {
+            let code = if error.is::<WrongArguments>() {
+                ExitCode::from(WRONG_ARGUMENTS)
+            } else {
+                ExitCode::FAILURE
+            };
+            (code, Some(format!("{name}: {}", sentence(&error))))
+        }
+    };
+    logs.end(last_words);
+    code
+}
+
+fn run_in_runtime<A, F, B>(name: &'static str, args: A, body: F, logs: &Logs) -> anyhow::Result<()>
+where
+    A: ServiceArgs,
+    F: FnOnce(A, Service) -> B,
+    B: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(run_until_stopped(name, args, body, logs));
     // What the clients of RabbitMQ and Redis have running yet ends with the process: told to end, some of it panics.
     std::mem::forget(runtime);
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<WrongArguments>() => fatal(name, &error, 2),
-        Err(error) => fatal(name, &error, 1),
-    }
+    ended
 }
 
 /// Arguments that parse but make no sense together; the process ends with code 2.
@@ -87,7 +107,12 @@ impl WrongArguments {
     }
 }
 
-async fn run_until_stopped<A, F, B>(name: &'static str, args: A, body: F) -> anyhow::Result<()>
+async fn run_until_stopped<A, F, B>(
+    name: &'static str,
+    args: A,
+    body: F,
+    logs: &Logs,
+) -> anyhow::Result<()>
 where
     A: ServiceArgs,
     F: FnOnce(A, Service) -> B,
@@ -96,6 +121,7 @@ where
     let grace = args.common().grace();
     let service = Service { name, shutdown: Shutdown::default(), registry: Registry::new(), grace };
     register_build_info(name, &service.registry)?;
+    logs.count(&service.registry)?;
     let shutdown = service.shutdown.clone();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -170,21 +196,6 @@ fn register_build_info(name: &str, registry: &Registry) -> prometheus::Result<()
     registry.register(Box::new(info))
 }
 
-fn init_logs(args: &CommonArgs) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(&args.log).map_err(|error| WrongArguments(format!("--log: {error}")))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // It would say so where nobody reads, and panic over that.
-        .log_internal_errors(false);
-    match args.log_format {
-        LogFormat::Text => logs.with_ansi(false).init(),
-        LogFormat::Json => logs.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
 /// Each connection is an open file, and some systems allow a thousand unless one asks for more.
 fn allow_many_files() {
     let allowed = getrlimit(Resource::Nofile);
@@ -203,15 +214,6 @@ fn allow_many_files() {
     }
 }
 
-/// A panic is a bug: it is logged like everything else, with its place.
-fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let message = panic.payload_as_str().unwrap_or("no message");
-        tracing::error!(place, message, "panic");
-    }));
-}
-
 /// Help and versions go to stdout and are no failure; wrong arguments are one sentence.
 fn refuse_arguments(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
@@ -223,16 +225,6 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let lines: Vec<&str> =
         text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-    say(&format!("{}; see --help", lines.join(" ")));
-    ExitCode::from(2)
-}
-
-fn fatal(name: &str, error: &anyhow::Error, code: u8) -> ExitCode {
-    say(&format!("{name}: {}", sentence(error)));
-    ExitCode::from(code)
-}
-
-/// Prints a fatal sentence. That nobody may be there to read it is no reason for another exit code.
-fn say(sentence: &str) {
-    let _unread = writeln!(std::io::stderr(), "{sentence}");
+    logs::say(&format!("{}; see --help", lines.join(" ")));
+    ExitCode::from(WRONG_ARGUMENTS)
 }
