@@ -27,7 +27,7 @@ use crate::served::{NoBody, Served};
 use crate::understand::Destination;
 
 /// A POST that takes longer is slow: it waits for its endpoint, not for us.
-const SLOW_AFTER: Duration = Duration::from_millis(500);
+pub(crate) const SLOW_AFTER: Duration = Duration::from_millis(500);
 
 impl Dispatcher {
     /// Makes one delivery, or holds it.

@@ -163,7 +163,8 @@ impl Dispatcher {
 
     async fn take_up(&self, queue: &str, received: Received, hand: &Hand<'_>) -> Done {
         if *queue == *TESTS {
-            self.serve_errand(&received).await;
+            hand.expect(1);
+            self.serve_errand(&received, &hand.begin()).await;
             return Done::Finished(None);
         }
         self.work(queue, received, hand).await

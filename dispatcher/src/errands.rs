@@ -2,7 +2,8 @@
 //! call endpoints: one attempt of a test event, or whether an endpoint wants our POSTs at all. No retry,
 //! nothing counted.
 
-use bytes::Bytes;
+use std::pin::pin;
+
 use doorbell_common::event::{Event, Trace};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::outcome::OutcomeClass;
@@ -17,7 +18,9 @@ use lapin::types::ShortString;
 use reqwest::header::HeaderMap;
 use serde_json::{Map, Value, json};
 
+use crate::attempt::SLOW_AFTER;
 use crate::dispatch::Dispatcher;
+use crate::hand::Busy;
 use crate::sender::{Answer, Post, Shortage};
 use crate::served::{NoBody, Served};
 
@@ -30,9 +33,9 @@ const TEST_DATA: &[u8] = br#"{"message":"This is a test event from Doorbell."}"#
 impl Dispatcher {
     /// Runs the errand and answers whoever asked. A request that is not understood, or that nobody
     /// waits for, is dropped: whoever asked has a timeout.
-    pub(crate) async fn serve_errand(&self, received: &Received) {
+    pub(crate) async fn serve_errand(&self, received: &Received, busy: &Busy<'_>) {
         let Some(reply_to) = received.properties.reply_to().clone() else { return };
-        let answer = match self.run_errand(received).await {
+        let answer = match self.run_errand(received, busy).await {
             Ok(answer) => answer,
             Err(error) => json!({ "error": sentence(&error) }),
         };
@@ -46,15 +49,15 @@ impl Dispatcher {
         }
     }
 
-    async fn run_errand(&self, received: &Received) -> anyhow::Result<Value> {
+    async fn run_errand(&self, received: &Received, busy: &Busy<'_>) -> anyhow::Result<Value> {
         let id: SubscriptionId = std::str::from_utf8(&received.body)?.parse()?;
         // Not from the snapshots: a subscription may be tested the moment it was created.
         let Lookup::Live(stored) = self.store.subscription(&id).await? else {
             anyhow::bail!("there is no such subscription");
         };
         match Errand::of(received) {
-            Errand::Test => self.make_test(received, &stored.subscription).await,
-            Errand::Verify => self.verify(stored.subscription).await,
+            Errand::Test => self.make_test(received, &stored.subscription, busy).await,
+            Errand::Verify => self.verify(stored.subscription, busy).await,
         }
     }
 
@@ -62,6 +65,7 @@ impl Dispatcher {
         &self,
         received: &Received,
         subscription: &Subscription,
+        busy: &Busy<'_>,
     ) -> anyhow::Result<Value> {
         let given = received.properties.message_id();
         let event = Event {
@@ -79,7 +83,9 @@ impl Dispatcher {
         let served = Served::new(event.into());
         let answer = match served.body(subscription, &self.workshop).await {
             Ok((body, content_type)) => {
-                self.post_once(subscription, &served.event, &body, content_type).await?
+                let event = &*served.event;
+                let post = Post { subscription, event, body: &body, content_type, attempt: 1 };
+                self.post_once(post, busy).await?
             }
             Err(NoBody::Failed(error)) => Answer::unsent(OutcomeClass::Template, error.to_string()),
             Err(NoBody::NotYet(_)) => {
@@ -90,7 +96,11 @@ impl Dispatcher {
     }
 
     /// Asks an endpoint whether it wants our POSTs.
-    async fn verify(&self, mut subscription: Subscription) -> anyhow::Result<Value> {
+    async fn verify(
+        &self,
+        mut subscription: Subscription,
+        busy: &Busy<'_>,
+    ) -> anyhow::Result<Value> {
         let (answer, is_yes) = match subscription.verification {
             Verification::None => anyhow::bail!("this endpoint need not be asked"),
             Verification::Challenge => {
@@ -104,9 +114,10 @@ impl Dispatcher {
                     data: verification::question(&challenge).into(),
                 };
                 subscription.timeout = PATIENCE.into();
-                let question = event.data.to_vec().into();
-                let answer =
-                    self.post_once(&subscription, &event, &question, "application/json").await?;
+                let (subscription, body) = (&subscription, &event.data.to_vec().into());
+                let (event, content_type) = (&event, "application/json");
+                let post = Post { subscription, event, body, content_type, attempt: 1 };
+                let answer = self.post_once(post, busy).await?;
                 let is_yes = verification::is_answered(&challenge, &answer.body);
                 (answer, is_yes)
             }
@@ -130,14 +141,18 @@ impl Dispatcher {
         )
     }
 
-    async fn post_once(
-        &self,
-        subscription: &Subscription,
-        event: &Event,
-        body: &Bytes,
-        content_type: &str,
-    ) -> Result<Answer, Shortage> {
-        self.sender.post(Post { subscription, event, body, content_type, attempt: 1 }).await
+    /// Makes a POST. One that takes long takes nobody's place, if there is a permit for slow ones.
+    async fn post_once(&self, post: Post<'_>, busy: &Busy<'_>) -> Result<Answer, Shortage> {
+        let mut posting = pin!(self.sender.post(post));
+        if let Ok(answer) = tokio::time::timeout(SLOW_AFTER, posting.as_mut()).await {
+            return answer;
+        }
+        let owner = Addressee::Tenant(post.subscription.tenant.clone());
+        let permit = self.slow_posts.try_acquire(&owner);
+        let slow = permit.is_some().then(|| busy.slow());
+        let answer = posting.await;
+        drop((slow, permit));
+        answer
     }
 }
 

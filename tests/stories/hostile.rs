@@ -1,10 +1,12 @@
 //! Requests that nobody should send: each is answered by a problem of the caller's, and leaves nothing
 //! behind.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use doorbell_tests::api::{Answer, subscription};
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, World};
+use doorbell_tests::{Behaviour, Setup, World};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -231,6 +233,34 @@ pub(crate) async fn test_calls_that_hang_keep_nobody_waiting() -> anyhow::Result
     let count = |status: u16| statuses.iter().filter(|other| **other == status).count();
     assert_eq!((count(200), count(429)), (32, 8), "{statuses:?}");
     assert_eq!(test("many", &hanging).await?.status, 200, "there is room again");
+    world.finish().await
+}
+
+/// Of many tenants, each with no more than it may have: more of them than a dispatcher has messages in hand.
+pub(crate) async fn test_calls_of_many_that_hang_keep_nobody_waiting() -> anyhow::Result<()> {
+    const MANY: usize = 24;
+    const HANGS: Duration = seconds(25);
+    let few = vec![("DOORBELL_PREFETCH".to_owned(), "8".to_owned())];
+    let setup = Setup { dispatchers: 1, dispatcher_extra: few, ..Setup::default() };
+    let world = World::with("testmany", setup).await?;
+    world.receiver.behave("hangs", Behaviour::Slow(HANGS));
+    let test = async |tenant: String| {
+        let list = format!("/v1/tenants/{tenant}/subscriptions");
+        let mut body = subscription(&world.receiver.url("hangs"), &["a.#"]);
+        body["timeout"] = json!("30s");
+        let created = world.control.call(Method::POST, &list, body).await?.body;
+        let id = created["id"].as_str().context("not created")?;
+        world.control.call(Method::POST, &format!("{list}/{id}/test"), Value::Null).await
+    };
+    let all = futures_util::future::join_all((0..MANY).map(|n| test(format!("t-{n}"))));
+    for answer in all.await {
+        let answer = answer?;
+        assert_eq!((answer.status.as_u16(), &answer.body["status"]), (200, &json!(200)));
+    }
+    let came: Vec<_> = world.receiver.posts_to("hangs").iter().map(|post| post.at).collect();
+    let (first, last) = (came.iter().min().context("none")?, came.iter().max().context("none")?);
+    assert_eq!(came.len(), MANY);
+    assert!(*last - *first < HANGS, "the last one waited for the first one's end");
     world.finish().await
 }
 

@@ -176,6 +176,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         connections::hosts_that_are_called_once_leave_nothing_open,
         connections::a_dispatcher_without_files_spends_no_attempts,
         hostile::test_calls_that_hang_keep_nobody_waiting,
+        hostile::test_calls_of_many_that_hang_keep_nobody_waiting,
         hostile::every_bad_body_is_a_problem_of_the_callers,
         hostile::whatever_is_taken_can_be_read_again,
         hostile::no_forbidden_url_or_header_gets_in,
