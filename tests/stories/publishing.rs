@@ -372,6 +372,13 @@ pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<(
         assert_eq!(answer.headers["content-type"], "application/problem+json");
         assert!(answer.body["instance"].is_string());
     }
+    // Whatever the body is: what is said to be compressed is not looked into.
+    let known = r#"{"tenant":"acme","type":"a.b","id":"exact","data":1}"#;
+    for (coding, status) in [("gzip", 415), ("identity", 202)] {
+        let headers = [("content-type", "application/json"), ("content-encoding", coding)];
+        let answer = world.producer.raw(Method::POST, "/v1/events", &headers, known).await?;
+        assert_eq!(answer.status.as_u16(), status, "{coding}: {}", answer.body);
+    }
     let wrong = world.producer.call(Method::GET, "/v1/events", Value::Null).await?;
     assert_eq!(
         (wrong.status.as_u16(), wrong.headers["content-type"].to_str()?),

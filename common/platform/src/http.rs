@@ -125,23 +125,30 @@ pub async fn discard(body: Body) {
     }
 }
 
-/// Answers the body, after a look at its content type.
+/// Answers the body, after a look at its content type, and at how it is coded: what is compressed may be anything once it
+/// is not any more.
 ///
 /// # Errors
-/// 415 for another type.
+/// 415 for another type or coding.
 pub async fn check_type(
     headers: &HeaderMap,
     body: Body,
     media_types: &[&str],
 ) -> Result<Body, Problem> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    if media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
+    let is_plain = !headers.contains_key(header::CONTENT_ENCODING)
+        || text(header::CONTENT_ENCODING)
+            .is_some_and(|coding| coding.eq_ignore_ascii_case("identity"));
+    let detail = if !is_plain {
+        "send the body as it is: without a content-encoding".to_owned()
+    } else if media_types.iter().any(|known| known.eq_ignore_ascii_case(media_type)) {
         return Ok(body);
-    }
+    } else {
+        format!("send the body as {}", media_types.join(" or "))
+    };
     discard(body).await;
-    let detail = format!("send the body as {}", media_types.join(" or "));
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
 }
 

@@ -270,7 +270,10 @@ const PROBLEMS: [(u16, &str); 12] = [
     (409, "It is in conflict with what there is, or with what others do just now."),
     (412, "It has changed since the version that `If-Match` names."),
     (413, "The body is too large."),
-    (415, "The body's content type is not one of those that are taken."),
+    (
+        415,
+        "The body's content type is not one of those that are taken, or it has a content encoding.",
+    ),
     (422, "The request is well-formed, but wrong; each wrong place is named."),
     (429, "Too many requests, or events: wait as long as `retry-after` says."),
     (503, "Something that we need does not answer. Send it again, after `retry-after`."),
