@@ -24,6 +24,7 @@ use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions}
 use lapin::types::{FieldTable, ShortString};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 /// What a dispatcher may take beside the attempt itself.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -128,7 +129,7 @@ impl Errands {
         self.publisher
             .publish(message)
             .await
-            .map_err(|error| Problem::unavailable(error.to_string()))?;
+            .map_err(|error| Problem::unavailable(error.for_caller()))?;
         let answer = tokio::time::timeout(timeout + MARGIN, answer).await.ok().and_then(Result::ok);
         let none = || Problem::unavailable("no dispatcher has answered: is one running?");
         understand(&answer.ok_or_else(none)?)
@@ -158,11 +159,12 @@ async fn receive(
     while let Some(connected) = shutdown.until_finished(broker.connect("replies")).await {
         let received = match connected {
             Ok(connection) => {
-                backoff.reset();
+                let opened_at = Instant::now();
                 let receiving = receive_over(&broker, &connection, &waiting, &replies);
                 let received = shutdown.until_finished(receiving).await;
                 replies.send_replace(None);
                 close(connection).await;
+                backoff.worked_for(opened_at.elapsed());
                 received
             }
             Err(error) => Some(Err(error)),

@@ -33,6 +33,7 @@ use doorbell_platform::store::Store;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use lapin::{Channel, Connection};
 use prometheus::IntGauge;
+use tokio::time::Instant;
 
 /// When to nudge, after a connection was made and then after each other; the last goes on for ever.
 const PAUSES: [Duration; 3] =
@@ -118,9 +119,10 @@ impl WayBack {
             let Some(connected) = connecting.await else { return };
             let watched = match connected {
                 Ok(connection) => {
-                    backoff.reset();
+                    let opened_at = Instant::now();
                     let watched = self.watch_over(&connection, &shutdown).await;
                     close(connection).await;
+                    backoff.worked_for(opened_at.elapsed());
                     watched
                 }
                 Err(error) => Err(error),

@@ -58,6 +58,15 @@ pub(crate) async fn what_is_missing_is_said() -> anyhow::Result<()> {
     let connected = Publisher::connect(&engines.amqp_url_of("early", vhost)).await;
     let Err(PublishError::Connect(why)) = connected else { panic!("{connected:?}") };
     assert!(why.contains("not there yet") && why.contains("ACCESS_REFUSED"), "{why}");
+    // Once there are, it may not publish.
+    Publisher::connect(&engines.amqp_url(vhost)).await?.close().await;
+    let nothing = Rights { write: "^$", ..PUBLISHER };
+    engines.make_user("powerless", vhost, nothing).await?;
+    let publisher = Publisher::connect(&engines.amqp_url_of("powerless", vhost)).await?;
+    let refused = publisher.publish(&NewEvent::new("acme", "a.b", "1")).await;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("ACCESS_REFUSED") && why.contains("doorbell.events"), "{why}");
+    publisher.close().await;
     engines.manage(Method::DELETE, &format!("vhosts/{vhost}")).await?;
     Ok(())
 }

@@ -26,9 +26,11 @@ impl Backoff {
         tokio::time::sleep(self.next_wait()).await;
     }
 
-    /// Begins again with short waits.
-    pub fn reset(&mut self) {
-        self.tries = 0;
+    /// It worked, for so long: the next waits are short again, unless it broke at once, as it may each time.
+    pub fn worked_for(&mut self, time: Duration) {
+        if time >= Self::LONGEST {
+            self.tries = 0;
+        }
     }
 }
 
@@ -43,7 +45,9 @@ mod tests {
         assert!(waits[0] <= Backoff::FIRST);
         assert!(waits.iter().all(|wait| *wait >= Backoff::FIRST / 2 && *wait <= Backoff::LONGEST));
         assert!(waits[39] >= Backoff::LONGEST / 2);
-        backoff.reset();
+        backoff.worked_for(Duration::from_secs(1));
+        assert!(backoff.next_wait() > Backoff::FIRST, "it breaks at once");
+        backoff.worked_for(Duration::from_secs(60));
         assert!(backoff.next_wait() <= Backoff::FIRST);
     }
 }

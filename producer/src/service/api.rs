@@ -144,7 +144,8 @@ impl NotAccepted {
     fn into_problem(self) -> Problem {
         match self {
             Self::Broker(error) => {
-                Problem::unavailable(format!("{error}; send the event again with the same id"))
+                let what = error.for_caller();
+                Problem::unavailable(format!("{what}; send the event again with the same id"))
             }
             Self::Objected(objection) => Problem::invalid(match objection {
                 Objection::UnknownType(_) => {

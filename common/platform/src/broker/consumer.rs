@@ -10,6 +10,7 @@ use doorbell_common::window::Window;
 use lapin::Connection;
 use prometheus::IntGauge;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use session::{Ended, Session, Settled, Settlement};
@@ -221,11 +222,12 @@ impl Supervisor {
             let Some(opened) = self.shutdown.until(self.open()).await else { break };
             match opened {
                 Ok((connection, session)) => {
-                    backoff.reset();
+                    let opened_at = Instant::now();
                     self.health.up(Dependency::RabbitmqConsume);
                     if let Err(reason) = self.serve(&connection, session).await {
                         self.health.down(Dependency::RabbitmqConsume, reason);
                     }
+                    backoff.worked_for(opened_at.elapsed());
                     close(connection).await;
                 }
                 Err(error) => self.health.down(Dependency::RabbitmqConsume, sentence(&error)),

@@ -5,20 +5,23 @@
 //! however long another one has led it (3.10, `rabbit_fifo_client:enqueue`; seen in a cluster of three). A
 //! new channel knows better, so a refusal is answered with one.
 
+mod error;
 mod silence;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::{Fuse, FutureExt as _};
 use lapin::options::{BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation, Connection, Event};
+use lapin::{Channel, Confirmation, Connection, ErrorKind, Event};
 use prometheus::{Histogram, Registry};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
+
+pub use self::error::PublishError;
 
 use self::silence::{Finding, Silence};
 use super::connection::{Broker, close, in_time};
@@ -45,27 +48,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const SILENT: &str = "it has answered nothing for ten seconds (a queue that has lost its leader or its \
                       majority stops all that is published over a connection)";
 
-/// Why a message was not confirmed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// There is no connection to RabbitMQ: the message was not sent.
-    #[error("RabbitMQ is not reachable")]
-    Unreachable,
-    /// RabbitMQ takes no messages, because of an alarm of its memory or disk or because a queue takes none:
-    /// the message was not sent.
-    #[error("RabbitMQ takes no messages: {0}")]
-    Blocked(String),
-    /// RabbitMQ said that it did not take the message.
-    #[error("RabbitMQ did not take the message")]
-    Refused,
-    /// No answer came: RabbitMQ may have the message or not.
-    #[error("RabbitMQ did not confirm the message in time; it may have it or not")]
-    Unknown,
-    /// The message itself cannot be sent.
-    #[error("the message cannot be sent: {0}")]
-    Invalid(String),
-}
-
 #[derive(Clone, Debug)]
 enum Link {
     Down,
@@ -86,6 +68,8 @@ struct Line {
     has_refused: Arc<AtomicBool>,
     /// How many of its messages were answered.
     answers: Arc<AtomicU64>,
+    /// Why RabbitMQ has closed it.
+    closed_because: Arc<OnceLock<String>>,
 }
 
 impl Line {
@@ -98,7 +82,15 @@ impl Line {
             turn: Arc::default(),
             has_refused: Arc::default(),
             answers: Arc::default(),
+            closed_because: Arc::default(),
         })
+    }
+
+    /// What became of a message over which, or beside which, this was lost.
+    fn lost(&self, error: &lapin::Error) -> PublishError {
+        let ErrorKind::ProtocolError(amqp) = error.kind() else { return PublishError::Unknown };
+        let reason = self.closed_because.get_or_init(|| amqp.get_message().to_string());
+        PublishError::Closed(reason.clone())
     }
 
     fn anything_waits(&self) -> bool {
@@ -249,7 +241,7 @@ async fn publish_on(line: &Line, message: Message) -> Result<(), PublishError> {
         Poll::Ready(sent) => sent,
         Poll::Pending => publishing.await,
     };
-    let confirm = sent.map_err(|_| PublishError::Unknown)?;
+    let confirm = sent.map_err(|error| line.lost(&error))?;
     let confirmation = confirm.await;
     line.answers.fetch_add(1, Ordering::Relaxed);
     match confirmation {
@@ -258,7 +250,8 @@ async fn publish_on(line: &Line, message: Message) -> Result<(), PublishError> {
             line.has_refused.store(true, Ordering::Relaxed);
             Err(PublishError::Refused)
         }
-        Ok(Confirmation::NotRequested) | Err(_) => Err(PublishError::Unknown),
+        Ok(Confirmation::NotRequested) => Err(PublishError::Unknown),
+        Err(error) => Err(line.lost(&error)),
     }
 }
 
@@ -275,8 +268,9 @@ impl Supervisor {
         while let Some(opened) = shutdown.until_finished(self.open()).await {
             match opened {
                 Ok((connection, line)) => {
-                    backoff.reset();
+                    let opened_at = Instant::now();
                     shutdown.until_finished(self.watch_over(&connection, line)).await;
+                    backoff.worked_for(opened_at.elapsed());
                     self.link.send_replace(Link::Down);
                     close(connection).await;
                 }
@@ -317,7 +311,9 @@ impl Supervisor {
                 _ = look.tick() => {}
             }
             if !(connection.status().connected() && line.channel.status().connected()) {
-                self.health.down(Dependency::RabbitmqPublish, "the connection was lost");
+                let reason =
+                    line.closed_because.get().map_or("the connection was lost", String::as_str);
+                self.health.down(Dependency::RabbitmqPublish, reason);
                 return;
             }
             let finding = silence.look(
