@@ -109,8 +109,9 @@ impl Spread {
 /// Declared after all else: where it is, all is there.
 const LAST_DECLARED: &str = REPLIES;
 
-/// What AMQP says of something that is not there.
+/// What AMQP says of something that is not there, and of what one may not do.
 const NOT_FOUND: u16 = 404;
+const ACCESS_REFUSED: u16 = 403;
 
 /// Whether a queue is one of those that we publish to by their names.
 pub(super) fn is_internal(queue: &str) -> bool {
@@ -172,14 +173,16 @@ fn is_unknown_type(error: &AMQPError) -> bool {
     error.get_id() == 503 || (error.get_id() == 406 && says_so)
 }
 
-/// Whether everything is declared, which takes no rights to ask.
+/// Whether everything is declared. Newer versions of RabbitMQ answer that only to who may declare it, but tell the others
+/// of what is not there that it is not (4.3).
 ///
 /// # Errors
 /// RabbitMQ says neither yes nor no.
 pub(super) async fn is_declared(connection: &Connection) -> anyhow::Result<bool> {
-    let channel = connection.create_channel().await?;
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     for exchange in [EVENTS, LAST_DECLARED] {
+        // An answer that is an error closes it.
+        let channel = connection.create_channel().await?;
         // Of what is there the kind does not matter.
         let looking = channel.exchange_declare(
             exchange.into(),
@@ -187,16 +190,18 @@ pub(super) async fn is_declared(connection: &Connection) -> anyhow::Result<bool>
             options,
             FieldTable::default(),
         );
-        match looking.await {
-            Ok(()) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == NOT_FOUND) =>
-            {
-                return Ok(false);
-            }
-            Err(error) => return Err(error).context("cannot ask RabbitMQ for our exchanges"),
+        let Err(error) = looking.await else {
+            channel.close(200, "looked".into()).await?;
+            continue;
+        };
+        let says = |code: u16| matches!(error.kind(), ErrorKind::ProtocolError(amqp) if amqp.get_id() == code);
+        if says(NOT_FOUND) {
+            return Ok(false);
+        }
+        if !says(ACCESS_REFUSED) {
+            return Err(error).context("cannot ask RabbitMQ for our exchanges");
         }
     }
-    channel.close(200, "looked".into()).await?;
     Ok(true)
 }
 
