@@ -29,6 +29,9 @@ use tokio::time::Instant;
 /// What a dispatcher may take beside the attempt itself.
 const MARGIN: Duration = Duration::from_secs(5);
 
+/// How long one waits for a queue that answers can come to.
+const SOON: Duration = Duration::from_secs(5);
+
 /// How many errands of one tenant may be under way: each keeps a dispatcher as long as an endpoint likes.
 const OF_ONE_TENANT: usize = 32;
 
@@ -96,6 +99,13 @@ impl Errands {
         Self { publisher, waiting, replies }
     }
 
+    /// The queue for answers, once there is one: it may be a moment later there than RabbitMQ is.
+    async fn reply_to(&self) -> Option<ShortString> {
+        let mut replies = self.replies.clone();
+        let there = tokio::time::timeout(SOON, replies.wait_for(Option::is_some)).await;
+        there.ok()?.ok()?.clone()
+    }
+
     /// Makes one attempt of a test event.
     pub(crate) async fn test(&self, subscription: &Subscription) -> Result<Value, Problem> {
         self.run(Errand::Test, subscription, subscription.timeout.0).await
@@ -112,11 +122,10 @@ impl Errands {
         subscription: &Subscription,
         timeout: Duration,
     ) -> Result<Value, Problem> {
-        let Some(reply_to) = self.replies.borrow().clone() else {
-            return Err(Problem::unavailable(
-                "RabbitMQ is not reachable, so no dispatcher can be asked",
-            ));
-        };
+        self.publisher.check().map_err(|error| Problem::unavailable(error.for_caller()))?;
+        let reply_to = self.reply_to().await.ok_or_else(|| {
+            Problem::unavailable("RabbitMQ is not reachable, so no dispatcher can be asked")
+        })?;
         let (sender, answer) = oneshot::channel();
         let under_way = UnderWay::begin(&self.waiting, &subscription.tenant, sender)?;
         let mut message = Message::internal(TESTS, subscription.id.to_string().into_bytes());
