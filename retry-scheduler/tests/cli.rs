@@ -16,6 +16,11 @@ fn wrong_arguments_end_with_2_and_one_sentence() {
 }
 
 #[test]
+fn variables_may_be_empty() {
+    shared::check_empty_variables(BINARY, &[]);
+}
+
+#[test]
 fn it_goes_on_when_nobody_reads_its_logs() {
     shared::check_nobody_reads(BINARY, &[]);
 }

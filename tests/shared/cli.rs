@@ -51,6 +51,26 @@ pub(crate) fn check_wrong_arguments(binary: &str, needed: &[&str], more: &[&[&st
     }
 }
 
+/// A variable that is empty is as good as none.
+pub(crate) fn check_empty_variables(binary: &str, needed: &[&str]) {
+    let empty = [
+        "DOORBELL_AMQP_URL_FILE",
+        "DOORBELL_TLS_CA_FILE",
+        "DOORBELL_GRACE",
+        "DOORBELL_LOG_FORMAT",
+        "DOORBELL_ADMIN_LISTEN",
+        "DOORBELL_REDIS_PREFIX",
+    ];
+    let output = Command::new(binary)
+        .args(needed)
+        .args(["--redis-url", "nonsense"])
+        .envs(empty.map(|name| (name, "")))
+        .output()
+        .expect("the binary runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("--redis-url"), "{error}");
+}
+
 /// Whoever reads the logs may go away: the service goes on, and stops when it is told to. Nor does it
 /// end in another way when there is nobody to read why.
 pub(crate) fn check_nobody_reads(binary: &str, more: &[&str]) {

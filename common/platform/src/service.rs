@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::builder::Resettable;
+use clap::{Arg, Id, Parser};
 use prometheus::{IntGaugeVec, Opts, Registry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -52,7 +53,7 @@ where
     B: Future<Output = anyhow::Result<()>>,
 {
     tls::install();
-    let args = match A::try_parse() {
+    let args = match parse::<A>() {
         Ok(args) => args,
         Err(error) => return refuse_arguments(&error),
     };
@@ -78,6 +79,21 @@ where
     };
     logs.end(last_words);
     code
+}
+
+/// Reads the arguments, and the environment, in which a variable that is empty is as good as none: whoever fills in
+/// templates for many leaves some so.
+fn parse<A: Parser>() -> Result<A, clap::Error> {
+    let is_empty =
+        |arg: &&Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let mut command = A::command();
+    let empty: Vec<Id> =
+        command.get_arguments().filter(is_empty).map(|arg| arg.get_id().clone()).collect();
+    for id in empty {
+        command = command.mut_arg(id, |arg| arg.env(Resettable::Reset));
+    }
+    let matches = command.clone().try_get_matches()?;
+    A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 fn run_in_runtime<A, F, B>(name: &'static str, args: A, body: F, logs: &Logs) -> anyhow::Result<()>
