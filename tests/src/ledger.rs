@@ -120,7 +120,6 @@ impl Ledger {
     /// One is foreign, changed, unverified or early.
     pub fn check(&self, receiver: &Receiver) -> anyhow::Result<()> {
         let inner = self.lock();
-        let mut first: HashMap<(String, String, u32), Instant> = HashMap::new();
         for post in receiver.posts() {
             let Some(wanted) = inner.endpoints.get(&post.endpoint) else { continue };
             let event = inner.events.get(&post.id);
@@ -135,11 +134,10 @@ impl Ledger {
             );
             anyhow::ensure!(post.verified, "unverified: {} at {}", post.id, post.endpoint);
             check_body(wanted, event, &post)?;
-            let key = |attempt| (post.endpoint.clone(), post.id.clone(), attempt);
-            first.entry(key(post.attempt)).or_insert(post.at);
             // Of an attempt that came twice (a crash does that), the first may be what was retried.
-            if let Some(before) = first.get(&key(post.attempt.saturating_sub(1))) {
-                check_time(wanted, *before, &post)?;
+            let before = post.attempt.saturating_sub(1);
+            if let Some(before) = receiver.first_came(&post.endpoint, &post.id, before) {
+                check_time(wanted, before, &post)?;
             }
         }
         Ok(())

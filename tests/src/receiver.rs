@@ -72,6 +72,8 @@ struct Inner {
     willing: HashSet<String>,
     /// How often each event came to each endpoint.
     seen: HashMap<(String, String), u32>,
+    /// When each attempt of an event first came to an endpoint: those that hang are among the POSTs only at their end.
+    came: HashMap<(String, String, u32), Instant>,
 }
 
 /// A server with any number of endpoints. Cheap to clone.
@@ -153,6 +155,12 @@ impl Receiver {
         self.lock().posts.clone()
     }
 
+    /// When this attempt of an event first came to an endpoint.
+    #[must_use]
+    pub fn first_came(&self, endpoint: &str, id: &str, attempt: u32) -> Option<Instant> {
+        self.lock().came.get(&(endpoint.to_owned(), id.to_owned(), attempt)).copied()
+    }
+
     /// What came to one endpoint.
     #[must_use]
     pub fn posts_to(&self, endpoint: &str) -> Vec<Post> {
@@ -192,6 +200,7 @@ impl Receiver {
         endpoint: &str,
         headers: &HeaderMap,
         body: &Bytes,
+        at: Instant,
     ) -> (Option<Behaviour>, u32, bool) {
         let id = text(headers, "webhook-id");
         let mut inner = self.lock();
@@ -200,6 +209,8 @@ impl Receiver {
                 Webhook::new(secret).is_ok_and(|hook| hook.verify(body, headers).is_ok())
             })
         });
+        let came = (endpoint.to_owned(), id.clone(), attempt(headers));
+        inner.came.entry(came).or_insert(at);
         let seen = inner.seen.entry((endpoint.to_owned(), id)).or_default();
         *seen += 1;
         let before = *seen - 1;
@@ -258,7 +269,7 @@ async fn receive(
 
 async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: Bytes) -> Response {
     let at = Instant::now();
-    let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body);
+    let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body, at);
     let code =
         |status: u16| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let response = match behaviour {
@@ -284,7 +295,7 @@ async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: 
             (StatusCode::IM_A_TEAPOT, [("x-pot", "brown")], "t".repeat(size)).into_response()
         }
     };
-    let attempt = text(&headers, "doorbell-attempt").parse().unwrap_or(0);
+    let attempt = attempt(&headers);
     let id = text(&headers, "webhook-id");
     let status = response.status().as_u16();
     let mut inner = receiver.lock();
@@ -293,6 +304,10 @@ async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: 
     }
     inner.posts.push(Post { endpoint, id, attempt, headers, body, at, status, verified });
     response
+}
+
+fn attempt(headers: &HeaderMap) -> u32 {
+    text(headers, "doorbell-attempt").parse().unwrap_or(0)
 }
 
 /// A server that does not play by the rules of HTTP.
