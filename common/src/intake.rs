@@ -19,6 +19,10 @@ pub const TIMESTAMP_HEADER: &str = "doorbell-timestamp";
 /// can have it and nobody needs to look for one.
 pub const MINTED_HEADER: &str = "doorbell-id-minted";
 
+/// The header that tells which copy of a message it is, of an event with its publisher's own id, or of work that our
+/// services hand to each other: another text each time that it is published.
+pub const COPY_HEADER: &str = "doorbell-copy";
+
 /// The header by which our producer says that it has judged the event by the catalogue of types and its
 /// tenant's limits.
 pub const JUDGED_HEADER: &str = "doorbell-judged";

@@ -186,7 +186,7 @@ impl Dispatcher {
             return Done::Finished(None);
         }
         let notes = self.notes(&identity);
-        let taken = self.store.take_all(&notes, received.redelivered).await;
+        let taken = self.store.take_all(&notes, received.arrival()).await;
         self.count_copies(&identity, &taken);
         let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
         let came = Came { lane: lane_of(queue), redelivered: received.redelivered, hand };

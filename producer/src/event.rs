@@ -3,7 +3,8 @@
 use doorbell_common::event::{EventType, Trace};
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::intake::{
-    self, DELIVER_AT_HEADER, MINTED_HEADER, Publication, Refusal, TENANT_HEADER, TIMESTAMP_HEADER,
+    self, COPY_HEADER, DELIVER_AT_HEADER, MINTED_HEADER, Publication, Refusal, TENANT_HEADER,
+    TIMESTAMP_HEADER,
 };
 use doorbell_common::time::Timestamp;
 use doorbell_platform::broker::Message;
@@ -124,6 +125,8 @@ impl Headers<'_> {
         }
         if self.minted {
             insert(MINTED_HEADER, "1".to_owned());
+        } else {
+            insert(COPY_HEADER, ids::token());
         }
         if let Some(deliver_at) = self.deliver_at {
             insert(DELIVER_AT_HEADER, deliver_at.to_string());
@@ -147,7 +150,7 @@ mod tests {
     fn an_event_gets_what_it_lacks() {
         let ready = prepare(&NewEvent::new("acme", "a.b", "{}"), 10).unwrap();
         let headers = ready.message.properties.headers().clone().unwrap();
-        assert!(headers.contains_key(MINTED_HEADER));
+        assert!(headers.contains_key(MINTED_HEADER) && !headers.contains_key(COPY_HEADER));
         assert!(ready.id.as_str().starts_with("evt_"));
         let mut own = NewEvent::new("acme", "a.b", "{}");
         own.id = Some("mine".to_owned());
@@ -156,6 +159,8 @@ mod tests {
         let headers = ready.message.properties.headers().clone().unwrap();
         assert!(!headers.contains_key(MINTED_HEADER) && !headers.contains_key(TIMESTAMP_HEADER));
         assert_eq!(*ready.message.properties.timestamp(), Some(1_795_168_800));
+        let again = prepare(&own, 10).unwrap().message.properties.headers().clone().unwrap();
+        assert_ne!(headers.inner()[COPY_HEADER], again.inner()[COPY_HEADER]);
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Scheduler {
         }
         let notes: Vec<Note> =
             work.hand_offs().iter().map(|hand_off| self.store.work_note(hand_off)).collect();
-        let taken = self.store.take_all(&notes, received.redelivered).await;
+        let taken = self.store.take_all(&notes, received.arrival()).await;
         let copies = taken.iter().filter(|taken| **taken == Taken::Copy).count();
         self.metrics.copies.inc_by(count(copies));
         let is_ours = |place: usize| taken.get(place) == Some(&Taken::Go);

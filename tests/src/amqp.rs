@@ -1,5 +1,6 @@
 //! RabbitMQ as an outsider sees it: publishing to the exchange, looking into queues.
 
+use doorbell_platform::broker::Message;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
@@ -51,6 +52,18 @@ impl Outsider {
             .channel
             .basic_publish("doorbell.events".into(), event_type.into(), options, body, properties)
             .await?;
+        anyhow::ensure!(confirm.await?.is_ack(), "not confirmed");
+        Ok(())
+    }
+
+    /// Publishes a message as our services do.
+    ///
+    /// # Errors
+    /// It was not confirmed.
+    pub async fn publish_message(&self, message: Message) -> anyhow::Result<()> {
+        let Message { exchange, routing_key, properties, body } = message;
+        let (options, to) = (BasicPublishOptions::default(), (exchange.into(), routing_key.into()));
+        let confirm = self.channel.basic_publish(to.0, to.1, options, &body, properties).await?;
         anyhow::ensure!(confirm.await?.is_ack(), "not confirmed");
         Ok(())
     }

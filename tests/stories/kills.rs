@@ -4,6 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_common::event::{Event, Trace};
+use doorbell_common::ids::SubscriptionId;
+use doorbell_common::work::{Delivery, Work};
+use doorbell_platform::broker::{Message, topology};
+use doorbell_platform::clock;
+use doorbell_producer::{NewEvent, Publisher};
 use doorbell_tests::api::subscription;
 use doorbell_tests::chaos::{self, Engines};
 use doorbell_tests::load::{Load, publish_many};
@@ -36,6 +42,62 @@ pub(crate) async fn a_dispatcher_killed_amid_10_000_events_loses_none() -> anyho
     let duplicates = world.duplicates().await?;
     eprintln!("kill -9 of each dispatcher amid {EVENTS} events: 0 lost, {duplicates} duplicates");
     Arc::into_inner(world).unwrap().finish().await
+}
+
+/// Copies of what is published, and of what our services hand on, were with a dispatcher when it died: all of them come
+/// again, and none of them is known to be done.
+pub(crate) async fn copies_that_a_killed_dispatcher_had_are_delivered_once() -> anyhow::Result<()> {
+    const EACH: u8 = 6;
+    const DISPATCHERS: [&str; 2] = ["dispatcher-1", "dispatcher-2"];
+    let world = World::start("had-copies").await?;
+    let id = world.subscribe("acme", "slow", &["#"]).await?.parse::<SubscriptionId>()?;
+    world.receiver.behave("slow", Behaviour::Slow(seconds(1)));
+    world.in_force().await;
+    for name in DISPATCHERS {
+        world.signal(name, Signal::SIGSTOP).await?;
+    }
+    let outsider = world.outsider().await?;
+    let publisher = Publisher::connect(&world.environment.amqp_url).await?;
+    let mut queues = topology::ingress_queues();
+    queues.push(topology::DELIVERIES.to_owned());
+    for n in 0..EACH {
+        let published =
+            NewEvent { id: Some(format!("published-{n}")), ..NewEvent::new("acme", "a", "1") };
+        let handed_on = Arc::new(Event {
+            id: format!("handed-on-{n}").parse()?,
+            tenant: "acme".parse()?,
+            event_type: "a".parse()?,
+            timestamp: clock::now(),
+            trace: Trace::default(),
+            data: b"1".as_slice().into(),
+        });
+        let delivery = Delivery::begin(handed_on, id.clone(), clock::now());
+        let work = Work::Parcel(delivery.into()).next();
+        for _ in 0..2 {
+            publisher.publish(&published).await?;
+            outsider.publish_message(Message::work(topology::DELIVERIES, &work)?).await?;
+        }
+        for id in [format!("published-{n}"), format!("handed-on-{n}")] {
+            world.ledger.accepted("acme", "a", &id, "1");
+        }
+    }
+    publisher.close().await;
+    eventually("all are with the dispatchers", seconds(20), || async {
+        let depths = queues.iter().map(|queue| outsider.depth(queue));
+        futures_util::future::try_join_all(depths)
+            .await
+            .is_ok_and(|all| all.iter().all(|n| *n == 0))
+    })
+    .await?;
+    for name in DISPATCHERS {
+        world.kill_and_restart(name).await?;
+    }
+    world.settle(seconds(60)).await?;
+    assert_eq!(
+        (world.duplicates().await?, world.receiver.accepted("slow")),
+        (0, 2 * usize::from(EACH))
+    );
+    world.finish().await
 }
 
 pub(crate) async fn any_service_killed_under_load_loses_none() -> anyhow::Result<()> {

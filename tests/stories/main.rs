@@ -197,6 +197,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         silence::connections_that_were_forgotten_are_made_anew,
         silence::a_redis_that_is_only_a_replica_now_is_left,
         kills::a_dispatcher_killed_amid_10_000_events_loses_none,
+        kills::copies_that_a_killed_dispatcher_had_are_delivered_once,
         kills::any_service_killed_under_load_loses_none,
         kills::everything_killed_in_turn_loses_nothing,
         kills::whatever_happens_loses_nothing,

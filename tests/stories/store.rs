@@ -16,7 +16,7 @@ use doorbell_platform::health::{Dependency, Health};
 use doorbell_platform::ids::{self, token};
 use doorbell_platform::store::Store;
 use doorbell_platform::store::held::{Place, SavedHeld};
-use doorbell_platform::store::notes::{Note, Taken};
+use doorbell_platform::store::notes::{Arrival, Note, Taken};
 use doorbell_platform::tls::Trust;
 use doorbell_tests::api::subscription;
 use doorbell_tests::backup::Backup;
@@ -272,28 +272,41 @@ pub(crate) async fn a_note_tells_copies_and_is_none_of_itself() -> anyhow::Resul
     };
     let note = store.work_note(&hand_off(&token(), 1));
     // A command whose answer was lost is sent again: who took it first has it still.
-    for (taker, redelivered, taken) in [
-        ("one", false, Go),
-        ("one", false, Go),
-        ("copy", false, Copy),
-        ("one again", true, Go),
-        ("copy", false, Copy),
-    ] {
-        assert_eq!(store.take_as(taker, &note, redelivered).await, taken, "{taker}");
+    let event = store.event_note(&"acme".parse()?, &token().parse()?, seconds(3600));
+    for note in [note, event] {
+        for (taker, copy, redelivered, taken) in [
+            ("one", "a", false, Go),
+            ("one", "a", false, Go),
+            ("copy", "b", false, Copy),
+            ("one-again", "a", true, Go),
+            ("copy", "b", false, Copy),
+            // Both were with a consumer that died.
+            ("copy-again", "b", true, Copy),
+            // It does not say which it is: one that is lost would be worse than one that comes twice.
+            ("unknown", "", false, Copy),
+            ("unknown-again", "", true, Go),
+            ("one-once-more", "a", true, Go),
+        ] {
+            let arrival = Arrival { copy: Some(copy).filter(|copy| !copy.is_empty()), redelivered };
+            assert_eq!(store.take_as(taker, &note, arrival).await, taken, "{taker}");
+        }
+        store.finish(&note).await;
+        for redelivered in [false, true] {
+            let arrival = Arrival { copy: Some("a"), redelivered };
+            assert_eq!(store.take(&note, arrival).await, Copy);
+        }
     }
-    store.finish(&note).await;
-    for redelivered in [false, true] {
-        assert_eq!(store.take(&note, redelivered).await, Copy);
-    }
+    let (came, came_again) =
+        (Arrival::default(), Arrival { redelivered: true, ..Arrival::default() });
     // What is handed on often, as behind an endpoint that is down, is remembered in one short key.
     let chain = token();
     for sequence in 1..=100_u32 {
         let note = store.work_note(&hand_off(&chain, sequence));
-        assert_eq!(store.take(&note, false).await, Go);
+        assert_eq!(store.take(&note, came).await, Go);
         store.finish(&note).await;
-        assert_eq!(store.take(&note, true).await, Copy);
+        assert_eq!(store.take(&note, came_again).await, Copy);
         let before = store.work_note(&hand_off(&chain, sequence.saturating_sub(3)));
-        assert_eq!(store.take(&before, true).await, if sequence > 3 { Copy } else { Go });
+        assert_eq!(store.take(&before, came_again).await, if sequence > 3 { Copy } else { Go });
     }
     let mut redis = engines.redis_link().await?;
     let key = format!("notes:note:{{{chain}}}");

@@ -14,7 +14,7 @@ use doorbell_common::rate::Meters;
 use doorbell_common::sideline::Lane;
 use doorbell_platform::auth::Caller;
 use doorbell_platform::broker::topology::SIDELINE;
-use doorbell_platform::broker::{Message, PublishError, Publisher};
+use doorbell_platform::broker::{PublishError, Publisher};
 use doorbell_platform::catalogue::{Judge, Judgement};
 use doorbell_platform::clock;
 use doorbell_platform::limits::Limits;
@@ -23,8 +23,6 @@ use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
-
-use lapin::types::AMQPValue;
 
 use super::metrics::Metrics;
 use crate::event::{NewEvent, Ready, prepare};
@@ -149,7 +147,8 @@ impl Acceptor {
             self.metrics.duplicate.inc();
             return Ok(Accepted { id, duplicate: true, warning });
         }
-        mark_judged(&mut message);
+        // What was accepted is not judged again: catalogue and limits may have changed by then.
+        message.add_header(JUDGED_HEADER, "1");
         let is_aside = self.shares.lane(&tenant) == Lane::Sideline;
         if is_aside {
             SIDELINE.clone_into(&mut message.exchange);
@@ -175,11 +174,4 @@ impl Acceptor {
     async fn is_known(&self, note: &Note) -> bool {
         self.store.is_up() && self.store.is_known(note).await.unwrap_or(false)
     }
-}
-
-/// What was accepted is not judged again: catalogue and limits may have changed by then.
-fn mark_judged(message: &mut Message) {
-    let mut headers = message.properties.headers().clone().unwrap_or_default();
-    headers.insert(JUDGED_HEADER.into(), AMQPValue::LongString("1".into()));
-    message.properties = std::mem::take(&mut message.properties).with_headers(headers);
 }

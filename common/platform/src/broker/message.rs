@@ -6,12 +6,12 @@ mod redriven;
 
 use bytes::Bytes;
 use doorbell_common::held::Resumed;
-use doorbell_common::intake::TENANT_HEADER;
+use doorbell_common::intake::{COPY_HEADER, TENANT_HEADER};
 use doorbell_common::text::shortened;
 use doorbell_common::wire;
 use doorbell_common::work::Work;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::topology;
 
@@ -78,7 +78,27 @@ impl Message {
             .properties
             .with_message_id(ShortString::try_new(work.name())?)
             .with_content_type(WORK_TYPE.into());
+        message.add_header(COPY_HEADER, crate::ids::token());
         Ok(message)
+    }
+
+    /// The same message to be published once more, not knowing what became of the first: if it is told which copy
+    /// it is, this is another one.
+    #[must_use]
+    pub fn another_copy(&self) -> Self {
+        let mut copy = self.clone();
+        let headers = self.properties.headers().as_ref();
+        if headers.is_some_and(|headers| headers.contains_key(COPY_HEADER)) {
+            copy.add_header(COPY_HEADER, crate::ids::token());
+        }
+        copy
+    }
+
+    /// Adds a header, or puts it into the place of the one that has this name.
+    pub fn add_header(&mut self, name: &str, text: impl Into<LongString>) {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), AMQPValue::LongString(text.into()));
+        self.properties = std::mem::take(&mut self.properties).with_headers(headers);
     }
 
     /// Work for the sideline, whose exchange spreads it by its tenant.
@@ -89,9 +109,7 @@ impl Message {
         let event = work.event();
         let mut message = Self::work(event.event_type.as_str(), work)?;
         message.exchange = topology::SIDELINE.to_owned();
-        let mut headers = FieldTable::default();
-        headers.insert(TENANT_HEADER.into(), AMQPValue::LongString(event.tenant.as_str().into()));
-        message.properties = message.properties.with_headers(headers);
+        message.add_header(TENANT_HEADER, event.tenant.as_str());
         Ok(message)
     }
 
@@ -132,15 +150,12 @@ impl Message {
     /// reason.
     #[must_use]
     pub fn rejected(received: Received, reason: &str) -> Self {
-        let routing_key = AMQPValue::LongString(received.routing_key.as_str().into());
+        let routing_key = received.routing_key.clone();
         let mut message = Self::again(received);
         message.exchange = topology::INTERNAL.to_owned();
         message.routing_key = topology::REJECTED.to_owned();
-        let mut headers = message.properties.headers().clone().unwrap_or_default();
-        let reason = shortened(reason.to_owned(), MAX_REASON_BYTES);
-        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
-        headers.insert(ROUTING_KEY_HEADER.into(), routing_key);
-        message.properties = message.properties.with_headers(headers);
+        message.add_header(REASON_HEADER, shortened(reason.to_owned(), MAX_REASON_BYTES));
+        message.add_header(ROUTING_KEY_HEADER, routing_key);
         message
     }
 

@@ -192,14 +192,15 @@ impl Publisher {
     /// # Errors
     /// The message itself is wrong.
     pub async fn publish_surely(&self, message: &Message) -> Result<(), PublishError> {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut copy) = (Backoff::default(), message.clone());
         loop {
-            match self.publish_within(PATIENT_CONFIRM_TIMEOUT, message.clone()).await {
+            match self.publish_within(PATIENT_CONFIRM_TIMEOUT, copy).await {
                 Ok(()) => return Ok(()),
                 Err(error @ PublishError::Invalid(_)) => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, to = message.routing_key, "publishing again");
                     backoff.wait().await;
+                    copy = message.another_copy();
                 }
             }
         }

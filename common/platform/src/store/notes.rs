@@ -19,23 +19,32 @@ const ACCEPTED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// waits for long is handed on often.
 const KEPT: u32 = 4;
 
-/// Takes the note of an event; answers 0 for a copy. In one step, because two copies may come at
-/// once. ARGV: who takes it, whether the message was redelivered, how long to remember that it was
-/// begun.
+/// What each of the next two begins with: whether a message is a copy, by what is noted. ARGV: who takes it, which copy
+/// it is (or nothing), whether it was redelivered, how long to remember that it was begun.
 ///
 /// The same taker is never told that it is a copy of itself: a client may send a command again whose
-/// answer was lost, as that of a cluster does.
+/// answer was lost, as that of a cluster does. What was redelivered may be what was taken. But if that was another copy,
+/// it is with RabbitMQ still, or its end would be noted: those that were with a consumer who died come all again.
+const IS_COPY: &str = "\
+    local mine = 'taken ' .. ARGV[1] .. ' ' .. ARGV[2] \
+    local function is_copy(v) \
+        if not v or v == 'accepted' or v == mine then return false end \
+        if v == 'done' or ARGV[3] == '0' then return true end \
+        local taken = string.match(v, '^taken %S+ (%S+)$') \
+        return taken and ARGV[2] ~= '' and taken ~= ARGV[2] \
+    end ";
+
+/// Takes the note of an event; answers 0 for a copy. In one step, because two copies may come at
+/// once.
 const TAKE_EVENT: &str = "\
-    local v = redis.call('GET', KEYS[1]) local mine = 'taken ' .. ARGV[1] \
-    if v == 'done' or (v and v ~= mine and string.sub(v, 1, 5) == 'taken' and ARGV[2] == '0') then return 0 end \
-    redis.call('SET', KEYS[1], mine, 'EX', ARGV[3]) return 1";
+    if is_copy(redis.call('GET', KEYS[1])) then return 0 end \
+    redis.call('SET', KEYS[1], mine, 'EX', ARGV[4]) return 1";
 
 /// The same for a hand-off of a work. Two ARGV more: its number, and the one that is forgotten now.
 const TAKE_WORK: &str = "\
-    local v = redis.call('HGET', KEYS[1], ARGV[4]) local mine = 'taken ' .. ARGV[1] \
-    if v == 'done' or (v and v ~= mine and ARGV[2] == '0') then return 0 end \
-    redis.call('HSET', KEYS[1], ARGV[4], mine) redis.call('HDEL', KEYS[1], ARGV[5]) \
-    redis.call('EXPIRE', KEYS[1], ARGV[3]) return 1";
+    if is_copy(redis.call('HGET', KEYS[1], ARGV[5])) then return 0 end \
+    redis.call('HSET', KEYS[1], ARGV[5], mine) redis.call('HDEL', KEYS[1], ARGV[6]) \
+    redis.call('EXPIRE', KEYS[1], ARGV[4]) return 1";
 
 /// A thing that may come twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +54,15 @@ pub struct Note {
     sequence: Option<u32>,
     /// How long to remember it after its end.
     window: Duration,
+}
+
+/// How a message came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival<'a> {
+    /// Which copy it is, if it says so.
+    pub copy: Option<&'a str>,
+    /// Whether RabbitMQ may have given us this very message before.
+    pub redelivered: bool,
 }
 
 /// What to do with a message, after a look at its note.
@@ -70,21 +88,23 @@ impl Store {
         Note { key: self.keys.event_note(tenant, event), sequence: None, window }
     }
 
-    /// Notes that a message is being worked on, unless it is a copy. `redelivered` says that the
-    /// broker may have given us this very message before. With Redis away, work goes on.
-    pub async fn take(&self, note: &Note, redelivered: bool) -> Taken {
-        self.take_as(&crate::ids::token(), note, redelivered).await
+    /// Notes that a message is being worked on, unless it is a copy. With Redis away, work goes on.
+    pub async fn take(&self, note: &Note, arrival: Arrival<'_>) -> Taken {
+        self.take_as(&crate::ids::token(), note, arrival).await
     }
 
     /// The same under the name of a taker, who is another one for each message that comes.
-    pub async fn take_as(&self, taker: &str, note: &Note, redelivered: bool) -> Taken {
+    pub async fn take_as(&self, taker: &str, note: &Note, arrival: Arrival<'_>) -> Taken {
         if !self.is_up() {
             return Taken::Go;
         }
+        let Arrival { copy, redelivered } = arrival;
         let mut link = self.link.clone();
         let mut eval = redis::cmd("EVAL");
-        eval.arg(if note.sequence.is_some() { TAKE_WORK } else { TAKE_EVENT });
-        eval.arg(1).arg(&note.key).arg(taker).arg(u8::from(redelivered)).arg(TAKEN.as_secs());
+        let take = if note.sequence.is_some() { TAKE_WORK } else { TAKE_EVENT };
+        eval.arg(IS_COPY.to_owned() + take);
+        eval.arg(1).arg(&note.key).arg(taker).arg(copy.unwrap_or_default());
+        eval.arg(u8::from(redelivered)).arg(TAKEN.as_secs());
         if let Some(sequence) = note.sequence {
             eval.arg(sequence).arg(sequence.wrapping_sub(KEPT));
         }
@@ -102,8 +122,8 @@ impl Store {
     }
 
     /// Takes the notes of all that travels in one message; answers for each whether it is a copy.
-    pub async fn take_all(&self, notes: &[Note], redelivered: bool) -> Vec<Taken> {
-        join_all(notes.iter().map(|note| self.take(note, redelivered))).await
+    pub async fn take_all(&self, notes: &[Note], arrival: Arrival<'_>) -> Vec<Taken> {
+        join_all(notes.iter().map(|note| self.take(note, arrival))).await
     }
 
     /// Notes that those of them are finished that were no copies.

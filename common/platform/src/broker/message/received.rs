@@ -2,7 +2,8 @@
 
 use doorbell_common::held::Resumed;
 use doorbell_common::intake::{
-    DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER, TIMESTAMP_HEADER,
+    COPY_HEADER, DELIVER_AT_HEADER, JUDGED_HEADER, MINTED_HEADER, Publication, TENANT_HEADER,
+    TIMESTAMP_HEADER,
 };
 use doorbell_common::rung::DelayQueue;
 use lapin::BasicProperties;
@@ -12,6 +13,10 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 #[cfg(doc)]
 use super::Message;
 use super::{NUDGE_TYPE, RESUMED_TYPE, RETURNS_HEADER, WORK_TYPE, redriven};
+use crate::store::notes::Arrival;
+
+/// As which copy a message may come; whoever publishes may write what he likes.
+const LONGEST_COPY: usize = 64;
 
 /// A message that came.
 #[derive(Debug)]
@@ -70,6 +75,15 @@ impl Received {
     #[must_use]
     pub fn is_work(&self) -> bool {
         self.properties.content_type().as_ref().is_some_and(|kind| kind.as_str() == WORK_TYPE)
+    }
+
+    /// How it came, as far as a copy of it can be told by that.
+    #[must_use]
+    pub fn arrival(&self) -> Arrival<'_> {
+        let is_ours = |copy: &&str| {
+            copy.len() <= LONGEST_COPY && copy.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        };
+        Arrival { copy: self.header(COPY_HEADER).filter(is_ours), redelivered: self.redelivered }
     }
 
     /// Whether the producer has judged it by the catalogue of event types and its tenant's limits.

@@ -1,6 +1,7 @@
 //! Messages that someone sends on their way again, out of the queues where we put what we could not finish
 //! or understand.
 
+use doorbell_common::intake::COPY_HEADER;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::super::topology;
@@ -13,14 +14,14 @@ impl Message {
     /// The same message once more, to where it was first published; none if it does not say where that was.
     ///
     /// It counts as one that comes again: what is known of it may be that it was begun, and not that it was
-    /// put aside.
+    /// put aside. Nor does it say any more which copy it is: the one that was begun may be itself.
     #[must_use]
     pub fn redriven(mut received: Received) -> Option<Self> {
         (received.exchange, received.routing_key) = home(&received)?;
         let mut message = Self::again(received);
         let mut headers = FieldTable::default();
         for (name, value) in message.properties.headers().iter().flat_map(FieldTable::inner) {
-            if ![REASON_HEADER, ROUTING_KEY_HEADER].contains(&name.as_str()) {
+            if ![REASON_HEADER, ROUTING_KEY_HEADER, COPY_HEADER].contains(&name.as_str()) {
                 headers.insert(name.clone(), value.clone());
             }
         }
@@ -115,8 +116,9 @@ mod tests {
             assert_eq!(redriven.properties.content_type(), &kind);
             let headers = redriven.properties.headers().clone().unwrap();
             assert!(is_redriven(Some(&headers)));
-            assert!(!headers.contains_key(REASON_HEADER), "{headers:?}");
-            assert!(!headers.contains_key(ROUTING_KEY_HEADER), "{headers:?}");
+            for gone in [REASON_HEADER, ROUTING_KEY_HEADER, COPY_HEADER] {
+                assert!(!headers.contains_key(gone), "{headers:?}");
+            }
         }
     }
 
