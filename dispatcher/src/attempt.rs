@@ -107,6 +107,9 @@ impl Dispatcher {
             drop(admitted);
             return self.hold(delivery, (HoldReason::Silent, clock::now()), company).await;
         };
+        if busy.must_leave() {
+            return Ok(None);
+        }
         let event = &*served.event;
         let post = Post { subscription, event, body: &body, content_type, attempt };
         let (answer, permit) = self.make(post, admitted, permit, &busy).await;

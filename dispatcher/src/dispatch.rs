@@ -111,7 +111,7 @@ impl Left {
 pub(crate) enum Done {
     /// What follows from it is confirmed, or nothing does.
     Finished(Option<Left>),
-    /// It was not begun, because the service is stopping.
+    /// It was not begun, because the service is stopping, or not all of it, because RabbitMQ has taken it back.
     NotBegun,
     /// It can't be: what follows from it cannot be written at all.
     Stuck,
@@ -197,6 +197,9 @@ impl Dispatcher {
             Task::Page(page) => self.serve_page(page, came).await,
             Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came).await,
         };
+        if hand.is_left() {
+            return Done::NotBegun;
+        }
         if let Done::Finished(_) = &done {
             self.store.finish_all(&notes, &taken).await;
         }

@@ -118,7 +118,8 @@ pub(crate) struct Begun<'a> {
 impl Dispatcher {
     /// Makes these deliveries, and notes in the ledger which are done with; of one alone, without a ledger,
     /// answers the permit that is to be kept until its message is acknowledged. When the service is told to
-    /// stop, what has not begun goes on as parcels.
+    /// stop, what has not begun goes on as parcels; when RabbitMQ takes the message back, it is
+    /// [left](Hand::must_leave).
     pub(crate) async fn fan_out(
         &self,
         served: &Served,
@@ -160,6 +161,9 @@ impl Dispatcher {
                     Some(delivery) = going.next() => ended.add(delivery),
                 }
             };
+            if hand.must_leave() {
+                break;
+            }
             let delivery = self.delivery(&served.event, target);
             if self.shutdown.is_stopping() {
                 left.push(delivery);

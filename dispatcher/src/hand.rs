@@ -2,7 +2,7 @@
 //! While nothing of it is left but slow POSTs it takes neither, so that endpoints that hang keep nobody else
 //! waiting.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use doorbell_common::ids::Addressee;
@@ -18,6 +18,8 @@ pub(crate) struct Hand<'a> {
     /// Deliveries whose POST is slow.
     slow: AtomicUsize,
     turn: Mutex<Option<Permit<Addressee>>>,
+    /// Whether something was left to whom the message comes next.
+    is_left: AtomicBool,
 }
 
 /// A delivery of a message in hand, until this is dropped.
@@ -31,7 +33,22 @@ pub(crate) struct Slow<'a>(&'a Hand<'a>);
 impl<'a> Hand<'a> {
     pub(crate) fn new(settle: &'a Settle) -> Self {
         let (busy, slow, turn) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
-        Self { settle, busy, slow, turn }
+        Self { settle, busy, slow, turn, is_left: AtomicBool::new(false) }
+    }
+
+    /// Whether RabbitMQ has taken the message back. Whoever is told so leaves what he was about to begin to whom
+    /// it comes next: that one reads in the ledger what was done, and both would do the rest.
+    pub(crate) fn must_leave(&self) -> bool {
+        let must = self.settle.is_taken_back();
+        if must {
+            self.is_left.store(true, Ordering::Relaxed);
+        }
+        must
+    }
+
+    /// Whether someone was told so.
+    pub(crate) fn is_left(&self) -> bool {
+        self.is_left.load(Ordering::Relaxed)
     }
 
     /// Keeps a page's turn.
@@ -66,6 +83,11 @@ impl<'a> Hand<'a> {
 }
 
 impl<'a> Busy<'a> {
+    /// As for [`Hand::must_leave`].
+    pub(crate) fn must_leave(&self) -> bool {
+        self.0.must_leave()
+    }
+
     /// Its POST takes long.
     pub(crate) fn slow(&self) -> Slow<'a> {
         self.0.slow.fetch_add(1, Ordering::Relaxed);

@@ -52,6 +52,11 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Unused connections kept per host.
 const POOL_PER_HOST: usize = 1024;
 
+/// Whose timer is so late has stood still (a paused machine, a process without a processor), and how long he then takes to
+/// look at what came meanwhile.
+const STANDSTILL: Duration = Duration::from_millis(100);
+const CATCH_UP: Duration = Duration::from_millis(500);
+
 /// How often at most it is said that we are short of something.
 const TOLD_EACH: Duration = Duration::from_secs(10);
 
@@ -248,9 +253,9 @@ impl Sender {
                     request.headers_mut().insert(header::CONNECTION, CLOSE);
                 }
                 let exchange = self.exchange(request, &mut answer);
-                match tokio::time::timeout_at(start + timeout.0, exchange).await {
-                    Ok(exchanged) => exchanged.inspect_err(|shortage| self.tell(shortage))?,
-                    Err(_) => answer.break_off(timeout),
+                match in_time(start + timeout.0, exchange).await {
+                    Some(exchanged) => exchanged.inspect_err(|shortage| self.tell(shortage))?,
+                    None => answer.break_off(timeout),
                 }
                 if answer.is_whole() {
                     connection.stay();
@@ -294,6 +299,17 @@ impl Sender {
         answer.read_body(response).await;
         Ok(())
     }
+}
+
+/// What an exchange gives by this time. Whoever looks at the clock late has stood still himself: what came in time is
+/// here, but has not been looked at yet.
+async fn in_time<T>(deadline: Instant, exchange: impl Future<Output = T>) -> Option<T> {
+    let mut exchange = std::pin::pin!(exchange);
+    let exchanged = match tokio::time::timeout_at(deadline, exchange.as_mut()).await {
+        Err(_) if deadline.elapsed() > STANDSTILL => tokio::time::timeout(CATCH_UP, exchange).await,
+        exchanged => exchanged,
+    };
+    exchanged.ok()
 }
 
 fn request_headers(post: Post<'_>, now: Timestamp) -> HeaderMap {

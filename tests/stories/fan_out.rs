@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 pub(crate) async fn a_kill_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
@@ -38,6 +39,82 @@ pub(crate) async fn a_kill_repeats_no_more_than_was_in_flight() -> anyhow::Resul
     );
     // Three kills of two dispatchers.
     assert!(duplicates <= 3 * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
+
+/// What a dispatcher has in hand when it loses its connection comes to another one, or again to it: they do not both go
+/// on with it.
+pub(crate) async fn a_lost_connection_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
+    const ENDPOINTS: usize = 200;
+    const EVENTS: usize = 20;
+    const IN_FLIGHT: usize = 40;
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
+    let world = World::with("lost", setup).await?;
+    world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
+    world.subscribe("alone", "alone", &["#"]).await?;
+    for endpoint in (0..ENDPOINTS).map(|n| format!("many-{n}")).chain(["alone".to_owned()]) {
+        world.receiver.behave(&endpoint, Behaviour::Slow(Duration::from_millis(150)));
+    }
+    world.in_force().await;
+    for n in 0..EVENTS {
+        world.publish("acme", "big", json!(n)).await?;
+        for m in 0..4 {
+            world.publish("alone", "small", json!([n, m])).await?;
+        }
+    }
+    for part in 1..3 {
+        eventually("a part has arrived", seconds(60), || async {
+            world.receiver.posts().len() > part * EVENTS * ENDPOINTS / 4
+        })
+        .await?;
+        world.engines.close_connections(&world.vhost).await?;
+    }
+    world.settle(seconds(120)).await?;
+    let duplicates = world.duplicates().await?;
+    eprintln!(
+        "all connections lost twice amid {EVENTS} events for {ENDPOINTS}: {duplicates} duplicates"
+    );
+    assert!(duplicates <= 2 * 2 * IN_FLIGHT, "{duplicates} duplicates");
+    world.finish().await
+}
+
+/// RabbitMQ gives up who stands still for long. Others do his work meanwhile, and he leaves it to them when he goes on.
+pub(crate) async fn who_stood_still_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
+    const ENDPOINTS: usize = 100;
+    const EVENTS: usize = 20;
+    const IN_FLIGHT: usize = 40;
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
+    let world = World::with("still", setup).await?;
+    world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
+    for n in 0..ENDPOINTS {
+        world.receiver.behave(&format!("many-{n}"), Behaviour::Slow(Duration::from_millis(150)));
+    }
+    world.in_force().await;
+    for n in 0..EVENTS {
+        world.publish("acme", "big", json!(n)).await?;
+    }
+    eventually("a part has arrived", seconds(60), || async {
+        world.receiver.posts().len() > EVENTS * ENDPOINTS / 4
+    })
+    .await?;
+    world.signal("dispatcher-1", Signal::SIGSTOP).await?;
+    eventually("all has arrived", seconds(120), || async {
+        world.ledger.missing(&world.receiver).is_empty()
+    })
+    .await?;
+    world.signal("dispatcher-1", Signal::SIGCONT).await?;
+    world.until_readiness("dispatcher-1", true).await?;
+    world.settle(seconds(30)).await?;
+    let duplicates = world.duplicates().await?;
+    eprintln!(
+        "one of two dispatchers stood still amid {EVENTS} events for {ENDPOINTS}: {duplicates} duplicates"
+    );
+    // What was in flight when it stopped, and what it begins before it knows.
+    assert!(duplicates <= 2 * IN_FLIGHT, "{duplicates} duplicates");
+    let timeouts = world.metric("doorbell_attempts_total{outcome=\"timeout\"}").await?;
+    assert!(timeouts < 1.0, "no endpoint took long: {timeouts} did");
     world.finish().await
 }
 

@@ -109,6 +109,8 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
         hanging::many_endpoints_that_hang_hold_nobody_up,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
+        fan_out::a_lost_connection_repeats_no_more_than_was_in_flight,
+        fan_out::who_stood_still_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,
         parcels::a_kill_repeats_no_more_of_a_parcel_than_was_in_flight,

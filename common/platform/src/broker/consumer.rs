@@ -103,6 +103,12 @@ impl Settle {
         }
     }
 
+    /// Whether RabbitMQ has taken the message back, since its channel was lost: it comes again, to us or to others.
+    #[must_use]
+    pub fn is_taken_back(&self) -> bool {
+        self.session.as_ref().is_some_and(mpsc::UnboundedSender::is_closed)
+    }
+
     /// The message is done with; what follows from it is confirmed.
     pub fn ack(mut self) {
         self.send(Settlement::Ack, None);
