@@ -197,9 +197,6 @@ impl Dispatcher {
             Task::Page(page) => self.serve_page(page, came).await,
             Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came).await,
         };
-        if hand.is_left() {
-            return Done::NotBegun;
-        }
         if let Done::Finished(_) = &done {
             self.store.finish_all(&notes, &taken).await;
         }

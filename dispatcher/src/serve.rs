@@ -198,6 +198,7 @@ impl Dispatcher {
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
         match self.fan_out(served, targets, ledger.clone(), came.hand).await {
+            Ok(_) if came.hand.is_left() => Done::NotBegun,
             Ok(permit) => {
                 let permit = permit.map(|_permit| Left::Permit { _permit });
                 Done::Finished(ledger.map(Left::Page).or(permit))
