@@ -1,13 +1,17 @@
 //! What a message takes from others while it is in hand: its place in the window of its queue, and the turn of a page.
-//! While nothing of it is left but slow POSTs it takes neither, so that endpoints that hang keep nobody else
-//! waiting.
+//! While nothing of it is left but slow POSTs, or it waits to be told what was done of it before, it takes neither, so
+//! that endpoints that hang, or Redis, keep nobody else waiting.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use doorbell_common::ids::Addressee;
 use doorbell_platform::broker::Settle;
 use doorbell_platform::permits::Permit;
+
+/// What takes longer is waited for aside.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A message in hand.
 #[derive(Debug)]
@@ -59,6 +63,19 @@ impl<'a> Hand<'a> {
     /// The turn is over.
     pub(crate) fn let_go(&self) {
         drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// What the future gives. Where it takes a while, the message takes nothing from others meanwhile.
+    pub(crate) async fn aside<T>(&self, waiting: impl Future<Output = T>) -> T {
+        let mut waiting = std::pin::pin!(waiting);
+        if let Ok(given) = tokio::time::timeout(AT_ONCE, waiting.as_mut()).await {
+            return given;
+        }
+        self.let_go();
+        self.settle.linger(true);
+        let given = waiting.await;
+        self.settle.linger(false);
+        given
     }
 
     /// So many deliveries are to be made.

@@ -2,17 +2,23 @@
 //! it goes on where it was. It is in Redis, and read only when a message comes again.
 //!
 //! A delivery keeps its permit until its entry is written, so what a crash repeats is never more
-//! than what the permits allow. Without Redis work goes on: a duplicate, never a loss.
+//! than what the permits allow. Where a machine is lost, Redis may be away just when a message comes again: so that
+//! waits a while for another Redis to take over. Without one work goes on: a duplicate, never a loss.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, SubscriptionId};
+use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::permits::Permit;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use tokio::sync::{mpsc, oneshot};
 
+/// How long Redis may be away until a message that comes again goes on without the ledger: a cluster, by its defaults,
+/// takes some twenty seconds to give a lost node's part to another one.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Entries written in one go.
 const BATCH: usize = 1024;
 
@@ -68,9 +74,15 @@ impl LedgerPage {
         &self.name
     }
 
-    /// Who is done with. Nobody, if Redis does not say.
-    pub(crate) async fn served(&self) -> HashSet<SubscriptionId> {
-        self.ledger.store.served(&self.name).await
+    /// Who is done with; nobody, if Redis has not said so for a minute. `None` if the service stops before.
+    pub(crate) async fn served(&self, shutdown: &Shutdown) -> Option<HashSet<SubscriptionId>> {
+        let Ledger { store, .. } = &self.ledger;
+        let at_most = PATIENCE.saturating_sub(store.away_for());
+        match patiently(shutdown, at_most, || store.served(&self.name)).await {
+            Ok(served) => Some(served),
+            Err(Unanswered::Stuck) => Some(HashSet::new()),
+            Err(Unanswered::Stopping) => None,
+        }
     }
 
     /// Notes that one is done with. The permit of its POST is given back once that is written, or cannot

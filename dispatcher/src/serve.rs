@@ -192,7 +192,8 @@ impl Dispatcher {
         if let Some(page) = &ledger
             && came.redelivered
         {
-            let done_with = page.served().await;
+            let reading = page.served(&self.shutdown);
+            let Some(done_with) = came.hand.aside(reading).await else { return Done::NotBegun };
             let before = targets.len();
             targets.retain(|(target, _)| !done_with.contains(target.id()));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));

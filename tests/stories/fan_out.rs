@@ -79,6 +79,52 @@ pub(crate) async fn a_lost_connection_repeats_no_more_than_was_in_flight() -> an
     world.finish().await
 }
 
+/// Where a machine is lost, RabbitMQ and Redis may be lost to a dispatcher at once. What comes again then waits for the
+/// ledger, and nobody else does.
+pub(crate) async fn what_comes_again_waits_for_its_ledger() -> anyhow::Result<()> {
+    const ENDPOINTS: usize = 100;
+    const EVENTS: usize = 12;
+    let world = World::with("unread", Setup::private()).await?;
+    world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
+    world.subscribe_many("few", ("few", 5), &["#"]).await?;
+    world.subscribe("beside", "beside", &["#"]).await?;
+    // The last of each message keeps it in hand.
+    for slow in ["many-0", "few-0"] {
+        world.receiver.behave(slow, Behaviour::Slow(seconds(6)));
+    }
+    world.in_force().await;
+    for n in 0..EVENTS {
+        for tenant in ["acme", "few", "beside"] {
+            world.publish(tenant, "a", json!(n)).await?;
+        }
+    }
+    eventually("all but the last of each has arrived", seconds(60), || async {
+        world.ledger.missing(&world.receiver).iter().all(|(endpoint, _)| endpoint.ends_with("-0"))
+    })
+    .await?;
+    world.engines.redis.lock().await.process().signal(Signal::SIGSTOP)?;
+    world.engines.close_connections(&world.vhost).await?;
+    world.until_readiness("producer", true).await?;
+    for n in 0..3 {
+        let before = world.receiver.accepted("beside");
+        world.publish("beside", "a", json!([n])).await?;
+        eventually("others are served", seconds(30), || async {
+            world.receiver.accepted("beside") > before
+        })
+        .await?;
+    }
+    world.until_readiness("dispatcher-1", false).await?;
+    world.engines.redis.lock().await.process().signal(Signal::SIGCONT)?;
+    world.settle(seconds(120)).await?;
+    let duplicates = world.duplicates().await?;
+    eprintln!(
+        "RabbitMQ and Redis lost at once amid {EVENTS} events for {ENDPOINTS}: {duplicates} duplicates"
+    );
+    // Those that were in flight, and of which that could not be noted any more.
+    assert!(duplicates <= 4 * EVENTS, "{duplicates} duplicates");
+    world.finish().await
+}
+
 /// RabbitMQ gives up who stands still for long. Others do his work meanwhile, and he leaves it to them when he goes on.
 pub(crate) async fn who_stood_still_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
     const ENDPOINTS: usize = 100;

@@ -110,6 +110,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         hanging::many_endpoints_that_hang_hold_nobody_up,
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_lost_connection_repeats_no_more_than_was_in_flight,
+        fan_out::what_comes_again_waits_for_its_ledger,
         fan_out::who_stood_still_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use doorbell_common::ids::SubscriptionId;
 use redis::Pipeline;
 
-use super::Store;
+use super::{Store, StoreError};
 
 /// How long a fan-out is remembered after its last entry.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -55,21 +55,18 @@ impl Store {
         &mut pipes[last]
     }
 
-    /// Who is done with in a fan-out; nobody, if Redis does not say.
-    pub async fn served(&self, name: &str) -> HashSet<SubscriptionId> {
-        if !self.is_up() {
-            return HashSet::new();
-        }
-        let mut link = self.link.clone();
-        let mut members = redis::cmd("SMEMBERS");
-        members.arg(self.keys.ledger(name));
-        match members.query_async::<Vec<String>>(&mut link).await {
-            Ok(ids) => ids.iter().filter_map(|id| id.parse().ok()).collect(),
-            Err(error) => {
-                tracing::debug!(%error, "ledger not read");
-                HashSet::new()
-            }
-        }
+    /// Who is done with in a fan-out.
+    ///
+    /// # Errors
+    /// Redis did not answer.
+    pub async fn served(&self, name: &str) -> Result<HashSet<SubscriptionId>, StoreError> {
+        let reading = async {
+            let mut members = redis::cmd("SMEMBERS");
+            members.arg(self.keys.ledger(name));
+            Ok(members.query_async::<Vec<String>>(&mut self.link.clone()).await?)
+        };
+        let ids = self.if_up(reading).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 }
 
