@@ -8,6 +8,7 @@ use std::time::Duration;
 use doorbell_common::time::Timestamp;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::clock;
 
@@ -45,6 +46,9 @@ pub struct Condition {
     pub detail: String,
     /// Whether readiness depends on it.
     pub required: bool,
+    /// When it became so, whatever the clock was set to since.
+    #[serde(skip)]
+    changed: Instant,
 }
 
 /// The conditions of all dependencies. Cheap to clone.
@@ -75,7 +79,13 @@ impl Health {
                 let detail = "not connected yet".to_owned();
                 (
                     *dependency,
-                    Condition { up: false, since: clock::now(), detail, required: *required },
+                    Condition {
+                        up: false,
+                        since: clock::now(),
+                        detail,
+                        required: *required,
+                        changed: Instant::now(),
+                    },
                 )
             })
             .collect();
@@ -99,7 +109,7 @@ impl Health {
             return;
         }
         if condition.up != up {
-            condition.since = clock::now();
+            (condition.since, condition.changed) = (clock::now(), Instant::now());
             self.gauge.with_label_values(&[dependency.as_str()]).set(i64::from(up));
         }
         match up {
@@ -122,7 +132,7 @@ impl Health {
     pub fn down_for(&self, dependency: Dependency) -> Duration {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         let down = conditions.get(&dependency).filter(|condition| !condition.up);
-        down.map_or(Duration::ZERO, |condition| clock::now().since(condition.since))
+        down.map_or(Duration::ZERO, |condition| condition.changed.elapsed())
     }
 
     /// Whether every dependency that readiness depends on can be used.

@@ -14,6 +14,7 @@ use std::time::Duration;
 pub mod api_keys;
 pub mod audit;
 pub mod changes;
+mod clocks;
 pub mod event_types;
 pub mod failing;
 pub mod held;
@@ -43,6 +44,7 @@ use doorbell_common::sealing::NotOpened;
 use prometheus::Registry;
 use redis::{FromRedisValue, Pipeline, RedisError, Value, from_redis_value};
 
+use clocks::Clocks;
 use keys::Keys;
 use link::Link;
 use memory::Memory;
@@ -67,6 +69,7 @@ pub struct Store {
     health: Health,
     secrets: Secrets,
     memory: Memory,
+    clocks: Clocks,
     /// The epoch seen first; another one later is another store.
     epoch: Arc<RwLock<Option<String>>>,
 }
@@ -165,8 +168,10 @@ impl Store {
         (health, registry): (Health, &Registry),
     ) -> anyhow::Result<Self> {
         let link = Link::new(urls, trust, registry)?;
-        let (keys, secrets) = (Keys::new(prefix), Secrets::default());
-        Ok(Self { link, keys, health, secrets, memory: Memory::default(), epoch: Arc::default() })
+        let (keys, secrets, clocks) =
+            (Keys::new(prefix), Secrets::default(), Clocks::new(registry)?);
+        let (memory, epoch) = (Memory::default(), Arc::default());
+        Ok(Self { link, keys, health, secrets, memory, clocks, epoch })
     }
 
     /// Prepares an empty Redis. Answers whether it was empty; one that has an epoch stays as it is.
@@ -196,9 +201,10 @@ impl Store {
         self.secrets.check(sealing)
     }
 
-    /// Checks besides that it forgets nothing by itself.
+    /// Checks besides that it forgets nothing by itself, and compares its clock with ours.
     async fn check(&self) -> Result<(), StoreError> {
         self.check_epoch().await?;
+        self.compare_clocks().await;
         self.check_memory().await
     }
 

@@ -1,27 +1,38 @@
 //! Whether Redis may forget any key to make room for others. Then a tenant may lose its subscriptions, and look as if it
 //! had none.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{InfoDict, Value, from_redis_value};
-use tokio::time::Instant;
 
 use super::{Store, StoreError};
+use crate::seldom::Seldom;
 
 /// How often Redis is asked.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// What Redis said last. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Memory(Arc<Mutex<Said>>);
+#[derive(Clone, Debug)]
+pub(super) struct Memory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    asked: Seldom,
+    said: Mutex<Said>,
+}
 
 #[derive(Debug, Default)]
 struct Said {
-    ask_at: Option<Instant>,
     may_not_ask: bool,
     /// The policy by which it may forget what it should not.
     evicts: Option<String>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self(Arc::new(Inner { asked: Seldom::each(EVERY), said: Mutex::default() }))
+    }
 }
 
 impl Store {
@@ -48,25 +59,23 @@ impl Store {
 
 impl Memory {
     fn is_to_be_asked(&self) -> bool {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let is_time = !said.may_not_ask && said.ask_at.is_none_or(|at| at <= now);
-        if is_time {
-            said.ask_at = Some(now + EVERY);
-        }
-        is_time
+        !self.said().may_not_ask && self.0.asked.is_time()
     }
 
     fn ask_no_more(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).may_not_ask = true;
+        self.said().may_not_ask = true;
     }
 
     fn set(&self, evicts: Option<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).evicts = evicts;
+        self.said().evicts = evicts;
     }
 
     fn evicts(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).evicts.clone()
+        self.said().evicts.clone()
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.0.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
