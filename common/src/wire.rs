@@ -115,11 +115,10 @@ pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
 pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
     let newline = bytes.iter().position(|b| *b == b'\n').ok_or(InvalidWork::NoHead)?;
     let (line, data) = bytes.split_at(newline);
-    let VersionOnly { v } = serde_json::from_slice(line)?;
-    if v != VERSION {
-        return Err(InvalidWork::Version(v));
+    let head: Head = serde_json::from_slice(line).map_err(|error| unknown(line, error))?;
+    if head.v != VERSION {
+        return Err(InvalidWork::Version(head.v));
     }
-    let head: Head = serde_json::from_slice(line)?;
     let event = Arc::new(Event {
         id: head.event.id,
         tenant: head.event.tenant,
@@ -137,6 +136,14 @@ pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
         WorkHead::Deliveries(states) if states.is_empty() => return Err(InvalidWork::Empty),
         WorkHead::Deliveries(states) => Work::Parcel(Parcel { event, states }),
     })
+}
+
+/// Why a head line is not read: another version may have any.
+fn unknown(line: &[u8], error: serde_json::Error) -> InvalidWork {
+    match serde_json::from_slice(line) {
+        Ok(VersionOnly { v }) if v != VERSION => InvalidWork::Version(v),
+        Ok(_) | Err(_) => InvalidWork::Head(error),
+    }
 }
 
 #[cfg(test)]
