@@ -47,13 +47,9 @@ impl Outsider {
         properties: BasicProperties,
         body: impl AsRef<[u8]>,
     ) -> anyhow::Result<()> {
-        let (options, body) = (BasicPublishOptions::default(), body.as_ref());
-        let confirm = self
-            .channel
-            .basic_publish("doorbell.events".into(), event_type.into(), options, body, properties)
-            .await?;
-        anyhow::ensure!(confirm.await?.is_ack(), "not confirmed");
-        Ok(())
+        let (exchange, routing_key) = ("doorbell.events".to_owned(), event_type.to_owned());
+        let body = body.as_ref().to_vec().into();
+        self.publish_message(Message { exchange, routing_key, properties, body }).await
     }
 
     /// Publishes a message as our services do.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::payload::Payload;
 use doorbell_common::retry::RetryPolicy;
@@ -117,7 +118,7 @@ impl Ledger {
     /// Checks every POST that came.
     ///
     /// # Errors
-    /// One is foreign, changed, unverified or early.
+    /// One is foreign, changed, unverified or early, or the attempt before it never came.
     pub fn check(&self, receiver: &Receiver) -> anyhow::Result<()> {
         let inner = self.lock();
         for post in receiver.posts() {
@@ -136,8 +137,13 @@ impl Ledger {
             check_body(wanted, event, &post)?;
             // Of an attempt that came twice (a crash does that), the first may be what was retried.
             let before = post.attempt.saturating_sub(1);
-            if let Some(before) = receiver.first_came(&post.endpoint, &post.id, before) {
-                check_time(wanted, before, &post)?;
+            if before > 0 {
+                let came = receiver.first_came(&post.endpoint, &post.id, before);
+                let came = came.with_context(|| {
+                    let Post { attempt, id, endpoint, .. } = &post;
+                    format!("spent: attempt {attempt} of {id} came to {endpoint}, and {before} never did")
+                })?;
+                check_time(wanted, came, &post)?;
             }
         }
         Ok(())

@@ -7,12 +7,17 @@ use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+/// A world in which each dispatcher has so many POSTs in flight at most.
+async fn world_with(name: &str, in_flight: usize) -> anyhow::Result<World> {
+    let mut setup = Setup::default();
+    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), in_flight.to_string()));
+    World::with(name, setup).await
+}
+
 pub(crate) async fn a_kill_repeats_no_more_than_was_in_flight() -> anyhow::Result<()> {
     const ENDPOINTS: usize = 3000;
     const IN_FLIGHT: usize = 40;
-    let mut setup = Setup::default();
-    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
-    let world = World::with("big", setup).await?;
+    let world = world_with("big", IN_FLIGHT).await?;
     world.subscribe_many("acme", ("many", ENDPOINTS), &["big.#"]).await?;
     for n in 0..ENDPOINTS {
         world.receiver.behave(&format!("many-{n}"), Behaviour::Slow(Duration::from_millis(150)));
@@ -48,9 +53,7 @@ pub(crate) async fn a_lost_connection_repeats_no_more_than_was_in_flight() -> an
     const ENDPOINTS: usize = 200;
     const EVENTS: usize = 20;
     const IN_FLIGHT: usize = 40;
-    let mut setup = Setup::default();
-    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
-    let world = World::with("lost", setup).await?;
+    let world = world_with("lost", IN_FLIGHT).await?;
     world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
     world.subscribe("alone", "alone", &["#"]).await?;
     for endpoint in (0..ENDPOINTS).map(|n| format!("many-{n}")).chain(["alone".to_owned()]) {
@@ -130,9 +133,7 @@ pub(crate) async fn who_stood_still_repeats_no_more_than_was_in_flight() -> anyh
     const ENDPOINTS: usize = 100;
     const EVENTS: usize = 20;
     const IN_FLIGHT: usize = 40;
-    let mut setup = Setup::default();
-    setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), IN_FLIGHT.to_string()));
-    let world = World::with("still", setup).await?;
+    let world = world_with("still", IN_FLIGHT).await?;
     world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
     for n in 0..ENDPOINTS {
         world.receiver.behave(&format!("many-{n}"), Behaviour::Slow(Duration::from_millis(150)));
