@@ -141,7 +141,8 @@ impl Broker {
 
     async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
         let sharding = *self.inner.sharding.get_or_try_init(|| self.find_sharding()).await?;
-        in_time(connection, topology::declare(connection, sharding)).await
+        // On the heap, for it is large.
+        in_time(connection, Box::pin(topology::declare(connection, sharding))).await
     }
 
     /// Declares everything anew, after something was deleted. On a connection of its own: a

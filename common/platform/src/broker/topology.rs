@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use doorbell_common::intake::TENANT_HEADER;
 use doorbell_common::rung::DelayQueue;
 use doorbell_common::sideline::Lane;
+use futures_util::future::{try_join, try_join_all};
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions,
     QueueDeclareOptions,
@@ -206,24 +207,28 @@ pub(super) async fn is_declared(connection: &Connection) -> anyhow::Result<bool>
 }
 
 /// Declares everything on a channel of its own. What others publish to comes when all that it leads to is there: what
-/// an exchange takes that leads nowhere is confirmed, and lost.
+/// an exchange takes that leads nowhere is confirmed, and lost. What does not need each other is asked for at once,
+/// because RabbitMQ may be some milliseconds away.
 pub(super) async fn declare(connection: &Connection, sharding: Sharding) -> anyhow::Result<()> {
     let channel = connection.create_channel().await?;
-    for (name, kind, arguments) in [
-        (UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
-        (INTERNAL, ExchangeKind::Direct, with_alternate()),
-    ] {
-        declare_exchange(&channel, name, kind, arguments).await?;
-    }
+    try_join(
+        declare_exchange(&channel, UNROUTED, ExchangeKind::Fanout, FieldTable::default()),
+        declare_exchange(&channel, INTERNAL, ExchangeKind::Direct, with_alternate()),
+    )
+    .await?;
     declare_queues(&channel).await?;
-    for (spread, arguments) in [(ASIDE, with_alternate()), (INGRESS, FieldTable::default())] {
-        declare_spread(&channel, &spread, sharding, arguments).await?;
-    }
+    try_join(
+        declare_spread(&channel, &ASIDE, sharding, with_alternate()),
+        declare_spread(&channel, &INGRESS, sharding, FieldTable::default()),
+    )
+    .await?;
     declare_exchange(&channel, LAST_DECLARED, ExchangeKind::Direct, FieldTable::default()).await?;
     channel.close(200, "declared".into()).await?;
-    for spread in [INGRESS, ASIDE] {
-        remove_other_way(connection, &spread, sharding).await?;
-    }
+    try_join(
+        remove_other_way(connection, &INGRESS, sharding),
+        remove_other_way(connection, &ASIDE, sharding),
+    )
+    .await?;
     Ok(())
 }
 
@@ -285,10 +290,11 @@ async fn declare_queues(channel: &Channel) -> anyhow::Result<()> {
     queues.extend(DelayQueue::all().map(|queue| (queue.name(), delay_queue(queue))));
     queues.push((TESTS.to_owned(), test_queue()));
     queues.extend(STREAMS.map(|(name, days, size)| (name.to_owned(), stream(days, size))));
-    for (name, arguments) in queues {
-        declare_queue(channel, &name, arguments).await?;
-        bind(channel, &name, INTERNAL, &name).await?;
-    }
+    try_join_all(queues.iter().map(async |(name, arguments)| {
+        declare_queue(channel, name, arguments.clone()).await?;
+        bind(channel, name, INTERNAL, name).await
+    }))
+    .await?;
     Ok(())
 }
 
@@ -298,18 +304,17 @@ async fn declare_spread(
     sharding: Sharding,
     arguments: FieldTable,
 ) -> anyhow::Result<()> {
-    for queue in spread.queues() {
-        declare_queue(channel, &queue, work_queue()).await?;
-    }
+    let queues: Vec<String> = spread.queues().collect();
+    try_join_all(queues.iter().map(|queue| declare_queue(channel, queue, work_queue()))).await?;
     let way = match sharding {
         Sharding::ByTenant => {
             declare_sharded_exchange(channel, spread.sharded)
                 .await
                 .with_context(|| format!("cannot declare exchange {}", spread.sharded))?;
-            for queue in spread.shards() {
-                // The binding key of this exchange type is a weight.
-                bind(channel, &queue, spread.sharded, "1").await?;
-            }
+            let shards: Vec<String> = spread.shards().collect();
+            // The binding key of this exchange type is a weight.
+            try_join_all(shards.iter().map(|queue| bind(channel, queue, spread.sharded, "1")))
+                .await?;
             spread.sharded
         }
         Sharding::Single => {
@@ -319,17 +324,16 @@ async fn declare_spread(
             spread.single
         }
     };
-    declare_exchange(channel, spread.exchange, spread.kind.clone(), arguments).await?;
-    channel
-        .exchange_bind(
-            way.into(),
-            spread.exchange.into(),
-            "#".into(),
-            ExchangeBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .with_context(|| format!("cannot bind {way} to {}", spread.exchange))
+    let binding = async {
+        let (way, exchange) = (way.into(), spread.exchange.into());
+        let (options, arguments) = (ExchangeBindOptions::default(), FieldTable::default());
+        let bound = channel.exchange_bind(way, exchange, "#".into(), options, arguments).await;
+        bound.with_context(|| format!("cannot bind to exchange {}", spread.exchange))
+    };
+    // One right after the other, for between them it leads nowhere.
+    let declaring = declare_exchange(channel, spread.exchange, spread.kind.clone(), arguments);
+    try_join(declaring, binding).await?;
+    Ok(())
 }
 
 /// After the plugin was switched on or off, events must not come both ways. The right way is
