@@ -1,5 +1,7 @@
 //! The catalogue of event types over HTTP: one by one, or as a whole.
 
+use std::collections::{HashMap, HashSet};
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -106,9 +108,10 @@ pub(crate) async fn import(
     let before = api.store.event_types().await.map_err(trouble)?;
     let now = clock::now();
     let mut types = read_all(&body, now)?;
+    let created: HashMap<&EventType, Timestamp> =
+        before.iter().map(|before| (&before.name, before.created_at)).collect();
     for known in &mut types {
-        let same = before.iter().find(|before| before.name == known.name);
-        known.created_at = same.map_or(now, |before| before.created_at);
+        known.created_at = created.get(&known.name).copied().unwrap_or(now);
     }
     api.store.replace_event_types(&types).await.map_err(trouble)?;
     let names = |types: &[KnownType]| json!({ "names": types.iter().map(|known| &known.name).collect::<Vec<_>>() });
@@ -160,16 +163,15 @@ fn read_all(body: &[u8], now: Timestamp) -> Result<Vec<KnownType>, Problem> {
         let detail = format!("may have at most {MAX_TYPES} types");
         return Err(Problem::invalid(vec![FieldError::new("/event_types", detail)]));
     }
-    let (mut read_types, mut errors): (Vec<KnownType>, Vec<FieldError>) = (Vec::new(), Vec::new());
+    let (mut read_types, mut errors) = (Vec::new(), Vec::new());
+    let mut names = HashSet::new();
     for (n, raw) in types.iter().enumerate() {
         let at = |error: FieldError| {
             FieldError::new(format!("/event_types/{n}{}", error.pointer), error.detail)
         };
         match read_named(raw, now) {
-            Ok(known) if read_types.iter().any(|other| other.name == known.name) => {
-                errors.push(at(FieldError::new("/name", "is there twice")));
-            }
-            Ok(known) => read_types.push(known),
+            Ok(known) if names.insert(known.name.clone()) => read_types.push(known),
+            Ok(_) => errors.push(at(FieldError::new("/name", "is there twice"))),
             Err(wrong) => errors.extend(wrong.into_iter().map(at)),
         }
     }
