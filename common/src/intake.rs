@@ -138,26 +138,11 @@ pub fn admit(
     max_bytes: usize,
     now: Timestamp,
 ) -> Result<Arrival, Refusal> {
-    let event_type = publication.routing_key.parse()?;
-    let tenant = match publication.tenant {
-        None => return Err(Refusal::NoTenant),
-        Some(tenant) => tenant.parse().map_err(Refusal::Tenant)?,
-    };
-    let id: Option<EventId> =
-        publication.message_id.map(str::parse).transpose().map_err(Refusal::Id)?;
-    if publication.content_type.is_some_and(|text| !is_json(text)) {
-        return Err(Refusal::ContentType);
-    }
-    let timestamp = match publication.exact_timestamp {
-        Some(text) => Some(text.parse().map_err(Refusal::Timestamp)?),
-        None => publication.timestamp.map(Timestamp::from_seconds),
-    };
-    let deliver_at: Option<Timestamp> =
-        publication.deliver_at.map(str::parse).transpose().map_err(Refusal::DeliverAt)?;
-    if deliver_at.is_some_and(|at| at > now.plus(MAX_AHEAD)) {
-        return Err(Refusal::TooFarAhead);
-    }
-    json::check(publication.body, max_bytes, MAX_DEPTH)?;
+    let parts = Parts::of(publication, max_bytes, now);
+    let (event_type, tenant, id) = (parts.event_type?, parts.tenant?, parts.id?);
+    parts.content_type?;
+    let (timestamp, deliver_at) = (parts.timestamp?, parts.deliver_at?);
+    parts.data?;
     let trace = Trace::from_headers(publication.traceparent, publication.tracestate);
     Ok(Arrival {
         minted: publication.minted && id.is_some(),
@@ -168,6 +153,63 @@ pub fn admit(
         deliver_at,
         trace,
     })
+}
+
+/// Every rule that a message breaks, in the order in which [`admit`] looks.
+#[must_use]
+pub fn refusals(publication: &Publication<'_>, max_bytes: usize, now: Timestamp) -> Vec<Refusal> {
+    let parts = Parts::of(publication, max_bytes, now);
+    [
+        parts.event_type.err(),
+        parts.tenant.err(),
+        parts.id.err(),
+        parts.content_type.err(),
+        parts.timestamp.err(),
+        parts.deliver_at.err(),
+        parts.data.err(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// What the parts of a message are, each by itself.
+struct Parts {
+    event_type: Result<EventType, Refusal>,
+    tenant: Result<Addressee, Refusal>,
+    id: Result<Option<EventId>, Refusal>,
+    content_type: Result<(), Refusal>,
+    timestamp: Result<Option<Timestamp>, Refusal>,
+    deliver_at: Result<Option<Timestamp>, Refusal>,
+    data: Result<(), Refusal>,
+}
+
+impl Parts {
+    fn of(publication: &Publication<'_>, max_bytes: usize, now: Timestamp) -> Self {
+        let tenant = publication.tenant.ok_or(Refusal::NoTenant);
+        let is_other = publication.content_type.is_some_and(|text| !is_json(text));
+        let timestamp = match publication.exact_timestamp {
+            Some(text) => text.parse().map(Some).map_err(Refusal::Timestamp),
+            None => Ok(publication.timestamp.map(Timestamp::from_seconds)),
+        };
+        Self {
+            event_type: publication.routing_key.parse().map_err(Refusal::EventType),
+            tenant: tenant.and_then(|tenant| tenant.parse().map_err(Refusal::Tenant)),
+            id: publication.message_id.map(str::parse).transpose().map_err(Refusal::Id),
+            content_type: if is_other { Err(Refusal::ContentType) } else { Ok(()) },
+            timestamp,
+            deliver_at: deliver_at(publication.deliver_at, now),
+            data: json::check(publication.body, max_bytes, MAX_DEPTH).map_err(Refusal::Data),
+        }
+    }
+}
+
+fn deliver_at(text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
+    let at: Option<Timestamp> = text.map(str::parse).transpose().map_err(Refusal::DeliverAt)?;
+    if at.is_some_and(|at| at > now.plus(MAX_AHEAD)) {
+        return Err(Refusal::TooFarAhead);
+    }
+    Ok(at)
 }
 
 /// `application/json`, parameters allowed: they mean nothing for JSON (RFC 8259 §11).
@@ -248,5 +290,34 @@ mod tests {
         ] {
             assert_eq!(verdict(publication), Err(why));
         }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        use Refusal as R;
+        let now = Timestamp::from_seconds(1_000_000);
+        assert_eq!(refusals(&good(), 100, now), []);
+        let bad = Publication {
+            routing_key: "",
+            message_id: Some(""),
+            tenant: None,
+            timestamp: Some(5),
+            exact_timestamp: Some("now"),
+            content_type: Some("text/plain"),
+            deliver_at: Some("1971-01-01T00:00:00Z"),
+            body: b"",
+            ..Publication::default()
+        };
+        let told = [
+            R::EventType(InvalidEventType::Empty),
+            R::NoTenant,
+            R::Id(InvalidId::Empty),
+            R::ContentType,
+            R::Timestamp(InvalidTimestamp),
+            R::TooFarAhead,
+            R::Data(InvalidJson::Empty),
+        ];
+        assert_eq!(refusals(&bad, 100, now), told);
+        assert_eq!(verdict(bad), Err(R::EventType(InvalidEventType::Empty)));
     }
 }

@@ -67,18 +67,7 @@ pub(crate) struct Ready {
 /// Checks an event by the rules of publishing and gives it what it lacks.
 pub(crate) fn prepare(event: &NewEvent, max_bytes: usize) -> Result<Ready, Refusal> {
     let now = clock::now();
-    let publication = Publication {
-        routing_key: &event.event_type,
-        message_id: event.id.as_deref(),
-        exact_timestamp: event.timestamp.as_deref(),
-        tenant: Some(&event.tenant),
-        deliver_at: event.deliver_at.as_deref(),
-        traceparent: event.traceparent.as_deref(),
-        tracestate: event.tracestate.as_deref(),
-        body: &event.data,
-        ..Publication::default()
-    };
-    let arrival = intake::admit(&publication, max_bytes, now)?;
+    let arrival = intake::admit(&publication(event), max_bytes, now)?;
     let minted = arrival.id.is_none();
     let id = arrival.id.unwrap_or_else(ids::event_id);
     let timestamp = arrival.timestamp.unwrap_or(now);
@@ -102,6 +91,25 @@ pub(crate) fn prepare(event: &NewEvent, max_bytes: usize) -> Result<Ready, Refus
         body: event.data.clone().into(),
     };
     Ok(Ready { id, tenant: arrival.tenant, event_type: arrival.event_type, message })
+}
+
+/// Every rule of publishing that an event breaks.
+pub(crate) fn refusals(event: &NewEvent, max_bytes: usize) -> Vec<Refusal> {
+    intake::refusals(&publication(event), max_bytes, clock::now())
+}
+
+fn publication(event: &NewEvent) -> Publication<'_> {
+    Publication {
+        routing_key: &event.event_type,
+        message_id: event.id.as_deref(),
+        exact_timestamp: event.timestamp.as_deref(),
+        tenant: Some(&event.tenant),
+        deliver_at: event.deliver_at.as_deref(),
+        traceparent: event.traceparent.as_deref(),
+        tracestate: event.tracestate.as_deref(),
+        body: &event.data,
+        ..Publication::default()
+    }
 }
 
 struct Headers<'a> {

@@ -372,6 +372,14 @@ pub(crate) async fn the_http_api_accepts_what_is_confirmed() -> anyhow::Result<(
         assert_eq!(answer.headers["content-type"], "application/problem+json");
         assert!(answer.body["instance"].is_string());
     }
+    // All that is wrong at once: names and kinds, and what the rest of the values mean.
+    let wrong = br#"{"tenant":"a b","type":"a..b","id":7,"deliver_at":"soon","data":1,"colour":2}"#;
+    let headers = [("content-type", "application/json")];
+    let answer = world.producer.raw(Method::POST, "/v1/events", &headers, wrong.to_vec()).await?;
+    let errors = answer.body["errors"].as_array().unwrap();
+    let mut places: Vec<_> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
+    places.sort_unstable();
+    assert_eq!(places, ["/colour", "/deliver_at", "/id", "/tenant", "/type"]);
     // Whatever the body is: what is said to be compressed is not looked into.
     let known = r#"{"tenant":"acme","type":"a.b","id":"exact","data":1}"#;
     for (coding, status) in [("gzip", 415), ("identity", 202)] {

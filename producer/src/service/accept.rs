@@ -25,7 +25,7 @@ use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::Note;
 
 use super::metrics::Metrics;
-use crate::event::{NewEvent, Ready, prepare};
+use crate::event::{NewEvent, Ready, prepare, refusals};
 
 /// Accepts events.
 #[derive(Debug)]
@@ -88,8 +88,9 @@ pub(crate) struct Accepted {
 /// Why an event was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAccepted {
-    #[error("{0}")]
-    Refused(#[from] Refusal),
+    /// Every rule of publishing that it breaks.
+    #[error("it breaks the rules of publishing")]
+    Refused(Vec<Refusal>),
     #[error("{0}")]
     Denied(#[from] Denied),
     #[error("{0}")]
@@ -118,8 +119,11 @@ impl Acceptor {
         event: &NewEvent,
         caller: &Caller,
     ) -> Result<Accepted, NotAccepted> {
-        let Ready { id, tenant, event_type, mut message } =
-            prepare(event, self.max_event_bytes).inspect_err(|_| self.metrics.rejected.inc())?;
+        let prepared = prepare(event, self.max_event_bytes).map_err(|_| {
+            self.metrics.rejected.inc();
+            NotAccepted::Refused(refusals(event, self.max_event_bytes))
+        });
+        let Ready { id, tenant, event_type, mut message } = prepared?;
         let whose = match &tenant {
             Addressee::Tenant(tenant) => Whose::Tenant(tenant),
             Addressee::Everyone => Whose::Everyones,

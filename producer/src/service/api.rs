@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::accept::{Accepted, Acceptor, NotAccepted};
 use super::idempotency::IdempotencyKey;
 use super::openapi;
-use super::request::read_event;
+use super::request::{read_event, wrong_field};
 
 /// The most bytes that a batch may have.
 pub(super) const MAX_BATCH_BYTES: usize = 5 * 1024 * 1024;
@@ -131,7 +131,8 @@ async fn accept(
     carried: &Carried,
     (line, body): (usize, &[u8]),
 ) -> Result<Accepted, Problem> {
-    let mut event = read_event(body).inspect_err(|_| acceptor.metrics.rejected.inc())?;
+    let read = read_event(body, acceptor.max_event_bytes);
+    let mut event = read.inspect_err(|_| acceptor.metrics.rejected.inc())?;
     event.traceparent.clone_from(&carried.traceparent);
     event.tracestate.clone_from(&carried.tracestate);
     if let (None, Some(key)) = (&event.id, &carried.idempotency_key) {
@@ -164,21 +165,17 @@ impl NotAccepted {
             }
             error @ Self::Removed => Problem::new(StatusCode::CONFLICT, error.to_string()),
             Self::Denied(denied) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
-            Self::Refused(Refusal::Data(error @ InvalidJson::TooLarge { .. })) => {
-                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"))
-            }
-            Self::Refused(refusal) => {
-                let pointer = match &refusal {
-                    Refusal::EventType(_) => "/type",
-                    Refusal::NoTenant | Refusal::Tenant(_) => "/tenant",
-                    Refusal::Id(_) => "/id",
-                    Refusal::Timestamp(_) => "/timestamp",
-                    Refusal::DeliverAt(_) | Refusal::TooFarAhead => "/deliver_at",
-                    Refusal::Data(_) => "/data",
-                    Refusal::ContentType => "",
-                };
-                Problem::invalid(vec![FieldError::new(pointer, refusal.to_string())])
-            }
+            Self::Refused(refusals) => refused(&refusals),
         }
     }
+}
+
+/// 413 for too much, whatever else is wrong; else every field that is.
+fn refused(refusals: &[Refusal]) -> Problem {
+    for refusal in refusals {
+        if let Refusal::Data(error @ InvalidJson::TooLarge { .. }) = refusal {
+            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("data {error}"));
+        }
+    }
+    Problem::invalid(refusals.iter().map(wrong_field).collect())
 }
