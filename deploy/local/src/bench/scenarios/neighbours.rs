@@ -25,8 +25,8 @@ const DUE_AFTER: Duration = Duration::from_secs(30);
 const UNDISTURBED_MS: f64 = 250.0;
 
 impl Bench<'_> {
-    /// So many healthy tenants with so many events a second each, alone and then beside so many
-    /// whose endpoints hang.
+    /// So many healthy tenants with so many events a second each: alone, beside so many whose endpoints
+    /// answer, which is what more events cost by themselves, and beside so many whose endpoints hang.
     pub(super) async fn hanging(
         &self,
         name: &str,
@@ -35,10 +35,17 @@ impl Bench<'_> {
     ) -> anyhow::Result<Vec<Row>> {
         let label = name.replace(' ', "-");
         let healthy = self.tenants(&label, "ok", healthy, their_rate).await?;
+        let answering = self.tenants(&format!("{label}-answers"), "ok", hanging, rate).await?;
         let hanging = self.tenants(&format!("{label}-hangs"), "hang", hanging, rate).await?;
         let alone = self.watch(&healthy, &[], ALONE).await?;
-        let beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
-        Ok(compared(name, alone, beside))
+        let mut busier = self.watch(&healthy, &[&answering], ALONE).await?;
+        let mut beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
+        busier.name = format!("{name}: beside those that answer");
+        let worse = worse(&busier, &beside);
+        beside.notes.push(format!("p99 is {worse:.2} of what it is beside as many that answer"));
+        let mut rows = compared(name, alone, beside);
+        rows.insert(1, busier);
+        Ok(rows)
     }
 
     /// So many healthy endpoints of one tenant, alone and then beside so many of its own that hang.
@@ -187,8 +194,13 @@ impl Bench<'_> {
 fn compared(name: &str, mut alone: Row, mut beside: Row) -> Vec<Row> {
     alone.name = format!("{name}: alone");
     beside.name = format!("{name}: beside");
-    let p99 = |row: &Row| row.times_ms.map_or(0.0, |times| times.p99);
-    let worse = p99(&beside) / p99(&alone).max(0.001);
+    let worse = worse(&alone, &beside);
     beside.notes.push(format!("p99 is {worse:.2} of what it is alone"));
     vec![alone, beside]
+}
+
+/// How much longer deliveries take beside others, by p99.
+fn worse(before: &Row, beside: &Row) -> f64 {
+    let p99 = |row: &Row| row.times_ms.map_or(0.0, |times| times.p99);
+    p99(beside) / p99(before).max(0.001)
 }
