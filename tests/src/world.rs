@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use doorbell_common::outcome::OutcomeClass;
 use doorbell_local::engines::TlsFiles;
 use doorbell_local::ports;
 use doorbell_local::process::{Process, Spec};
@@ -253,7 +254,21 @@ impl World {
         if let Err(error) = waited {
             return Err(error.context(self.whereabouts().await));
         }
-        self.ledger.check(&self.receiver)
+        let checked = self.ledger.check(&self.receiver);
+        if let Err(error) = checked {
+            return Err(error.context(self.outcomes().await));
+        }
+        Ok(())
+    }
+
+    /// How attempts ended: for whoever reads why one was spent.
+    async fn outcomes(&self) -> String {
+        let mut counts = Vec::new();
+        for outcome in OutcomeClass::ALL.map(OutcomeClass::as_str) {
+            let metric = format!("doorbell_attempts_total{{outcome=\"{outcome}\"}}");
+            counts.push(format!("{outcome} {:?}", self.metric(&metric).await));
+        }
+        format!("attempts by outcome: {}", counts.join(", "))
     }
 
     /// What is missing, and where messages are that it may be in: for whoever reads why a story
