@@ -68,8 +68,7 @@ macro_rules! stories {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // A story is several processes and mostly waits. Four at once were an eighth faster, and endpoints were then late
-    // now and then.
+    // A story is several processes and mostly waits; more at once only make them slow.
     arguments.test_threads.get_or_insert(3);
     if arguments.list {
         return libtest_mimic::run(&arguments, vec![]).exit_code();
