@@ -7,7 +7,7 @@ use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// Each dispatcher has so many POSTs in flight at most.
+/// A setup in which each dispatcher has so many POSTs in flight at most.
 fn with_in_flight(mut setup: Setup, most: usize) -> Setup {
     setup.dispatcher_extra.push(("DOORBELL_MAX_IN_FLIGHT".to_owned(), most.to_string()));
     setup

@@ -170,7 +170,7 @@ impl NotAccepted {
     }
 }
 
-/// 413 for too much, whatever else is wrong; else every field that is.
+/// 413 for too much, whatever other rule is broken; else every field that breaks one.
 fn refused(refusals: &[Refusal]) -> Problem {
     for refusal in refusals {
         if let Refusal::Data(error @ InvalidJson::TooLarge { .. }) = refusal {
