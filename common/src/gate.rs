@@ -243,9 +243,9 @@ impl Gate {
         self.breaker.is_open()
     }
 
-    /// Why nobody at all is let through just now, and that nothing will be different before a certain time:
-    /// the breaker is open, or the endpoint asked to be left alone. `None` if that is not so, or if it is time
-    /// for a probe.
+    /// Why nobody at all is let through just now, and until when: the breaker is open and the next probe has not
+    /// likely ended, or the endpoint asked to be left alone. `None` if that is not so, or if it is time for a
+    /// probe.
     #[must_use]
     pub fn closed(&self, now: Timestamp) -> Option<(HoldReason, Timestamp)> {
         let asked_until = self.throttled_until.filter(|until| now < *until);
@@ -253,8 +253,10 @@ impl Gate {
             return asked_until.map(|until| (HoldReason::Throttled, until));
         };
         let until = if now < probe_at || asked_until.is_some() {
-            // A probe may have been asked to leave the endpoint alone for longer.
-            Some(asked_until.map_or(probe_at, |until| until.max(probe_at)))
+            // Whoever came at the time of the probe would only find it in flight, but for the one that makes it. A
+            // probe may have been asked to leave the endpoint alone for longer.
+            let probed = probe_at.plus(self.usual);
+            Some(asked_until.map_or(probed, |until| until.max(probed)))
         } else {
             // One probe at a time, and nothing of what is in flight from before beside it.
             self.likely_end(now).map(|end| end.max(now))
@@ -341,10 +343,15 @@ const LONGEST_HOLD: Duration = Duration::from_secs(300);
 /// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
 
+/// How much longer than need be a hold behind an open breaker may be, to take fewer rungs; and the same again, to
+/// spread those who wait for the same probe.
+const LATE: Duration = Duration::from_secs(32);
+
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
 /// Behind an endpoint in trouble it is longer each time, and, but for one that is silent, up to half as long again by
-/// `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
-/// that takes few rungs.
+/// `chance` in `[0, 1)`, so that those who were held together do not come back together; behind a breaker also where
+/// they were held one after the other. A number of seconds that takes few rungs: each is a round through RabbitMQ, and
+/// thousands may wait.
 #[must_use]
 pub fn hold_until(
     (reason, opens_at): (HoldReason, Timestamp),
@@ -361,25 +368,29 @@ pub fn hold_until(
         // Its time is its turn in a line.
         HoldReason::RateLimit => Duration::ZERO,
     };
+    let opens_in = opens_at.since(now);
     let wait = match reason {
         // When it will answer again is a guess, so the time is one that takes a single rung.
-        HoldReason::Silent => opens_at.since(now).max(more),
-        HoldReason::Breaker
-        | HoldReason::Throttled
+        HoldReason::Silent => opens_in.max(more),
+        // All who come until the probe has ended wait for the same moment.
+        HoldReason::Breaker => {
+            opens_in + opens_in.min(LATE).mul_f64(chance) + more.mul_f64(1.0 + chance / 2.0)
+        }
+        HoldReason::Throttled
         | HoldReason::Busy
         | HoldReason::RateLimit
         | HoldReason::Template
-        | HoldReason::Shortage => opens_at.since(now) + more.mul_f64(1.0 + chance / 2.0),
+        | HoldReason::Shortage => opens_in + more.mul_f64(1.0 + chance / 2.0),
     };
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
         HoldReason::Silent => 2 * least - 1,
-        HoldReason::Breaker
-        | HoldReason::Throttled
-        | HoldReason::Busy
-        | HoldReason::Template
-        | HoldReason::Shortage => least + least / 8,
+        // As much of a guess, but a long one; so two rungs at most, unless that is much too late.
+        HoldReason::Breaker => least + (least / 2).min(LATE.as_secs()),
+        HoldReason::Throttled | HoldReason::Busy | HoldReason::Template | HoldReason::Shortage => {
+            least + least / 8
+        }
     };
     now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }
