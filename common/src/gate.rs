@@ -343,15 +343,14 @@ const LONGEST_HOLD: Duration = Duration::from_secs(300);
 /// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
 
-/// How much longer than need be a hold behind an open breaker may be, to take fewer rungs; and the same again, to
-/// spread those who wait for the same probe.
-const LATE: Duration = Duration::from_secs(32);
+/// How much longer than need be a hold behind an open breaker may be at least, to take fewer rungs, if that is not more
+/// than half of it.
+const LATE: Duration = Duration::from_secs(8);
 
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
 /// Behind an endpoint in trouble it is longer each time, and, but for one that is silent, up to half as long again by
-/// `chance` in `[0, 1)`, so that those who were held together do not come back together; behind a breaker also where
-/// they were held one after the other. A number of seconds that takes few rungs: each is a round through RabbitMQ, and
-/// thousands may wait.
+/// `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
+/// that takes few rungs: each is a round through RabbitMQ, and thousands may wait.
 #[must_use]
 pub fn hold_until(
     (reason, opens_at): (HoldReason, Timestamp),
@@ -372,11 +371,8 @@ pub fn hold_until(
     let wait = match reason {
         // When it will answer again is a guess, so the time is one that takes a single rung.
         HoldReason::Silent => opens_in.max(more),
-        // All who come until the probe has ended wait for the same moment.
-        HoldReason::Breaker => {
-            opens_in + opens_in.min(LATE).mul_f64(chance) + more.mul_f64(1.0 + chance / 2.0)
-        }
-        HoldReason::Throttled
+        HoldReason::Breaker
+        | HoldReason::Throttled
         | HoldReason::Busy
         | HoldReason::RateLimit
         | HoldReason::Template
@@ -386,8 +382,8 @@ pub fn hold_until(
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
         HoldReason::Silent => 2 * least - 1,
-        // As much of a guess, but a long one; so two rungs at most, unless that is much too late.
-        HoldReason::Breaker => least + (least / 2).min(LATE.as_secs()),
+        // As much of a guess, but often a long one.
+        HoldReason::Breaker => least + (least / 8).max(LATE.as_secs().min(least / 2)),
         HoldReason::Throttled | HoldReason::Busy | HoldReason::Template | HoldReason::Shortage => {
             least + least / 8
         }

@@ -380,13 +380,13 @@ impl Crowd {
 fn who_waits_behind_an_endpoint_that_hangs_seldom_comes_back() {
     let crowd = Crowd::new(3000, Duration::from_millis(20), Duration::from_secs(120)).run();
     // Fifty of each second are those that come.
-    for (seconds, most) in [(0..30, 100), (30..60, 150), (60..120, 125)] {
+    for (seconds, most) in [(0..30, 100), (30..60, 190), (60..120, 175)] {
         let parked = crowd.parked_in(seconds.clone());
         assert!((50..=most).contains(&parked), "{parked} a second from {seconds:?}");
     }
     // Nor do they come all at once.
     let most = crowd.parked.values().max().unwrap();
-    assert!(*most < 300, "{most} in one second");
+    assert!(*most < 600, "{most} in one second");
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn all_come_back_to_an_endpoint_that_answers_again() {
     assert!(crowd.failed < 50, "{} attempts for nothing", crowd.failed);
     let last = crowd.delivered_at.iter().max().unwrap().since(crowd.hangs_until);
     // A probe, and the longest hold of one that came just before it.
-    assert!(last < Duration::from_secs(330 + 15 + 450 + 2 * 32), "{last:?}");
+    assert!(last < Duration::from_secs(330 + 15 + 450 + 100), "{last:?}");
 }
 
 proptest! {
@@ -418,11 +418,10 @@ proptest! {
         ] {
             let until = hold_until((reason, opens_at), holds, now, chance);
             prop_assert!(until >= opens_at.plus(Duration::from_secs(shortest)));
-            let spread = if reason == HoldReason::Breaker { opens_in.min(32) } else { 0 };
-            let least = opens_in + spread + longest + 1;
+            let least = opens_in + longest + 1;
             let late = match reason {
                 HoldReason::Silent => least,
-                HoldReason::Breaker => (least / 2).min(32),
+                HoldReason::Breaker => (least / 8).max(8.min(least / 2)),
                 HoldReason::Throttled
                 | HoldReason::Busy
                 | HoldReason::RateLimit
@@ -463,7 +462,7 @@ proptest! {
         let opens_at = now.plus(Duration::from_millis(opens_in));
         let until = hold_until((HoldReason::Breaker, opens_at), holds, now, chance);
         let seconds = until.since(now).as_secs();
-        prop_assert!(seconds.count_ones() <= if seconds < 128 { 2 } else { 4 }, "{seconds}");
+        prop_assert!(seconds.count_ones() <= if seconds < 50 { 2 } else { 4 }, "{seconds}");
     }
 
     /// Whatever comes and ends in whatever order, no more are in flight than may be.
