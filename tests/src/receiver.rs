@@ -15,9 +15,13 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+/// Connections that may wait to be accepted: as many as two dispatchers open at once. Beyond, the kernel drops what the
+/// client takes for a connection, and a POST that never came is timed out or reset after 15 s.
+const BACKLOG: u32 = 4096;
 
 /// A POST that came.
 #[derive(Clone, Debug)]
@@ -88,8 +92,10 @@ impl Receiver {
     ///
     /// # Errors
     /// No port can be had.
-    pub async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    pub fn start() -> anyhow::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let listener = socket.listen(BACKLOG)?;
         let receiver = Self { inner: Arc::default(), address: listener.local_addr()? };
         let router = Router::new()
             .route("/{endpoint}", any(receive).options(is_willing))

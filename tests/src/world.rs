@@ -183,7 +183,7 @@ impl World {
         let world = Self {
             producer: Api::new(&format!("http://127.0.0.1:{producer_port}"), &admin_key)?,
             control: Api::new(&format!("http://127.0.0.1:{control_port}"), &admin_key)?,
-            receiver: Receiver::start().await?,
+            receiver: Receiver::start()?,
             ledger: Ledger::default(),
             services: tokio::sync::Mutex::default(),
             http: reqwest::Client::builder().no_proxy().timeout(seconds(5)).build()?,
