@@ -253,8 +253,9 @@ impl Gate {
             return asked_until.map(|until| (HoldReason::Throttled, until));
         };
         let until = if now < probe_at || asked_until.is_some() {
-            // Whoever came at the time of the probe would only find it in flight, but for the one that makes it. A
-            // probe may have been asked to leave the endpoint alone for longer.
+            // Whoever came at the time of the probe would only find it in flight, but for the one that makes it; where
+            // nobody new comes, it is made so much later. A probe may have been asked to leave the endpoint alone for
+            // longer.
             let probed = probe_at.plus(self.usual);
             Some(asked_until.map_or(probed, |until| until.max(probed)))
         } else {
