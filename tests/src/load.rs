@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// After how long.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// A load that runs until it is told to stop.
+/// A load that runs until it is told to stop, or dropped: a story that fails leaves none behind, which would keep a
+/// whole Doorbell busy beside all stories after it.
 #[derive(Debug)]
 pub struct Load {
     stop: Stop,
@@ -92,9 +93,15 @@ impl Load {
     ///
     /// # Errors
     /// It panicked.
-    pub async fn end(self) -> anyhow::Result<u64> {
+    pub async fn end(mut self) -> anyhow::Result<u64> {
         self.stop.set();
-        Ok(self.task.await?)
+        Ok((&mut self.task).await?)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -181,4 +188,24 @@ async fn publish_all(
     }
     publisher.close().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait::{eventually, seconds};
+
+    #[tokio::test]
+    async fn a_load_that_is_dropped_ends() {
+        let used = Arc::new(());
+        let by_load = Arc::clone(&used);
+        let load = Load::start(Duration::ZERO, move |_| {
+            let by_load = Arc::clone(&by_load);
+            async move { drop(by_load) }
+        });
+        assert!(Arc::strong_count(&used) > 1);
+        drop(load);
+        let is_free = || async { Arc::strong_count(&used) == 1 };
+        eventually("what it used is free", seconds(30), is_free).await.unwrap();
+    }
 }
