@@ -127,7 +127,7 @@ pub async fn round(seed: u64, time: Duration, engines: Engines) -> anyhow::Resul
     world.until_nothing_waits().await?;
     let given_up = world.outsider().await?.whole_stream(DEAD_LETTERS).await?;
     anyhow::ensure!(given_up.is_empty(), "{} deliveries were given up", given_up.len());
-    let (posts, duplicates) = (world.receiver.posts().len(), world.duplicates().await?);
+    let (posts, duplicates) = (world.receiver.total(), world.duplicates().await?);
     Arc::into_inner(world).context("a load goes on")?.finish().await?;
     if let Some(cluster) = scene.cluster {
         cluster.into_inner().end().await;

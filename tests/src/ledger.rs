@@ -1,10 +1,11 @@
 //! What was accepted, who wants what, and whether what arrived is just that.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use doorbell_common::event::EventType;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::payload::Payload;
 use doorbell_common::retry::RetryPolicy;
@@ -12,6 +13,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::receiver::{Post, Receiver};
+
+/// The tenant of events that are for those of all.
+const EVERYONE: &str = "*";
 
 /// An accepted event.
 #[derive(Clone, Debug)]
@@ -91,28 +95,37 @@ impl Ledger {
         self.lock().events.len()
     }
 
-    /// The deliveries that their endpoint has not accepted: endpoint and event.
+    /// The deliveries that their endpoint has not accepted: endpoint and event. Asked again and again while POSTs come,
+    /// so it looks at each tenant's events only, and keeps the receiver from nothing meanwhile.
     #[must_use]
     pub fn missing(&self, receiver: &Receiver) -> Vec<(String, String)> {
         let inner = self.lock();
+        let mut events: HashMap<&str, Vec<(&String, EventType)>> = HashMap::new();
+        for (id, event) in inner.events.iter().filter(|(_, event)| event.sure) {
+            if let Ok(event_type) = event.event_type.parse() {
+                events.entry(&event.tenant).or_default().push((id, event_type));
+            }
+        }
         let full =
             inner.endpoints.iter().filter(|(endpoint, _)| !inner.partial.contains(*endpoint));
         full.flat_map(|(endpoint, wanted)| {
-            let events = inner.events.iter().filter(|(_, event)| event.sure && wanted.wants(event));
-            let missing = receiver.missing(endpoint, events.map(|(id, _)| id));
+            let own =
+                [wanted.tenant.as_str(), EVERYONE].into_iter().filter_map(|of| events.get(of));
+            let own = own.flatten().filter(|(_, event_type)| wanted.has_pattern_for(event_type));
+            let missing = receiver.missing(endpoint, own.map(|(id, _)| *id).collect());
             missing.into_iter().map(|id| (endpoint.clone(), id.clone())).collect::<Vec<_>>()
         })
         .collect()
     }
 
-    /// How many POSTs came again although their endpoint had accepted the event before.
+    /// The POSTs that came again although their endpoint had accepted the event before.
     #[must_use]
-    pub fn duplicates(&self, receiver: &Receiver) -> usize {
+    pub fn duplicates(&self, receiver: &Receiver) -> Vec<Arc<Post>> {
         let (posts, mut accepted) = (receiver.posts(), HashSet::new());
-        let again = |post: &&Post| {
+        let again = |post: &Arc<Post>| {
             post.status < 300 && !accepted.insert((post.endpoint.clone(), post.id.clone()))
         };
-        posts.iter().filter(again).count()
+        posts.into_iter().filter(again).collect()
     }
 
     /// Checks every POST that came.
@@ -140,7 +153,7 @@ impl Ledger {
             if before > 0 {
                 let came = receiver.first_came(&post.endpoint, &post.id, before);
                 let came = came.with_context(|| {
-                    let Post { attempt, id, endpoint, .. } = &post;
+                    let Post { attempt, id, endpoint, .. } = post.as_ref();
                     format!("spent: attempt {attempt} of {id} came to {endpoint}, and {before} never did")
                 })?;
                 check_time(wanted, came, &post)?;
@@ -156,11 +169,12 @@ impl Ledger {
 
 impl Wanted {
     fn wants(&self, event: &Accepted) -> bool {
-        if event.tenant != self.tenant && event.tenant != "*" {
-            return false;
-        }
-        let Ok(event_type) = event.event_type.parse() else { return false };
-        self.patterns.iter().any(|pattern| pattern.matches(&event_type))
+        (event.tenant == self.tenant || event.tenant == EVERYONE)
+            && event.event_type.parse().is_ok_and(|event_type| self.has_pattern_for(&event_type))
+    }
+
+    fn has_pattern_for(&self, event_type: &EventType) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(event_type))
     }
 }
 

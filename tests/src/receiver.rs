@@ -65,7 +65,9 @@ pub enum Behaviour {
 
 #[derive(Debug, Default)]
 struct Inner {
-    posts: Vec<Post>,
+    posts: Vec<Arc<Post>>,
+    /// How many of them came to each endpoint.
+    counts: HashMap<String, usize>,
     behaviours: HashMap<String, Behaviour>,
     secrets: HashMap<String, Vec<String>>,
     /// The events that each endpoint has accepted.
@@ -157,8 +159,14 @@ impl Receiver {
 
     /// Everything that came.
     #[must_use]
-    pub fn posts(&self) -> Vec<Post> {
+    pub fn posts(&self) -> Vec<Arc<Post>> {
         self.lock().posts.clone()
+    }
+
+    /// How many POSTs came.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.lock().posts.len()
     }
 
     /// When this attempt of an event first came to an endpoint.
@@ -169,14 +177,14 @@ impl Receiver {
 
     /// What came to one endpoint.
     #[must_use]
-    pub fn posts_to(&self, endpoint: &str) -> Vec<Post> {
-        self.lock().posts.iter().filter(|post| post.endpoint == endpoint).cloned().collect()
+    pub fn posts_to(&self, endpoint: &str) -> Vec<Arc<Post>> {
+        self.posts().into_iter().filter(|post| post.endpoint == endpoint).collect()
     }
 
     /// How many POSTs came to one endpoint.
     #[must_use]
     pub fn count(&self, endpoint: &str) -> usize {
-        self.lock().posts.iter().filter(|post| post.endpoint == endpoint).count()
+        self.lock().counts.get(endpoint).copied().unwrap_or(0)
     }
 
     /// How many different events an endpoint has accepted.
@@ -186,14 +194,13 @@ impl Receiver {
     }
 
     /// Those of these events that an endpoint has not accepted.
-    pub fn missing<'a>(
-        &self,
-        endpoint: &str,
-        events: impl Iterator<Item = &'a String>,
-    ) -> Vec<&'a String> {
+    #[must_use]
+    pub fn missing<'a>(&self, endpoint: &str, events: Vec<&'a String>) -> Vec<&'a String> {
         let inner = self.lock();
-        let accepted = inner.accepted.get(endpoint);
-        events.filter(|id| !accepted.is_some_and(|accepted| accepted.contains(*id))).collect()
+        match inner.accepted.get(endpoint) {
+            Some(accepted) => events.into_iter().filter(|id| !accepted.contains(*id)).collect(),
+            None => events,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -209,12 +216,11 @@ impl Receiver {
         at: Instant,
     ) -> (Option<Behaviour>, u32, bool) {
         let id = text(headers, "webhook-id");
-        let mut inner = self.lock();
-        let verified = inner.secrets.get(endpoint).is_some_and(|secrets| {
-            secrets.iter().any(|secret| {
-                Webhook::new(secret).is_ok_and(|hook| hook.verify(body, headers).is_ok())
-            })
+        let secrets = self.lock().secrets.get(endpoint).cloned().unwrap_or_default();
+        let verified = secrets.iter().any(|secret| {
+            Webhook::new(secret).is_ok_and(|hook| hook.verify(body, headers).is_ok())
         });
+        let mut inner = self.lock();
         let came = (endpoint.to_owned(), id.clone(), attempt(headers));
         inner.came.entry(came).or_insert(at);
         let seen = inner.seen.entry((endpoint.to_owned(), id)).or_default();
@@ -308,7 +314,9 @@ async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: 
     if status < 300 {
         inner.accepted.entry(endpoint.clone()).or_default().insert(id.clone());
     }
-    inner.posts.push(Post { endpoint, id, attempt, headers, body, at, status, verified });
+    *inner.counts.entry(endpoint.clone()).or_default() += 1;
+    let post = Post { endpoint, id, attempt, headers, body, at, status, verified };
+    inner.posts.push(Arc::new(post));
     response
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use doorbell_local::engines::Redis;
 use nix::sys::signal::Signal;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::process::Command;
 
@@ -122,7 +123,7 @@ impl RedisCluster {
     /// It does not answer.
     pub async fn link(&self, number: usize) -> anyhow::Result<MultiplexedConnection> {
         let node = self.nodes.get(number).context("no such node")?;
-        Ok(redis::Client::open(node.url())?.get_multiplexed_async_connection().await?)
+        Ok(link(node).await?)
     }
 
     /// The node that is the master of this key just now.
@@ -172,11 +173,19 @@ async fn is_well(node: &Redis) -> bool {
         && replication.is_ok_and(|info| has_all(&info))
 }
 
+/// A connection more patient than the client's half a second, and not so patient that one who waits for a frozen
+/// node's place to be taken would not see it.
+async fn link(node: &Redis) -> redis::RedisResult<MultiplexedConnection> {
+    let patient = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(seconds(5)))
+        .set_response_timeout(Some(seconds(5)));
+    let client = redis::Client::open(node.url())?;
+    client.get_multiplexed_async_connection_with_config(&patient).await
+}
+
 async fn ask<T: redis::FromRedisValue>(
     node: &Redis,
     command: &redis::Cmd,
 ) -> redis::RedisResult<T> {
-    let client = redis::Client::open(node.url())?;
-    let mut connection = client.get_multiplexed_async_connection().await?;
-    command.query_async(&mut connection).await
+    command.query_async(&mut link(node).await?).await
 }

@@ -58,7 +58,7 @@ pub(crate) async fn a_clock_that_is_set_stops_nobody() -> anyhow::Result<()> {
     std::fs::write(&offset, SET_BACK)?;
     // What failed before is late by that, until the clock is right again.
     let posts = world.receiver.posts_to("flaky");
-    let late: HashSet<String> = posts.into_iter().map(|post| post.id).collect();
+    let late: HashSet<String> = posts.iter().map(|post| post.id.clone()).collect();
     eventually("a key has its share again", seconds(20), || async {
         list().await.is_ok_and(|answer| answer.status == 200)
     })

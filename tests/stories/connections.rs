@@ -32,7 +32,7 @@ pub(crate) async fn hosts_that_are_called_once_leave_nothing_open() -> anyhow::R
     .await?;
     let is_closed =
         |post: &Post| post.headers.get("connection").is_some_and(|value| value == "close");
-    assert!(world.receiver.posts().iter().all(is_closed));
+    assert!(world.receiver.posts().iter().all(|post| is_closed(post)));
 
     let came =
         |times: usize| (0..HOSTS).all(|n| world.receiver.count(&format!("host-{n}")) >= times);

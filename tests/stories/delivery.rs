@@ -101,7 +101,7 @@ pub(crate) async fn failures_are_retried_on_time() -> anyhow::Result<()> {
         world.receiver.posts_to("thrice").iter().map(|post| post.attempt).collect();
     assert_eq!(attempts, [1, 2, 3, 4]);
     let bodies: std::collections::HashSet<_> =
-        world.receiver.posts_to("thrice").into_iter().map(|post| post.body).collect();
+        world.receiver.posts_to("thrice").iter().map(|post| post.body.clone()).collect();
     assert_eq!(bodies.len(), 1);
     world.finish().await
 }

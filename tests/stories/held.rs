@@ -290,7 +290,7 @@ pub(crate) async fn who_fills_the_stream_pushes_out_nobody_elses() -> anyhow::Re
         })
         .collect();
     let delivered: BTreeSet<String> =
-        world.receiver.posts_to("flood").into_iter().map(|post| post.id).collect();
+        world.receiver.posts_to("flood").iter().map(|post| post.id.clone()).collect();
     let all = dead.union(&delivered).count();
     eprintln!("a flood of {FLOOD}: {} given up, {} delivered", dead.len(), delivered.len());
     assert_eq!(all, FLOOD, "none is lost");

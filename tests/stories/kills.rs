@@ -215,11 +215,9 @@ pub(crate) async fn a_clean_stop_makes_no_duplicates() -> anyhow::Result<()> {
     world.in_force().await;
     let load = Load::over_http(&world, "acme", Duration::from_millis(10));
     for name in ["dispatcher-1", "dispatcher-2", "retry-scheduler-1", "dispatcher-1"] {
-        let before = world.receiver.posts().len();
-        eventually("load flows", seconds(60), || async {
-            world.receiver.posts().len() > before + 100
-        })
-        .await?;
+        let before = world.receiver.total();
+        eventually("load flows", seconds(60), || async { world.receiver.total() > before + 100 })
+            .await?;
         assert_eq!(world.stop(name).await?, Some(0), "{name} stops cleanly");
         world.restart(name).await?;
         world.until_readiness(name, true).await?;
@@ -254,13 +252,13 @@ pub(crate) async fn a_fan_out_cut_by_a_stop_goes_on_elsewhere() -> anyhow::Resul
     for name in ["dispatcher-1", "dispatcher-2"] {
         assert_eq!(world.stop(name).await?, Some(0));
     }
-    let before = world.receiver.posts().len();
+    let before = world.receiver.total();
     assert!(before < 300, "the stop came too late to cut anything");
     world.restart("dispatcher-1").await?;
     world.restart("dispatcher-2").await?;
     world.settle(seconds(60)).await?;
     eprintln!("a fan-out of 300 was cut after {before}, and finished by another dispatcher");
-    assert_eq!(world.receiver.posts().len(), 300, "no endpoint was served twice");
+    assert_eq!(world.receiver.total(), 300, "no endpoint was served twice");
     world.check_history().await?;
     world.finish().await
 }
@@ -283,8 +281,8 @@ pub(crate) async fn everything_killed_in_turn_loses_nothing() -> anyhow::Result<
         for name in services {
             world.kill_and_restart(name).await?;
             // No waiting until it is ready: the next one dies while this one still begins.
-            let before = world.receiver.posts().len();
-            let flows = || async { world.receiver.posts().len() > before + 20 };
+            let before = world.receiver.total();
+            let flows = || async { world.receiver.total() > before + 20 };
             eventually("some POSTs come", seconds(60), flows).await?;
         }
         if round % 2 == 0 {

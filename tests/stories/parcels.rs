@@ -102,12 +102,13 @@ pub(crate) async fn a_kill_repeats_no_more_of_a_parcel_than_was_in_flight() -> a
     world.subscribe_many("acme", ("e", ENDPOINTS), &["#"]).await?;
     world.in_force().await;
     world.publish("acme", "a", json!(1)).await?;
-    let tried = |times: usize| {
-        let receiver = &world.receiver;
-        eventually("so many were tried", seconds(60), move || async move {
-            receiver.posts().len() >= times
-        })
-    };
+    let tried =
+        |times: usize| {
+            let receiver = &world.receiver;
+            eventually("so many were tried", seconds(60), move || async move {
+                receiver.total() >= times
+            })
+        };
     tried(ENDPOINTS).await?;
     for n in 0..ENDPOINTS {
         world.receiver.behave(&format!("e-{n}"), Behaviour::Slow(Duration::from_millis(500)));

@@ -10,6 +10,7 @@ use reqwest::Method;
 
 use super::World;
 use crate::amqp::Outsider;
+use crate::receiver::Post;
 use crate::wait::{eventually, seconds};
 
 impl World {
@@ -56,7 +57,21 @@ impl World {
     /// Some message is left.
     pub async fn duplicates(&self) -> anyhow::Result<usize> {
         self.until_quiet(&self.outsider().await?, &[]).await?;
-        Ok(self.ledger.duplicates(&self.receiver))
+        let duplicates = self.ledger.duplicates(&self.receiver);
+        // The same attempt again is a message that came again, another one a POST whose answer did not come.
+        for post in duplicates.iter().take(5) {
+            let (endpoint, id) = (&post.endpoint, &post.id);
+            let posts = self.receiver.posts_to(endpoint);
+            let since = |other: &Post| post.at.saturating_duration_since(other.at);
+            let others = posts.iter().filter(|other| other.id == *id && other.at < post.at);
+            let before: Vec<_> = others.map(|other| (other.attempt, since(other))).collect();
+            let attempt = post.attempt;
+            eprintln!("{id} came to {endpoint} as attempt {attempt}, and before as {before:.1?}");
+        }
+        if !duplicates.is_empty() {
+            eprintln!("{}", self.outcomes().await);
+        }
+        Ok(duplicates.len())
     }
 
     /// Waits until no message is left in any queue, but for those that are expected, nor in hand.
