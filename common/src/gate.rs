@@ -51,6 +51,8 @@ pub enum Admission {
 pub enum HoldReason {
     /// The endpoint has failed many times in a row.
     Breaker,
+    /// The same, and very many wait for it.
+    Crowd,
     /// The endpoint asked to be left alone for a while.
     Throttled,
     /// Enough POSTs to it are in flight, and enough wait.
@@ -67,8 +69,9 @@ pub enum HoldReason {
 
 impl HoldReason {
     /// Every reason, for metrics that show each one from the start.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Breaker,
+        Self::Crowd,
         Self::Throttled,
         Self::Busy,
         Self::Silent,
@@ -81,7 +84,7 @@ impl HoldReason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Breaker => "breaker",
+            Self::Breaker | Self::Crowd => "breaker",
             Self::Throttled => "throttled",
             Self::Busy => "busy",
             Self::Silent => "silent",
@@ -126,6 +129,10 @@ pub struct Gate {
     usual: Duration,
     /// When the turn of the next one comes that is held because enough are there.
     next_turn: Option<Timestamp>,
+    /// When the first attempt ended that failed since the last one was answered.
+    fails_since: Option<Timestamp>,
+    /// How many are held behind the open breaker until the next probe has ended.
+    behind: u32,
 }
 
 impl Gate {
@@ -195,9 +202,14 @@ impl Gate {
             self.usual = (self.usual * 7 + now.since(began)) / 8;
         }
         self.give_back(pass);
+        if pass.is_probe {
+            self.behind = 0;
+        }
         self.breaker = self.breaker.after(sign, pass.is_probe, bounds.failures, (now, chance));
-        if sign == Sign::Answers {
-            self.throttled_until = None;
+        match sign {
+            Sign::Answers => (self.throttled_until, self.fails_since) = (None, None),
+            Sign::Fails => self.fails_since = self.fails_since.or(Some(now)),
+            Sign::Throttles => {}
         }
         if sign != Sign::Fails {
             self.last_answer = Some(now);
@@ -243,11 +255,31 @@ impl Gate {
         self.breaker.is_open()
     }
 
-    /// Why nobody at all is let through just now, and until when: the breaker is open and the next probe has not
-    /// likely ended, or the endpoint asked to be left alone. `None` if that is not so, or if it is time for a
-    /// probe.
+    /// Whether nobody at all is let through just now.
     #[must_use]
-    pub fn closed(&self, now: Timestamp) -> Option<(HoldReason, Timestamp)> {
+    pub fn is_closed(&self, now: Timestamp) -> bool {
+        self.opens_at(now).is_some()
+    }
+
+    /// Why nobody at all is let through just now, so that one more is held, and until when: as long as nothing will be
+    /// different. `None` if that is not so, or if it is time for a probe.
+    pub fn closed(&mut self, now: Timestamp) -> Option<(HoldReason, Timestamp)> {
+        let (reason, opens_at) = self.opens_at(now)?;
+        if reason != HoldReason::Breaker {
+            return Some((reason, opens_at));
+        }
+        self.behind = self.behind.saturating_add(1);
+        if self.behind <= CROWD {
+            return Some((reason, opens_at));
+        }
+        // What has failed for long will for as long again.
+        let failing_for = self.fails_since.map_or(Duration::ZERO, |since| now.since(since));
+        Some((HoldReason::Crowd, opens_at.max(now.plus(failing_for.min(CROWD_LATE)))))
+    }
+
+    /// Why nobody at all is let through just now, and until when: the next probe has not likely ended, or the endpoint
+    /// asked to be left alone.
+    fn opens_at(&self, now: Timestamp) -> Option<(HoldReason, Timestamp)> {
         let asked_until = self.throttled_until.filter(|until| now < *until);
         let Breaker::Open { probe_at, .. } = self.breaker else {
             return asked_until.map(|until| (HoldReason::Throttled, until));
@@ -336,6 +368,11 @@ impl Gate {
     }
 }
 
+/// How many at most come back right after a probe. Where there are more, the others take their time.
+const CROWD: u32 = 100;
+/// How much more than need be, at most, and by how much again to take a single rung.
+const CROWD_LATE: Duration = Duration::from_secs(60);
+
 /// The shortest hold; each next one of the same delivery is twice as long.
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 /// The longest hold, but for what an endpoint or a breaker asks for.
@@ -343,14 +380,13 @@ const LONGEST_HOLD: Duration = Duration::from_secs(300);
 /// The same behind an endpoint that is busy or silent: nothing says that it has failed, so the wait
 /// should be near its end.
 const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
-
 /// How much longer than need be a hold behind an open breaker may be at least, to take fewer rungs, if that is not more
 /// than half of it.
 const LATE: Duration = Duration::from_secs(8);
 
 /// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
-/// Behind an endpoint in trouble it is longer each time, and, but for one that is silent, up to half as long again by
-/// `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
+/// Behind an endpoint in trouble it is longer each time, and, but for one that is silent or has a crowd, up to half as
+/// long again by `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
 /// that takes few rungs: each is a round through RabbitMQ, and thousands may wait.
 #[must_use]
 pub fn hold_until(
@@ -361,7 +397,9 @@ pub fn hold_until(
 ) -> Timestamp {
     let growing = FIRST_HOLD.saturating_mul(1 << holds.min(16));
     let more = match reason {
-        HoldReason::Breaker | HoldReason::Throttled => growing.min(LONGEST_HOLD),
+        HoldReason::Breaker | HoldReason::Crowd | HoldReason::Throttled => {
+            growing.min(LONGEST_HOLD)
+        }
         HoldReason::Busy | HoldReason::Silent | HoldReason::Template | HoldReason::Shortage => {
             growing.min(LONGEST_BUSY_HOLD)
         }
@@ -371,7 +409,7 @@ pub fn hold_until(
     let opens_in = opens_at.since(now);
     let wait = match reason {
         // When it will answer again is a guess, so the time is one that takes a single rung.
-        HoldReason::Silent => opens_in.max(more),
+        HoldReason::Silent | HoldReason::Crowd => opens_in.max(more),
         HoldReason::Breaker
         | HoldReason::Throttled
         | HoldReason::Busy
@@ -383,6 +421,7 @@ pub fn hold_until(
     let most = match reason {
         HoldReason::RateLimit => least + least / 32,
         HoldReason::Silent => 2 * least - 1,
+        HoldReason::Crowd => least + (least - 1).min(CROWD_LATE.as_secs()),
         // As much of a guess, but often a long one.
         HoldReason::Breaker => least + (least / 8).max(LATE.as_secs().min(least / 2)),
         HoldReason::Throttled | HoldReason::Busy | HoldReason::Template | HoldReason::Shortage => {

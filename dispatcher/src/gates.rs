@@ -102,11 +102,17 @@ impl Gates {
         Self { shards, hasher: RandomState::new(), bounds, open }
     }
 
-    /// Why nobody at all is let through to this endpoint just now, and that nothing will be different before a
-    /// certain time. To be asked before anything is taken that others need, too.
+    /// Whether nobody at all is let through to this endpoint just now.
+    pub(crate) fn are_closed(&self, id: &SubscriptionId) -> bool {
+        let guarded = self.shard(id).gates.get(id).cloned();
+        guarded.is_some_and(|guarded| guarded.lock().is_closed(clock::steady()))
+    }
+
+    /// Why nobody at all is let through to this endpoint just now, so that one more delivery is held, and until when
+    /// nothing will be different. To be asked before anything is taken that others need, too.
     pub(crate) fn closed(&self, id: &SubscriptionId) -> Option<(HoldReason, Timestamp)> {
         let guarded = Arc::clone(self.shard(id).gates.get(id)?);
-        let gate = guarded.lock();
+        let mut gate = guarded.lock();
         gate.closed(clock::steady()).map(by_the_clock)
     }
 

@@ -194,11 +194,11 @@ fn an_open_breaker_lets_one_probe_through() {
 #[test]
 fn whether_it_is_closed_to_all_can_be_asked_without_coming() {
     let mut gate = Gate::default();
-    assert_eq!(gate.closed(at(0)), None);
+    assert!(!gate.is_closed(at(0)));
     for _ in 0..4 {
         go(&mut gate, at(0));
     }
-    assert_eq!(gate.closed(at(0)), None, "busy is not closed");
+    assert_eq!((gate.closed(at(0)), gate.is_closed(at(0))), (None, false), "busy is not closed");
     let mut gate = Gate::default();
     let pass = go(&mut gate, at(0));
     gate.end(pass, (Sign::Throttles, Some(Duration::from_secs(2))), BOUNDS, (at(0), 0.0));
@@ -278,6 +278,32 @@ fn whoever_is_held_by_a_breaker_comes_after_its_probe() {
     go(&mut gate, at(21_000));
 }
 
+#[test]
+fn the_more_are_held_by_a_breaker_the_longer_they_are() {
+    let mut gate = Gate::default();
+    for (begins, ends) in [(0, 1000), (21_000, 21_000), (21_000, 21_000)] {
+        let pass = go(&mut gate, at(begins));
+        end(&mut gate, pass, Sign::Fails, at(ends));
+    }
+    let first = gate.closed(at(21_000)).unwrap();
+    assert!(first.0 == HoldReason::Breaker && first.1 < at(27_000), "{first:?}");
+    for _ in 1..CROWD {
+        assert_eq!(gate.closed(at(21_000)), Some(first));
+    }
+    // For as long as it has failed.
+    assert_eq!(gate.closed(at(21_000)), Some((HoldReason::Crowd, at(41_000))));
+    assert!(gate.is_closed(at(21_000)));
+    assert_eq!(gate.closed(at(22_000)), Some((HoldReason::Crowd, at(43_000))));
+    let probe = go(&mut gate, at(90_000));
+    end(&mut gate, probe, Sign::Fails, at(90_000));
+    for _ in 0..CROWD {
+        let held = gate.closed(at(90_000)).map(|(reason, _)| reason);
+        assert_eq!(held, Some(HoldReason::Breaker), "counted anew");
+    }
+    let held = gate.closed(at(90_000));
+    assert_eq!(held, Some((HoldReason::Crowd, at(150_000))), "a minute at most");
+}
+
 proptest! {
     #[test]
     fn a_hold_is_never_too_short_and_grows_to_a_bound(
@@ -289,6 +315,7 @@ proptest! {
         let opens_at = now.plus(Duration::from_secs(opens_in));
         for (reason, shortest, longest) in [
             (HoldReason::Breaker, 1, 450),
+            (HoldReason::Crowd, 0, 300),
             (HoldReason::Throttled, 1, 450),
             (HoldReason::Busy, 1, 45),
             (HoldReason::Silent, 0, 30),
@@ -299,6 +326,7 @@ proptest! {
             let least = opens_in + longest + 1;
             let late = match reason {
                 HoldReason::Silent => least,
+                HoldReason::Crowd => least.min(60),
                 HoldReason::Breaker => (least / 8).max(8.min(least / 2)),
                 HoldReason::Throttled
                 | HoldReason::Busy

@@ -106,14 +106,14 @@ impl Crowd {
 #[test]
 fn who_waits_behind_an_endpoint_that_hangs_seldom_comes_back() {
     let crowd = Crowd::new(3000, Duration::from_millis(20), Duration::from_secs(120)).run();
-    // Fifty of each second are those that come.
-    for (seconds, most) in [(0..30, 100), (30..60, 190), (60..120, 175)] {
+    // Fifty of each second are those that come in the first minute.
+    for (seconds, most) in [(0..30, 100), (30..60, 125), (60..120, 70)] {
         let parked = crowd.parked_in(seconds.clone());
-        assert!((50..=most).contains(&parked), "{parked} a second from {seconds:?}");
+        assert!((1..=most).contains(&parked), "{parked} a second from {seconds:?}");
     }
     // Nor do they come all at once.
     let most = crowd.parked.values().max().unwrap();
-    assert!(*most < 600, "{most} in one second");
+    assert!(*most < 350, "{most} in one second");
 }
 
 #[test]
