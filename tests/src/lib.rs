@@ -21,5 +21,5 @@ pub mod wait;
 pub mod world;
 
 pub use receiver::{Behaviour, Receiver};
-pub use wait::eventually;
+pub use wait::{eventually, within};
 pub use world::{Setup, World};

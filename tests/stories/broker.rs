@@ -12,7 +12,7 @@ use doorbell_tests::api::subscription;
 use doorbell_tests::engines::{self, Engines, PLUGINS};
 use doorbell_tests::load::Load;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
+use doorbell_tests::{Behaviour, Setup, World, amqp, eventually, within};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions};
@@ -136,7 +136,7 @@ pub(crate) async fn attempts_wait_for_their_records_while_rabbitmq_hangs() -> an
     };
     eventually("some are answered", seconds(60), answered).await?;
     let gone_on = || async { world.metric(unconfirmed).await.is_ok_and(|count| count > 0.5) };
-    let gone_on = eventually("a delivery goes on without its record", seconds(2), gone_on).await;
+    let gone_on = within(seconds(2), "a delivery goes on without its record", gone_on).await;
     world.engines.rabbitmq.lock().await.process().signal(Signal::SIGCONT)?;
     assert!(gone_on.is_err());
     world.settle(seconds(60)).await?;
@@ -273,7 +273,7 @@ pub(crate) async fn a_connection_that_a_stuck_queue_stops_is_not_ready() -> anyh
     suspend(&beside.engines, beside.vhost, "stuck", leader).await?;
     // One message that is not confirmed stops nobody.
     assert_eq!(beside.publish("stuck").await, Err(PublishError::Unknown));
-    let stopped = eventually("it is said", seconds(8), || async { !beside.health.is_ready() });
+    let stopped = within(seconds(8), "it is said", || async { !beside.health.is_ready() });
     assert!(stopped.await.is_err(), "{:?}", beside.health.snapshot());
     assert_eq!(beside.publish("nowhere").await, Ok(()));
     let many = (0..MESSAGES).map(|_| beside.publish("stuck"));

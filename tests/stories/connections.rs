@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use doorbell_tests::receiver::Post;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Setup, eventually};
+use doorbell_tests::{Setup, eventually, within};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::json;
 
@@ -26,7 +26,7 @@ pub(crate) async fn hosts_that_are_called_once_leave_nothing_open() -> anyhow::R
     world.publish("many", "first", json!({})).await?;
     until_delivered(&world, HOSTS).await?;
     // Within less than they would be kept.
-    eventually("connections are closed", seconds(2), || async {
+    within(seconds(2), "connections are closed", || async {
         open_files(pid).is_ok_and(|after| after < before + HOSTS / 4)
     })
     .await?;

@@ -6,6 +6,7 @@ use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::time::Instant;
 
 /// A setup in which each dispatcher has so many POSTs in flight at most.
 fn with_in_flight(mut setup: Setup, most: usize) -> Setup {
@@ -109,6 +110,7 @@ pub(crate) async fn what_comes_again_waits_for_its_ledger() -> anyhow::Result<()
         world.ledger.missing(&world.receiver).iter().all(|(endpoint, _)| endpoint.ends_with("-0"))
     })
     .await?;
+    let stopped = Instant::now();
     world.engines.redis.lock().await.process().signal(Signal::SIGSTOP)?;
     world.engines.close_connections(&world.vhost).await?;
     world.until_readiness("producer", true).await?;
@@ -122,6 +124,9 @@ pub(crate) async fn what_comes_again_waits_for_its_ledger() -> anyhow::Result<()
     }
     world.until_readiness("dispatcher-1", false).await?;
     world.engines.redis.lock().await.process().signal(Signal::SIGCONT)?;
+    let stood_still = stopped.elapsed();
+    // For so long a message waits for its ledger.
+    anyhow::ensure!(stood_still < seconds(60), "{stood_still:?} without Redis: it proves nothing");
     world.settle(seconds(120)).await?;
     let duplicates = world.duplicates().await?;
     eprintln!(

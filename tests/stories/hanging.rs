@@ -2,7 +2,7 @@
 
 use doorbell_tests::api::subscription;
 use doorbell_tests::wait::seconds;
-use doorbell_tests::{Behaviour, Setup, World, eventually};
+use doorbell_tests::{Behaviour, Setup, World, within};
 use serde_json::json;
 
 use crate::gate::{HANGS, beside, neighbours_are_served};
@@ -47,7 +47,7 @@ pub(crate) async fn many_endpoints_that_hang_hold_nobody_up() -> anyhow::Result<
     neighbours_are_served(&world).await?;
 
     world.publish("acme", "many", json!(1)).await?;
-    eventually("all that do not hang are served", HANGS / 2, || async {
+    within(HANGS * 4 / 5, "all that do not hang are served", || async {
         (0..MANY).all(|n| n % 100 == 0 || world.receiver.accepted(&of_many(n)) == 1)
     })
     .await?;
