@@ -160,7 +160,7 @@ impl Gate {
             self.usual = (self.usual * 7 + now.since(began)) / 8;
         }
         self.give_back(pass);
-        if pass.is_probe {
+        if pass.is_probe || sign == Sign::Answers {
             self.behind = 0;
         }
         self.breaker = self.breaker.after(sign, pass.is_probe, bounds.failures, (now, chance));

@@ -304,6 +304,24 @@ fn the_more_are_held_by_a_breaker_the_longer_they_are() {
     assert_eq!(held, Some((HoldReason::Crowd, at(150_000))), "a minute at most");
 }
 
+#[test]
+fn an_answer_of_one_that_was_in_flight_before_ends_the_crowd_too() {
+    let mut gate = Gate::default();
+    let before = go(&mut gate, at(0));
+    let open = |gate: &mut Gate, now: i64| {
+        for _ in 0..3 {
+            let pass = go(gate, at(now));
+            end(gate, pass, Sign::Fails, at(now));
+        }
+    };
+    open(&mut gate, 0);
+    (0..=CROWD).for_each(|_| assert!(gate.closed(at(1)).is_some()));
+    end(&mut gate, before, Sign::Answers, at(2));
+    assert!(!gate.is_closed(at(2)));
+    open(&mut gate, 3);
+    assert_eq!(gate.closed(at(4)).map(|(reason, _)| reason), Some(HoldReason::Breaker));
+}
+
 proptest! {
     #[test]
     fn a_hold_is_never_too_short_and_grows_to_a_bound(
