@@ -189,7 +189,8 @@ impl Dispatcher {
         let taken = self.store.take_all(&notes, received.arrival()).await;
         self.count_copies(&identity, &taken);
         let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
-        let came = Came { lane: lane_of(queue), redelivered: received.redelivered, hand };
+        let (lane, redelivered) = (lane_of(queue), received.redelivered);
+        let came = Came { lane, redelivered, hand, notes: &notes };
         let done = match task {
             Task::Reject(reason) => self.reject(received, &reason).await,
             Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),

@@ -9,6 +9,7 @@ use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::sideline::{self, Lane};
 use doorbell_common::work::{DeliveryState, DueEvent, Page, Parcel, Work};
+use doorbell_platform::store::notes::Note;
 use doorbell_platform::store::snapshots::{Known, Matching};
 use futures_util::future::try_join_all;
 
@@ -30,6 +31,8 @@ pub(crate) struct Came<'a> {
     pub(crate) redelivered: bool,
     /// As which it is in hand.
     pub(crate) hand: &'a Hand<'a>,
+    /// Where it is noted how far it has come.
+    pub(crate) notes: &'a [Note],
 }
 
 /// What is to be done about an event, for the subscriptions in a range of slots.
@@ -196,6 +199,11 @@ impl Dispatcher {
             let Some(done_with) = came.hand.aside(reading).await else { return Done::NotBegun };
             let before = targets.len();
             targets.retain(|(target, _)| !done_with.contains(target.id()));
+            // A ledger ends with its message, whose acknowledgement may have been lost; and while Redis was away, nobody
+            // could ask whether that was done.
+            if done_with.is_empty() && self.store.are_done(came.notes).await {
+                targets.clear();
+            }
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
         match self.fan_out(served, targets, ledger.clone(), came.hand).await {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use doorbell_platform::broker::topology;
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Behaviour, Setup, World, amqp, eventually};
 use nix::sys::signal::Signal;
@@ -134,6 +135,56 @@ pub(crate) async fn what_comes_again_waits_for_its_ledger() -> anyhow::Result<()
     );
     // What two dispatchers had in flight, or had not noted yet, and the last of each message.
     assert!(duplicates <= 2 * IN_FLIGHT + 2 * EVENTS, "{duplicates} duplicates");
+    world.finish().await
+}
+
+/// A ledger ends with its message. What comes once more, and could not be asked about because Redis was away, is not done
+/// again for that.
+pub(crate) async fn what_was_done_before_redis_was_away_is_not_done_again() -> anyhow::Result<()> {
+    /// Too few to be moved aside.
+    const ENDPOINTS: usize = 12;
+    const COPIES: usize = 8;
+    let world = World::with("done-before", Setup::private()).await?;
+    world.subscribe_many("acme", ("many", ENDPOINTS), &["#"]).await?;
+    world.in_force().await;
+    let outsider = world.outsider().await?;
+    let publish = || outsider.publish("a", amqp::event("acme", Some("once"), &[]), b"1");
+    world.ledger.accepted("acme", "a", "once", "1");
+    publish().await?;
+    world.settle(seconds(60)).await?;
+    // What both dispatchers know they go by without Redis.
+    for n in 0..20 {
+        world.publish("acme", "a", json!(n)).await?;
+    }
+    world.settle(seconds(60)).await?;
+    assert_eq!(world.duplicates().await?, 0);
+
+    // Some copies are with the one when it dies, and come again to the other.
+    world.signal("dispatcher-1", Signal::SIGSTOP).await?;
+    for _ in 0..COPIES {
+        publish().await?;
+    }
+    let other = async |metric: &str| world.metric_of("dispatcher-2", metric).await;
+    eventually("the other one has dropped those that it got", seconds(20), || async {
+        let depths = topology::ingress_queues();
+        let depths = depths.iter().map(|queue| outsider.depth(queue));
+        let depths = futures_util::future::try_join_all(depths).await;
+        depths.is_ok_and(|all| all.iter().all(|n| *n == 0))
+            && other("doorbell_events_duplicate_total").await.is_ok_and(|dropped| dropped > 0.5)
+            && other("doorbell_messages_in_hand").await.is_ok_and(|in_hand| in_hand < 0.5)
+    })
+    .await?;
+    world.engines.redis.lock().await.process().signal(Signal::SIGSTOP)?;
+    world.kill("dispatcher-1").await?;
+    world.until_readiness("dispatcher-2", false).await?;
+    world.engines.redis.lock().await.process().signal(Signal::SIGCONT)?;
+    world.restart("dispatcher-1").await?;
+    world.until_all_ready().await?;
+    let duplicates = world.duplicates().await?;
+    let known = world.metric("doorbell_ledger_hits_total").await?;
+    eprintln!("{known} deliveries were known to be done: {duplicates} duplicates");
+    assert_eq!(duplicates, 0);
+    assert!(known > 0.5, "no copy was with the dispatcher that died: it proves nothing");
     world.finish().await
 }
 

@@ -111,6 +111,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         fan_out::a_kill_repeats_no_more_than_was_in_flight,
         fan_out::a_lost_connection_repeats_no_more_than_was_in_flight,
         fan_out::what_comes_again_waits_for_its_ledger,
+        fan_out::what_was_done_before_redis_was_away_is_not_done_again,
         fan_out::who_stood_still_repeats_no_more_than_was_in_flight,
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,

@@ -91,20 +91,26 @@ impl World {
     /// # Errors
     /// A service did not answer.
     pub async fn metric(&self, what: &str) -> anyhow::Result<f64> {
-        let urls: Vec<String> = self
-            .services
-            .lock()
-            .await
-            .values()
-            .map(|running| running.service.admin_url.clone())
-            .collect();
+        let names: Vec<String> = self.services.lock().await.keys().cloned().collect();
         let mut sum = 0.0;
-        for url in urls {
-            let text = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
-            let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
-            sum += line.map(str::parse::<f64>).transpose()?.unwrap_or(0.0);
+        for name in names {
+            sum += self.metric_of(&name, what).await?;
         }
         Ok(sum)
+    }
+
+    /// The same of one service.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub async fn metric_of(&self, name: &str, what: &str) -> anyhow::Result<f64> {
+        let url = {
+            let services = self.services.lock().await;
+            services.get(name).context("no such service")?.service.admin_url.clone()
+        };
+        let text = self.http.get(format!("{url}/metrics")).send().await?.text().await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+        Ok(line.map(str::parse::<f64>).transpose()?.unwrap_or(0.0))
     }
 
     async fn has_ended(&self, name: &str) -> bool {

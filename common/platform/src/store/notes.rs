@@ -153,6 +153,23 @@ impl Store {
         }
     }
 
+    /// Whether all of them are noted as finished; not, if Redis does not say so.
+    pub async fn are_done(&self, notes: &[Note]) -> bool {
+        let asking = notes.iter().map(|note| async {
+            let mut get = match note.sequence {
+                None => redis::cmd("GET"),
+                Some(_) => redis::cmd("HGET"),
+            };
+            get.arg(&note.key);
+            if let Some(sequence) = note.sequence {
+                get.arg(sequence);
+            }
+            get.query_async::<Option<String>>(&mut self.link.clone()).await
+        });
+        let noted = join_all(asking).await;
+        !noted.is_empty() && noted.iter().all(|noted| matches!(noted, Ok(Some(v)) if v == "done"))
+    }
+
     /// Whether an event is known: accepted, being worked on, or finished within its window.
     ///
     /// # Errors
