@@ -14,6 +14,7 @@ use doorbell_platform::patience::{Unanswered, patiently};
 use doorbell_platform::permits::Permit;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
+use doorbell_platform::store::notes::Note;
 use tokio::sync::{mpsc, oneshot};
 
 /// How long Redis may be away until a message that comes again goes on without the ledger: a cluster, by its defaults,
@@ -60,6 +61,17 @@ impl Ledger {
         let (sender, entries) = mpsc::unbounded_channel();
         shutdown.spawn_vital("ledger", write(entries, store.clone()));
         Self { store, entries: sender }
+    }
+
+    /// Whether what comes again was finished, as its notes say; not, if Redis has not said so for a minute. `None` if the
+    /// service stops before.
+    pub(crate) async fn was_done(&self, notes: &[Note], shutdown: &Shutdown) -> Option<bool> {
+        let at_most = PATIENCE.saturating_sub(self.store.away_for());
+        match patiently(shutdown, at_most, || self.store.are_done(notes)).await {
+            Ok(was_done) => Some(was_done),
+            Err(Unanswered::Stuck) => Some(false),
+            Err(Unanswered::Stopping) => None,
+        }
     }
 
     /// The part of the message of this name.

@@ -54,14 +54,14 @@ impl Dispatcher {
         };
         let is_main = came.lane == Lane::Main;
         if is_main && self.filters_go_aside(&served, &matching, came.redelivered) {
-            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
+            return self.move_aside(due, came).await;
         }
         let share = match self.share(&served, matching).await {
             Ok(share) => share,
             Err(done) => return done,
         };
         if is_main && self.goes_aside(&served.event.tenant, &share, came.redelivered) {
-            return to_done(self.hand_on(Work::Event(due), Destination::Sideline).await);
+            return self.move_aside(due, came).await;
         }
         // It may have been begun before it was moved aside.
         let came = Came { redelivered: came.redelivered || due.sequence > 0, ..came };
@@ -70,6 +70,19 @@ impl Dispatcher {
             self.metrics.events.inc();
         }
         done
+    }
+
+    /// Moves an event aside, unless it was done before: under its next name nobody could tell.
+    async fn move_aside(&self, due: DueEvent, came: Came<'_>) -> Done {
+        if came.redelivered {
+            let asking = self.ledger.was_done(came.notes, &self.shutdown);
+            match came.hand.aside(asking).await {
+                Some(true) => return Done::Finished(None),
+                Some(false) => {}
+                None => return Done::NotBegun,
+            }
+        }
+        to_done(self.hand_on(Work::Event(due), Destination::Sideline).await)
     }
 
     /// Whether an event goes aside before its filters are asked.
@@ -201,8 +214,12 @@ impl Dispatcher {
             targets.retain(|(target, _)| !done_with.contains(target.id()));
             // A ledger ends with its message, whose acknowledgement may have been lost; and while Redis was away, nobody
             // could ask whether that was done.
-            if done_with.is_empty() && self.store.are_done(came.notes).await {
-                targets.clear();
+            if done_with.is_empty() {
+                match self.ledger.was_done(came.notes, &self.shutdown).await {
+                    Some(true) => targets.clear(),
+                    Some(false) => {}
+                    None => return Done::NotBegun,
+                }
             }
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::work::HandOff;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use redis::Value;
 
-use super::Store;
+use super::{Store, StoreError};
 
 /// How long a hand-off that was begun is remembered, should its end never be noted.
 const TAKEN: Duration = Duration::from_secs(24 * 3600);
@@ -153,21 +153,21 @@ impl Store {
         }
     }
 
-    /// Whether all of them are noted as finished; not, if Redis does not say so.
-    pub async fn are_done(&self, notes: &[Note]) -> bool {
+    /// Whether all of them are noted as finished.
+    ///
+    /// # Errors
+    /// Redis did not answer.
+    pub async fn are_done(&self, notes: &[Note]) -> Result<bool, StoreError> {
         let asking = notes.iter().map(|note| async {
-            let mut get = match note.sequence {
-                None => redis::cmd("GET"),
-                Some(_) => redis::cmd("HGET"),
-            };
+            let mut get = redis::cmd(if note.sequence.is_some() { "HGET" } else { "GET" });
             get.arg(&note.key);
             if let Some(sequence) = note.sequence {
                 get.arg(sequence);
             }
-            get.query_async::<Option<String>>(&mut self.link.clone()).await
+            Ok(get.query_async::<Option<String>>(&mut self.link.clone()).await?)
         });
-        let noted = join_all(asking).await;
-        !noted.is_empty() && noted.iter().all(|noted| matches!(noted, Ok(Some(v)) if v == "done"))
+        let noted = self.if_up(try_join_all(asking)).await?;
+        Ok(!noted.is_empty() && noted.iter().all(|noted| noted.as_deref() == Some("done")))
     }
 
     /// Whether an event is known: accepted, being worked on, or finished within its window.
