@@ -63,9 +63,12 @@ impl Ledger {
         Self { store, entries: sender }
     }
 
-    /// Whether what comes again was finished, as its notes say; not, if Redis has not said so for a minute. `None` if the
-    /// service stops before.
+    /// Whether what comes again was finished, as its notes say; not, if there are none, or Redis has not said so for a
+    /// minute. `None` if the service stops before.
     pub(crate) async fn was_done(&self, notes: &[Note], shutdown: &Shutdown) -> Option<bool> {
+        if notes.is_empty() {
+            return Some(false);
+        }
         let at_most = PATIENCE.saturating_sub(self.store.away_for());
         match patiently(shutdown, at_most, || self.store.are_done(notes)).await {
             Ok(was_done) => Some(was_done),

@@ -31,7 +31,8 @@ pub(crate) struct Came<'a> {
     pub(crate) redelivered: bool,
     /// As which it is in hand.
     pub(crate) hand: &'a Hand<'a>,
-    /// Where it is noted how far it has come.
+    /// Where it is noted how far it has come. Not only what RabbitMQ gives to us again may have been done: what was moved
+    /// aside may be one of two copies.
     pub(crate) notes: &'a [Note],
 }
 
@@ -74,15 +75,12 @@ impl Dispatcher {
 
     /// Moves an event aside, unless it was done before: under its next name nobody could tell.
     async fn move_aside(&self, due: DueEvent, came: Came<'_>) -> Done {
-        if came.redelivered {
-            let asking = self.ledger.was_done(came.notes, &self.shutdown);
-            match came.hand.aside(asking).await {
-                Some(true) => return Done::Finished(None),
-                Some(false) => {}
-                None => return Done::NotBegun,
-            }
+        let notes = if came.redelivered { came.notes } else { &[] };
+        match came.hand.aside(self.ledger.was_done(notes, &self.shutdown)).await {
+            Some(true) => Done::Finished(None),
+            Some(false) => to_done(self.hand_on(Work::Event(due), Destination::Sideline).await),
+            None => Done::NotBegun,
         }
-        to_done(self.hand_on(Work::Event(due), Destination::Sideline).await)
     }
 
     /// Whether an event goes aside before its filters are asked.
@@ -208,19 +206,19 @@ impl Dispatcher {
         if let Some(page) = &ledger
             && came.redelivered
         {
-            let reading = page.served(&self.shutdown);
-            let Some(done_with) = came.hand.aside(reading).await else { return Done::NotBegun };
+            let reading = async {
+                let done_with = page.served(&self.shutdown).await?;
+                // A ledger ends with its message, whose acknowledgement may have been lost; and while Redis was away,
+                // nobody could ask whether that was done.
+                let was_done = done_with.is_empty()
+                    && self.ledger.was_done(came.notes, &self.shutdown).await?;
+                Some((done_with, was_done))
+            };
+            let Some((done_with, was_done)) = came.hand.aside(reading).await else {
+                return Done::NotBegun;
+            };
             let before = targets.len();
-            targets.retain(|(target, _)| !done_with.contains(target.id()));
-            // A ledger ends with its message, whose acknowledgement may have been lost; and while Redis was away, nobody
-            // could ask whether that was done.
-            if done_with.is_empty() {
-                match self.ledger.was_done(came.notes, &self.shutdown).await {
-                    Some(true) => targets.clear(),
-                    Some(false) => {}
-                    None => return Done::NotBegun,
-                }
-            }
+            targets.retain(|(target, _)| !was_done && !done_with.contains(target.id()));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
         match self.fan_out(served, targets, ledger.clone(), came.hand).await {
