@@ -98,7 +98,7 @@ pub(crate) async fn put(
         let detail = "the document takes too long to read: its templates do with their samples";
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     })??;
-    let limits = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
+    let limits = api.store.tenant_limits(&tenant).await.map_err(trouble)?.limits;
     if !limits.allows_subscriptions(document.entries.len()) {
         let most = limits.max_subscriptions.unwrap_or_default();
         let detail = format!("tenant {tenant} may have {most} subscriptions");
@@ -172,7 +172,7 @@ async fn make_plan(
     headers: &HeaderMap,
 ) -> Result<Plan, Problem> {
     let current = read_all(api, tenant).await?;
-    check_match(if_match(headers).as_deref(), &plan::version(&current))?;
+    check_match(if_match(headers).as_deref(), Some(&plan::version(&current)))?;
     Plan::make(document, current)
 }
 

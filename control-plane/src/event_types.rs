@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::catalogue::{KnownType, unmatched};
 use doorbell_common::event::EventType;
@@ -16,10 +16,12 @@ use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
 use doorbell_platform::http::{Members, read_body};
 use doorbell_platform::problem::{FieldError, Problem};
+use doorbell_platform::store::event_types::StoredType;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::audit::Done;
+use crate::etag::{TRIES, check_match, contended, etag, if_match, version_of};
 use crate::list::{self, ListQuery, page};
 use crate::routes::{Api, trouble};
 
@@ -35,7 +37,7 @@ pub(crate) async fn list(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let page = page::<EventType>(query)?;
-    let mut types = api.store.event_types().await.map_err(trouble)?;
+    let mut types = api.store.event_types().await.map_err(trouble)?.types;
     types.retain(|known| page.after.as_ref().is_none_or(|after| known.name > *after));
     let more = types.len() > page.limit;
     types.truncate(page.limit);
@@ -47,8 +49,8 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     State(api): State<Api>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, Problem> {
-    existing(&api, &name).await.map(|known| Json(json!(known)))
+) -> Result<Response, Problem> {
+    existing(&api, &name).await.map(|stored| shown(&stored))
 }
 
 pub(crate) async fn put(
@@ -61,41 +63,63 @@ pub(crate) async fn put(
         Problem::invalid(vec![FieldError::new("/name", format!("the type in the path {error}"))])
     })?;
     let body = read_body(&headers, body, &["application/json"], MAX_TYPE).await?;
-    let before = api.store.event_type(&name).await.map_err(trouble)?;
-    let now = clock::now();
-    let created_at = before.as_ref().map_or(now, |before| before.created_at);
     let Members(members) = Members::read(&body)?;
-    let known = read(name, &members, (created_at, now)).map_err(Problem::invalid)?;
-    if before.is_none() && api.store.event_type_names().await.map_err(trouble)?.len() >= MAX_TYPES {
-        let detail = format!("the catalogue has {MAX_TYPES} types already, which is the most");
-        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    let now = clock::now();
+    let mut known = read(name, &members, (now, now)).map_err(Problem::invalid)?;
+    for _ in 0..TRIES {
+        let before = api.store.event_type(&known.name).await.map_err(trouble)?;
+        let version = before.as_ref().map(|before| version_of(&before.raw));
+        check_match(if_match(&headers).as_deref(), version.as_deref())?;
+        known.created_at = before.as_ref().map_or(now, |before| before.known.created_at);
+        if before.is_none() {
+            room_for_one(&api).await?;
+        }
+        let putting = api.store.put_event_type(before.as_ref(), known.clone());
+        if let Some(stored) = putting.await.map_err(trouble)? {
+            let status = if before.is_some() { StatusCode::OK } else { StatusCode::CREATED };
+            let before = before.map(|before| before.known);
+            let done = Done::to(&known.name, &json!(before), &json!(known));
+            return Ok((status, Extension(done), shown(&stored)).into_response());
+        }
     }
-    api.store.put_event_type(&known).await.map_err(trouble)?;
-    let status = if before.is_some() { StatusCode::OK } else { StatusCode::CREATED };
-    let done = Done::to(&known.name, &json!(before), &json!(known));
-    Ok((status, Extension(done), Json(json!(known))).into_response())
+    Err(contended("the event type"))
+}
+
+async fn room_for_one(api: &Api) -> Result<(), Problem> {
+    if api.store.event_type_names().await.map_err(trouble)?.len() < MAX_TYPES {
+        return Ok(());
+    }
+    let detail = format!("the catalogue has {MAX_TYPES} types already, which is the most");
+    Err(Problem::new(StatusCode::CONFLICT, detail))
 }
 
 pub(crate) async fn delete(
     State(api): State<Api>,
     Path(name): Path<String>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let known = existing(&api, &name).await?;
-    api.store.remove_event_type(&known.name).await.map_err(trouble)?;
-    let done = Done::to(&known.name, &json!(known), &Value::Null);
-    Ok((StatusCode::NO_CONTENT, Extension(done)).into_response())
+    for _ in 0..TRIES {
+        let stored = existing(&api, &name).await?;
+        check_match(if_match(&headers).as_deref(), Some(&version_of(&stored.raw)))?;
+        if api.store.remove_event_type(&stored).await.map_err(trouble)? {
+            let done = Done::to(&stored.known.name, &json!(stored.known), &Value::Null);
+            return Ok((StatusCode::NO_CONTENT, Extension(done)).into_response());
+        }
+    }
+    Err(contended("the event type"))
 }
 
 /// The whole catalogue, in the form in which it can be put back.
-pub(crate) async fn export(State(api): State<Api>) -> Result<Json<Value>, Problem> {
-    let types = api.store.event_types().await.map_err(trouble)?;
-    let shown = types.iter().map(|known| {
+pub(crate) async fn export(State(api): State<Api>) -> Result<Response, Problem> {
+    let stored = api.store.event_types().await.map_err(trouble)?;
+    let shown = stored.types.iter().map(|known| {
         json!({
             "name": known.name, "description": known.description, "schema": known.schema,
             "example": known.example, "deprecated": known.deprecated,
         })
     });
-    Ok(Json(json!({ "event_types": shown.collect::<Vec<Value>>() })))
+    let document = json!({ "event_types": shown.collect::<Vec<Value>>() });
+    Ok(([(header::ETAG, etag(&stored.version))], Json(document)).into_response())
 }
 
 /// Puts a catalogue in the place of the one that is there, whole or not at all.
@@ -105,18 +129,26 @@ pub(crate) async fn import(
     body: Body,
 ) -> Result<Response, Problem> {
     let body = read_body(&headers, body, &["application/json"], MAX_DOCUMENT).await?;
-    let before = api.store.event_types().await.map_err(trouble)?;
     let now = clock::now();
     let mut types = read_all(&body, now)?;
-    let created: HashMap<&EventType, Timestamp> =
-        before.iter().map(|before| (&before.name, before.created_at)).collect();
-    for known in &mut types {
-        known.created_at = created.get(&known.name).copied().unwrap_or(now);
+    for _ in 0..TRIES {
+        let before = api.store.event_types().await.map_err(trouble)?;
+        check_match(if_match(&headers).as_deref(), Some(&before.version))?;
+        let created: HashMap<&EventType, Timestamp> =
+            before.types.iter().map(|before| (&before.name, before.created_at)).collect();
+        for known in &mut types {
+            known.created_at = created.get(&known.name).copied().unwrap_or(now);
+        }
+        if api.store.replace_event_types(&before, &types).await.map_err(trouble)? {
+            let done = Done::to(&"catalogue", &names_of(&before.types), &names_of(&types));
+            return Ok((Extension(done), Json(json!({ "count": types.len() }))).into_response());
+        }
     }
-    api.store.replace_event_types(&types).await.map_err(trouble)?;
-    let names = |types: &[KnownType]| json!({ "names": types.iter().map(|known| &known.name).collect::<Vec<_>>() });
-    let done = Done::to(&"catalogue", &names(&before), &names(&types));
-    Ok((Extension(done), Json(json!({ "count": types.len() }))).into_response())
+    Err(contended("the catalogue"))
+}
+
+fn names_of(types: &[KnownType]) -> Value {
+    json!({ "names": types.iter().map(|known| &known.name).collect::<Vec<_>>() })
 }
 
 /// The types that the catalogue has; none, where that can't be told just now.
@@ -136,7 +168,12 @@ pub(crate) fn warnings(types: &[EventType], patterns: &[Pattern]) -> Vec<String>
         .collect()
 }
 
-async fn existing(api: &Api, name: &str) -> Result<KnownType, Problem> {
+fn shown(stored: &StoredType) -> Response {
+    let headers = [(header::ETAG, etag(&version_of(&stored.raw)))];
+    (headers, Json(json!(stored.known))).into_response()
+}
+
+async fn existing(api: &Api, name: &str) -> Result<StoredType, Problem> {
     let absent = || Problem::new(StatusCode::NOT_FOUND, "there is no such event type");
     let name: EventType = name.parse().map_err(|_| absent())?;
     api.store.event_type(&name).await.map_err(trouble)?.ok_or_else(absent)

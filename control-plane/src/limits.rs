@@ -6,16 +6,18 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::duration::DurationText;
 use doorbell_common::json::pointer;
 use doorbell_common::tenant_limits::TenantLimits;
 use doorbell_platform::http::{Members, read_body};
 use doorbell_platform::problem::{FieldError, Problem};
-use serde_json::{Value, json};
+use doorbell_platform::store::tenant_limits::StoredLimits;
+use serde_json::json;
 
 use crate::audit::Done;
+use crate::etag::{TRIES, check_match, contended, etag, if_match, version_of};
 use crate::routes::{Api, trouble};
 use crate::tenants::{existing, tenant_id};
 
@@ -26,10 +28,10 @@ const RETENTIONS: RangeInclusive<Duration> =
 pub(crate) async fn show(
     State(api): State<Api>,
     Path(tenant): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let tenant = existing(&api, &tenant).await?;
     let limits = api.store.tenant_limits(&tenant.id).await.map_err(trouble)?;
-    Ok(Json(json!(limits)))
+    Ok(shown(&limits))
 }
 
 /// Limits are written whole: what is left out is not limited.
@@ -42,11 +44,22 @@ pub(crate) async fn put(
     let tenant = tenant_id(&tenant)?;
     let body = read_body(&headers, body, &["application/json"], MAX_BODY).await?;
     let limits = read(&body)?;
-    let before = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
-    api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
-    api.store.set_tenant_limits(&tenant, &limits).await.map_err(trouble)?;
-    let done = Done::to(&tenant, &json!(before), &json!(limits));
-    Ok((Extension(done), Json(json!(limits))).into_response())
+    for _ in 0..TRIES {
+        let before = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
+        check_match(if_match(&headers).as_deref(), Some(&version_of(&before.raw)))?;
+        api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
+        let replacing = api.store.replace_tenant_limits(&tenant, &before, &limits);
+        if let Some(stored) = replacing.await.map_err(trouble)? {
+            let done = Done::to(&tenant, &json!(before.limits), &json!(limits));
+            return Ok((Extension(done), shown(&stored)).into_response());
+        }
+    }
+    Err(contended("the tenant's limits"))
+}
+
+fn shown(stored: &StoredLimits) -> Response {
+    let headers = [(header::ETAG, etag(&version_of(&stored.raw)))];
+    (headers, Json(json!(stored.limits))).into_response()
 }
 
 fn read(body: &[u8]) -> Result<TenantLimits, Problem> {

@@ -96,6 +96,9 @@ fn list(path: &'static str, names: (&str, &str)) -> Operation {
         .fails(&[422])
 }
 
+/// What is said of an `ETag`.
+const VERSION: &str = "Its version, for `If-Match`.";
+
 /// An operation that is done only to the version that the caller knows.
 fn versioned(operation: Operation) -> Operation {
     let text = "Do it only if it has this `ETag` still.";

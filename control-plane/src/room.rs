@@ -39,7 +39,7 @@ impl Limited {
 impl Room {
     /// The room that a tenant has now.
     pub(crate) async fn of(store: &Store, tenant: &TenantId) -> Result<Self, Problem> {
-        let limits = store.tenant_limits(tenant).await.map_err(trouble)?;
+        let limits = store.tenant_limits(tenant).await.map_err(trouble)?.limits;
         let limited = match limits.subscriptions() {
             Some((most, creations)) => {
                 let usage = store.usage(tenant).await.map_err(trouble)?;

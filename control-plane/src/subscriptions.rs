@@ -20,7 +20,7 @@ use doorbell_platform::{clock, ids};
 use serde_json::{Value, json};
 
 use crate::audit::Done;
-use crate::etag::{check_match, etag, if_match};
+use crate::etag::{TRIES, check_match, contended, etag, if_match};
 use crate::event_types;
 use crate::form::{self, Form};
 use crate::idempotency::Repeatable;
@@ -39,8 +39,6 @@ pub(crate) const MAX_BODY: usize = 128 * 1024;
 const IN_FORCE: Duration = Duration::from_secs(2);
 /// How many secrets may sign at once.
 const MAX_LIVE_SECRETS: usize = 10;
-/// How often a change is tried again over someone else's.
-const TRIES: usize = 10;
 
 pub(crate) async fn create(
     State(api): State<Api>,
@@ -175,7 +173,7 @@ pub(crate) async fn patch(
     let body = read_body(&headers, body, &types, MAX_BODY).await?;
     let members = Members::read(&body);
     let change = |stored: &Stored| {
-        check_match(if_match(&headers).as_deref(), &stored.subscription.version)?;
+        check_match(if_match(&headers).as_deref(), Some(&stored.subscription.version))?;
         let members = members.as_ref().map_err(Clone::clone)?;
         form::patch(members, &stored.subscription, &api.rules)
             .map(|form| form.changed(&stored.subscription))
@@ -206,12 +204,12 @@ pub(crate) async fn delete_one(
 ) -> Result<Subscription, Problem> {
     for _ in 0..TRIES {
         let stored = find(api, path).await?;
-        check_match(if_match, &stored.subscription.version)?;
+        check_match(if_match, Some(&stored.subscription.version))?;
         if api.store.delete_subscription(&stored, clock::now()).await.map_err(trouble)? {
             return Ok(stored.subscription);
         }
     }
-    Err(contended())
+    Err(contended("the subscription"))
 }
 
 pub(crate) async fn secret(
@@ -296,7 +294,7 @@ pub(crate) async fn update(
             return Ok((stored.subscription, changed));
         }
     }
-    Err(contended())
+    Err(contended("the subscription"))
 }
 
 /// Says what may be a mistake, and is done all the same.
@@ -305,13 +303,6 @@ async fn add_warnings(api: &Api, subscription: &Subscription, answer: &mut Value
     if !warnings.is_empty() {
         answer["warnings"] = json!(warnings);
     }
-}
-
-fn contended() -> Problem {
-    Problem::new(
-        StatusCode::CONFLICT,
-        "the subscription is being changed by others at the same time: try again",
-    )
 }
 
 fn shown(subscription: &Subscription) -> Response {

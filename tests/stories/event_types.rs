@@ -1,5 +1,6 @@
 //! The catalogue of event types: what is not in it, or not as it says, is told or refused.
 
+use anyhow::Context as _;
 use doorbell_tests::api::{Answer, Api, subscription};
 use doorbell_tests::wait::seconds;
 use doorbell_tests::{Setup, World, amqp, eventually};
@@ -111,6 +112,67 @@ pub(crate) async fn a_catalogue_travels_as_one_document() -> anyhow::Result<()> 
     assert_eq!((good.status.as_u16(), good.body.get("warnings")), (202, None));
     assert_eq!(world.metric("doorbell_events_objected_total").await?, 1.0, "each is judged once");
     world.finish().await
+}
+
+/// What is written, of several who write at once.
+type Body<'a> = &'a dyn Fn(usize) -> Value;
+
+pub(crate) async fn what_others_have_changed_is_not_overwritten() -> anyhow::Result<()> {
+    let world = World::start("versions").await?;
+    let one = "/v1/event-types/order.paid";
+    let catalogue = "/v1/catalogue";
+    let limits = "/v1/tenants/acme/limits";
+    for path in [one, limits] {
+        world.control.call(Method::PUT, path, json!({})).await?;
+    }
+    let types = |n: usize| json!({"event_types": [{"name": "order.made"}, {"name": "order.paid", "description": n.to_string()}]});
+    let writings: [(&str, &str, Body<'_>); 3] = [
+        (one, "/description", &|n| json!({"description": n.to_string()})),
+        (catalogue, "/event_types/1/description", &types),
+        (limits, "/max_subscriptions", &|n| json!({"max_subscriptions": n + 1})),
+    ];
+    for (path, field, body) in writings {
+        let tag = tag(&world, path).await?;
+        let putting = (0..8).map(|n| call_if(&world, (Method::PUT, path), &tag, body(n)));
+        let answers = futures_util::future::try_join_all(putting).await?;
+        let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+        assert_eq!((count(200), count(412)), (1, 7), "{path}: {answers:?}");
+        let done = answers.iter().position(|answer| answer.status == 200).unwrap_or_default();
+        let written = world.control.call(Method::GET, path, Value::Null).await?;
+        assert_eq!(written.body.pointer(field), body(done).pointer(field), "{path}");
+        // Who says what it was writes over it; who says nothing does so, too.
+        let again = self::tag(&world, path).await?;
+        assert_ne!(again, tag);
+        assert_eq!(call_if(&world, (Method::PUT, path), &again, body(8)).await?.status, 200);
+        assert_eq!(world.control.call(Method::PUT, path, body(9)).await?.status, 200);
+    }
+    // Nor is it deleted, and what is not there has no version.
+    let tag = tag(&world, one).await?;
+    world.control.call(Method::PUT, one, json!({"description": "new"})).await?;
+    let delete = |tag| call_if(&world, (Method::DELETE, one), tag, Value::Null);
+    assert_eq!(delete(&tag).await?.status, 412);
+    assert_eq!(delete("*").await?.status, 204);
+    assert_eq!(call_if(&world, (Method::PUT, one), "*", json!({})).await?.status, 412);
+    assert_eq!(world.control.call(Method::GET, one, Value::Null).await?.status, 404);
+    world.finish().await
+}
+
+/// The version of what is there.
+async fn tag(world: &World, path: &str) -> anyhow::Result<String> {
+    let shown = world.control.call(Method::GET, path, Value::Null).await?;
+    let tag = shown.headers.get("etag").and_then(|tag| tag.to_str().ok());
+    tag.map(str::to_owned).with_context(|| format!("no version: {shown:?}"))
+}
+
+async fn call_if(
+    world: &World,
+    (method, path): (Method, &str),
+    tag: &str,
+    body: Value,
+) -> anyhow::Result<Answer> {
+    let headers = [("content-type", "application/json"), ("if-match", tag)];
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    world.control.raw(method, path, &headers, body).await
 }
 
 async fn enforcing(name: &str, enforcement: &str) -> anyhow::Result<World> {

@@ -172,6 +172,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         templates::hard_templates_keep_nobody_waiting,
         event_types::what_the_catalogue_objects_to_is_refused,
         event_types::a_catalogue_travels_as_one_document,
+        event_types::what_others_have_changed_is_not_overwritten,
         names::names_that_hang_keep_nobody_waiting,
         names::what_a_name_leads_to_is_judged,
         names::another_address_of_a_name_is_called_where_one_is_dead,

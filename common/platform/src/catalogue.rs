@@ -93,6 +93,6 @@ impl Versioned for Catalogue {
     }
 
     async fn read(store: &Store, _: Option<(&Self, &str)>) -> Result<Self, StoreError> {
-        Ok(Self::of(&store.event_types().await?))
+        Ok(Self::of(&store.event_types().await?.types))
     }
 }

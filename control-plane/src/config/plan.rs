@@ -6,10 +6,10 @@ use doorbell_common::event::EventType;
 use doorbell_common::subscription::Subscription;
 use doorbell_platform::problem::{FieldError, Problem};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::document::{Document, Entry};
 use crate::audit::differences;
+use crate::etag::version_of;
 use crate::event_types;
 use crate::form::Form;
 use crate::view;
@@ -140,11 +140,8 @@ impl Update {
 
 /// The version of all of them together.
 pub(super) fn version(subscriptions: &[Subscription]) -> String {
-    let mut digest = Sha256::new();
-    for subscription in subscriptions {
-        digest.update(format!("{} {}\n", subscription.id, subscription.version));
-    }
-    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    let each = subscriptions.iter().map(|one| format!("{} {}\n", one.id, one.version));
+    version_of(&each.collect::<String>())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use axum::http::Method;
 use doorbell_platform::openapi::{Content, Operation};
 use serde_json::json;
 
-use super::{examples, operation};
+use super::{VERSION, examples, operation, versioned};
 
 const TYPES: &str = "Event types";
 const TAG: &str = "Deployment";
@@ -23,30 +23,30 @@ pub(crate) fn list_types() -> Operation {
 
 pub(crate) fn show_type() -> Operation {
     let shown = Content::json("EventType", examples::event_type());
-    operation(&Method::GET, ONE, ("getEventType", "Show an event type")).tag(TYPES).answers(
-        200,
-        "The type.",
-        Some(&shown),
-    )
+    operation(&Method::GET, ONE, ("getEventType", "Show an event type"))
+        .tag(TYPES)
+        .answers(200, "The type.", Some(&shown))
+        .with_header(200, "ETag", VERSION)
 }
 
 pub(crate) fn put_type() -> Operation {
     let shown = Content::json("EventType", examples::event_type());
-    operation(&Method::PUT, ONE, ("putEventType", "Write an event type"))
+    versioned(operation(&Method::PUT, ONE, ("putEventType", "Write an event type")))
         .tag(TYPES)
         .described("Written whole. The example must be as the schema says.")
         .takes(&Content::json("EventTypeForm", examples::event_type_form()))
         .answers(200, "It was there, and is so from now on.", Some(&shown))
+        .with_header(200, "ETag", VERSION)
         .answers(201, "It is new.", Some(&shown))
+        .with_header(201, "ETag", VERSION)
         .fails(&[409])
 }
 
 pub(crate) fn delete_type() -> Operation {
-    operation(&Method::DELETE, ONE, ("deleteEventType", "Delete an event type")).tag(TYPES).answers(
-        204,
-        "It is gone.",
-        None,
-    )
+    versioned(operation(&Method::DELETE, ONE, ("deleteEventType", "Delete an event type")))
+        .tag(TYPES)
+        .answers(204, "It is gone.", None)
+        .fails(&[409])
 }
 
 pub(crate) fn export_catalogue() -> Operation {
@@ -54,19 +54,21 @@ pub(crate) fn export_catalogue() -> Operation {
     operation(&Method::GET, CATALOGUE, ("getCatalogue", "Show all event types as one document"))
         .tag(TYPES)
         .answers(200, "A document that can be put back.", Some(&catalogue))
+        .with_header(200, "ETag", VERSION)
 }
 
 pub(crate) fn import_catalogue() -> Operation {
     let result = Content::json("CatalogueResult", json!({ "count": 1 }));
-    operation(
+    versioned(operation(
         &Method::PUT,
         CATALOGUE,
         ("putCatalogue", "Put a catalogue in the place of what there is"),
-    )
+    ))
     .tag(TYPES)
     .described("Whole, or not at all.")
     .takes(&Content::json("Catalogue", examples::catalogue()))
     .answers(200, "How many types there are now.", Some(&result))
+    .fails(&[409])
 }
 
 pub(crate) fn encryption() -> Operation {

@@ -5,7 +5,7 @@ use doorbell_platform::openapi::{Content, Operation, reference};
 use serde_json::json;
 
 use super::examples::{self, SECRET, SUBSCRIPTION};
-use super::{operation, query, versioned};
+use super::{VERSION, operation, query, versioned};
 use crate::routes::BULK;
 use crate::view;
 
@@ -14,7 +14,6 @@ const MANY: &str = "Many at once";
 const ALL: &str = "/v1/tenants/{tenant}/subscriptions";
 const ONE: &str = "/v1/tenants/{tenant}/subscriptions/{id}";
 const CONFIG: &str = "/v1/config";
-const VERSION: &str = "Its version, for `If-Match`.";
 
 pub(crate) fn list() -> Operation {
     let page = Content::json("SubscriptionList", examples::page(&examples::subscription()));

@@ -4,7 +4,7 @@ use axum::http::Method;
 use doorbell_platform::openapi::{Content, Operation};
 use serde_json::json;
 
-use super::{examples, operation};
+use super::{VERSION, examples, operation, versioned};
 
 const TAG: &str = "Tenants";
 const ALL: &str = "/v1/tenants";
@@ -52,18 +52,19 @@ pub(crate) fn delete() -> Operation {
 
 pub(crate) fn show_limits() -> Operation {
     let limits = Content::json("Limits", examples::limits());
-    operation(&Method::GET, LIMITS, ("getLimits", "Show what a tenant may have")).tag(TAG).answers(
-        200,
-        "Its limits; null is none.",
-        Some(&limits),
-    )
+    operation(&Method::GET, LIMITS, ("getLimits", "Show what a tenant may have"))
+        .tag(TAG)
+        .answers(200, "Its limits; null is none.", Some(&limits))
+        .with_header(200, "ETag", VERSION)
 }
 
 pub(crate) fn put_limits() -> Operation {
     let limits = Content::json("Limits", examples::limits());
-    operation(&Method::PUT, LIMITS, ("putLimits", "Say what a tenant may have"))
+    versioned(operation(&Method::PUT, LIMITS, ("putLimits", "Say what a tenant may have")))
         .tag(TAG)
         .described("Written whole: what is left out is not limited. In force within two seconds.")
         .takes(&Content::json("LimitsForm", examples::limits()))
         .answers(200, "Its limits from now on.", Some(&limits))
+        .with_header(200, "ETag", VERSION)
+        .fails(&[409])
 }

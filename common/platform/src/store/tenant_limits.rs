@@ -12,6 +12,8 @@ use redis::streams::StreamRangeReply;
 
 use super::{COUNT, Store, StoreError};
 
+/// Puts limits, or none, in the place of those that were read, if these are there still, or of any (`*`).
+const SWAP: &str = "if ARGV[2] ~= '*' and (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'tenant', ARGV[1]) if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end return 1";
 /// How long what was created is counted.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How many changes are logged at least. Whoever has missed more reads all limits.
@@ -20,6 +22,15 @@ const LOGGED: usize = 10_000;
 const AT_ONCE: usize = 1000;
 /// How often all limits are read, where that may have left some out.
 const READS: usize = 3;
+
+/// A tenant's limits as they were read, which tell whether they still are so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLimits {
+    /// The limits.
+    pub limits: TenantLimits,
+    /// Their record, another one after each change; empty, if nothing is limited.
+    pub raw: String,
+}
 
 /// What a tenant has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +44,7 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Limits a tenant so from now on.
+    /// Limits a tenant so from now on, whatever its limits are.
     ///
     /// # Errors
     /// Redis did not answer: it may or may not be limited so.
@@ -42,33 +53,50 @@ impl Store {
         tenant: &TenantId,
         limits: &TenantLimits,
     ) -> Result<(), StoreError> {
+        self.swap_tenant_limits(tenant, "*", limits).await.map(|_| ())
+    }
+
+    /// Limits a tenant so from now on, if its limits still are as they were read; answers them as they are stored,
+    /// or `None` if they are others by now.
+    ///
+    /// # Errors
+    /// Redis did not answer: it may or may not be limited so.
+    pub async fn replace_tenant_limits(
+        &self,
+        tenant: &TenantId,
+        before: &StoredLimits,
+        limits: &TenantLimits,
+    ) -> Result<Option<StoredLimits>, StoreError> {
+        self.swap_tenant_limits(tenant, &before.raw, limits).await
+    }
+
+    async fn swap_tenant_limits(
+        &self,
+        tenant: &TenantId,
+        before: &str,
+        limits: &TenantLimits,
+    ) -> Result<Option<StoredLimits>, StoreError> {
+        let raw = if limits.is_none() { Ok(String::new()) } else { serde_json::to_string(limits) };
+        let raw = raw.map_err(|error| StoreError::Corrupt { key: tenant.to_string(), error })?;
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(SWAP).arg(2).arg(self.keys.tenant_limits()).arg(self.keys.tenant_limits_changes());
+        eval.arg(tenant.as_str()).arg(before).arg(&raw).arg(LOGGED);
         self.check_epoch().await?;
-        let key = self.keys.tenant_limits();
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        let log = pipe.cmd("XADD").arg(self.keys.tenant_limits_changes());
-        log.arg("MAXLEN").arg("~").arg(LOGGED).arg("*").arg("tenant").arg(tenant.as_str()).ignore();
-        if limits.is_none() {
-            pipe.cmd("HDEL").arg(key).arg(tenant.as_str()).ignore();
-        } else {
-            let raw = serde_json::to_string(limits)
-                .map_err(|error| StoreError::Corrupt { key: tenant.to_string(), error })?;
-            pipe.cmd("HSET").arg(key).arg(tenant.as_str()).arg(raw).ignore();
-        }
-        pipe.query_async::<()>(&mut self.link.clone()).await?;
-        Ok(())
+        let swapped = eval.query_async::<u8>(&mut self.link.clone()).await? == 1;
+        Ok(swapped.then_some(StoredLimits { limits: *limits, raw }))
     }
 
     /// The limits of a tenant.
     ///
     /// # Errors
     /// Redis did not answer or is not the store that it was.
-    pub async fn tenant_limits(&self, tenant: &TenantId) -> Result<TenantLimits, StoreError> {
+    pub async fn tenant_limits(&self, tenant: &TenantId) -> Result<StoredLimits, StoreError> {
         let key = self.keys.tenant_limits();
         let mut get = redis::pipe();
         get.cmd("HGET").arg(&key).arg(tenant.as_str());
         let (raw,): (Option<String>,) = self.ask(get).await?;
-        raw.map_or_else(|| Ok(TenantLimits::default()), |raw| read(&key, &raw))
+        let limits = raw.as_ref().map(|raw| read(&key, raw)).transpose()?;
+        Ok(StoredLimits { limits: limits.unwrap_or_default(), raw: raw.unwrap_or_default() })
     }
 
     /// The limits of all tenants that have some.
