@@ -9,16 +9,19 @@ use tokio::time::Instant;
 use super::{Bench, Steady};
 use crate::bench::costs::{Costs, peaks};
 use crate::bench::report::{Percentiles, Row};
-use crate::bench::{IN_FORCE, Way};
+use crate::bench::{IN_FORCE, PATIENCE, Way};
 
-/// How long healthy tenants are watched alone.
-const ALONE: Duration = Duration::from_secs(20);
-/// How long they are watched beside others.
-const BESIDE: Duration = Duration::from_secs(60);
+/// How long healthy tenants are watched, alone and beside others: as long, so that what happens once in a minute of
+/// itself is in both.
+const WATCHED: Duration = Duration::from_secs(60);
 /// Tenants beside a flood.
 const BESIDE_FLOOD: u64 = 32;
-/// How many events wait for an endpoint that is out.
+/// How many events wait for an endpoint that is out, and how many a second come for it once it is back.
 const WAITING: u64 = 20_000;
+const FRESH: u64 = 10;
+/// How often it is asked then whether all have arrived, and for how long.
+const ROUND: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_millis(500);
 /// When everything falls due, after its publishing began.
 const DUE_AFTER: Duration = Duration::from_secs(30);
 /// A tenant that is disturbed no more than this is undisturbed by a flood, in milliseconds.
@@ -38,9 +41,9 @@ impl Bench<'_> {
         let answering = self.tenants(&format!("{label}-answers"), "ok", hanging, rate).await?;
         let hanging = self.tenants(&format!("{label}-hangs"), "hang", hanging, rate).await?;
         self.warm_up(&format!("{label}-warms-up")).await?;
-        let alone = self.watch(&healthy, &[], ALONE).await?;
-        let mut busier = self.watch(&healthy, &[&answering], ALONE).await?;
-        let mut beside = self.watch(&healthy, &[&hanging], BESIDE).await?;
+        let alone = self.watch(&healthy, &[], WATCHED).await?;
+        let mut busier = self.watch(&healthy, &[&answering], WATCHED).await?;
+        let mut beside = self.watch(&healthy, &[&hanging], WATCHED).await?;
         busier.name = format!("{name}: beside those that answer");
         let worse = worse(&busier, &beside);
         beside.notes.push(format!("p99 is {worse:.2} of what it is beside as many that answer"));
@@ -59,11 +62,11 @@ impl Bench<'_> {
         let tenant = name.replace(' ', "-");
         let steady = Steady::of(&tenant, 50, healthy);
         self.subscribe_all(&tenant, "ok", healthy, json!({})).await?;
-        let alone = self.watch(&steady, &[], ALONE).await?;
+        let alone = self.watch(&steady, &[], WATCHED).await?;
         let hangs = self.subscription("hang", &format!("{tenant}-hangs"));
         self.subscribe(&tenant, &hangs, hanging).await?;
         tokio::time::sleep(IN_FORCE).await;
-        let beside = self.watch(&steady, &[], BESIDE).await?;
+        let beside = self.watch(&steady, &[], WATCHED).await?;
         Ok(compared(name, alone, beside))
     }
 
@@ -77,7 +80,7 @@ impl Bench<'_> {
         self.subscribe_all(flood, "slow", 1, json!({})).await?;
         let (costs, start) = (Costs::begin(self.stack), Instant::now());
         let (published, flooded) = tokio::join!(
-            self.publish_steadily(&steady, BESIDE),
+            self.publish_steadily(&steady, WATCHED),
             self.publish_over(way, flood, self.deliveries)
         );
         flooded?;
@@ -120,10 +123,10 @@ impl Bench<'_> {
             self.subscribe(tenant, &body, 1).await?;
         }
         self.subscribe_all("due", "ok", 1, json!({})).await?;
-        let alone = self.watch(&steady, &[], ALONE).await?;
+        let alone = self.watch(&steady, &[], WATCHED).await?;
         let due = clock::now().plus(DUE_AFTER).to_string();
         let (beside, published) = tokio::join!(
-            self.watch(&steady, &[], BESIDE),
+            self.watch(&steady, &[], WATCHED),
             self.publish_over_http("due", self.deliveries, Some(&due))
         );
         published?;
@@ -131,7 +134,7 @@ impl Bench<'_> {
         Ok(compared("retries after 2 s, beside what falls due at once", alone, beside?))
     }
 
-    /// Healthy tenants beside one whose endpoint is out for a while, with many events waiting.
+    /// Healthy tenants beside one whose endpoint is out for a while, with many events waiting, and then is back.
     pub(super) async fn outage(&self) -> anyhow::Result<Vec<Row>> {
         let steady = self.tenants("outage-beside", "ok", BESIDE_FLOOD, 2).await?;
         // Those that were tried in vain are soon tried again.
@@ -139,29 +142,56 @@ impl Bench<'_> {
         self.subscribe_all("outage", "out", 1, retry).await?;
         let outage = Duration::from_secs(self.plan.outage);
         self.receiver.take_out(true);
-        let (costs, start) = (Costs::begin(self.stack), Instant::now());
-        let (beside, flooded) =
-            tokio::join!(self.publish_steadily(&steady, outage), self.publish("outage", WAITING));
+        let (during, flooded) =
+            tokio::join!(self.watch(&steady, &[], outage), self.publish("outage", WAITING));
         flooded?;
+        let mut during = during?;
+        during.name = "beside an outage".to_owned();
         let in_vain = self.receiver.take_out(false);
-        let back = Instant::now();
-        self.arrived("outage", WAITING).await?;
-        let drained = back.elapsed();
-        self.all_arrived(&steady, beside?).await?;
-        let times: Vec<u64> = steady
-            .tenants
-            .iter()
-            .flat_map(|tenant| self.receiver.tally(tenant).take_times())
-            .collect();
-        let mut row = Row::new("beside an outage", u64::try_from(times.len())?, start.elapsed());
+        during.notes.push(format!(
+            "{WAITING} events for an endpoint that was out for {} s: {in_vain} attempts meanwhile",
+            self.plan.outage
+        ));
+        let after = self.until_drained(&steady, during.deliveries, PATIENCE + outage).await?;
+        Ok(vec![during, after])
+    }
+
+    /// How long events of these tenants take, of which so many have arrived before, until all that waited has arrived,
+    /// beside more for the same endpoint.
+    async fn until_drained(
+        &self,
+        steady: &Steady,
+        before: u64,
+        patience: Duration,
+    ) -> anyhow::Result<Row> {
+        let itself = Steady::of("outage", FRESH, 1);
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        let (mut theirs, mut fresh) = (before, 0);
+        loop {
+            let (others, own) = tokio::join!(
+                self.publish_steadily(steady, ROUND),
+                self.publish_steadily(&itself, ROUND)
+            );
+            (theirs, fresh) = (theirs + others?, fresh + own?);
+            let all = self.arrived("outage", WAITING + fresh);
+            if tokio::time::timeout(SOON, all).await.is_ok() {
+                break;
+            }
+            let arrived = self.receiver.tally("outage").count();
+            let expected = WAITING + fresh;
+            anyhow::ensure!(start.elapsed() < patience, "{arrived} of {expected} arrived");
+        }
+        let drained = start.elapsed();
+        self.all_arrived(steady, theirs).await?;
+        let tallies = steady.tenants.iter().map(|tenant| self.receiver.tally(tenant));
+        let times: Vec<u64> = tallies.flat_map(|tally| tally.take_times()).collect();
+        let mut row = Row::new("beside its end", u64::try_from(times.len())?, start.elapsed());
         row.times_ms = Percentiles::of(times);
-        row = row.costing(&costs.since(self.stack), peaks(self.stack));
         row.notes.push(format!(
-            "{WAITING} events for an endpoint that was out for {} s: {in_vain} attempts meanwhile, all delivered {:.0} s after its return",
-            self.plan.outage,
+            "all of them, and {fresh} that came meanwhile, delivered {:.0} s after its return",
             drained.as_secs_f64()
         ));
-        Ok(vec![row])
+        Ok(row.costing(&costs.since(self.stack), peaks(self.stack)))
     }
 
     /// Has one delivery wait and come again. When RabbitMQ does that for the first time since it was started, whatever
