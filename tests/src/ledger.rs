@@ -9,6 +9,7 @@ use doorbell_common::event::EventType;
 use doorbell_common::pattern::Pattern;
 use doorbell_common::payload::Payload;
 use doorbell_common::retry::RetryPolicy;
+use doorbell_common::time::Timestamp;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -195,10 +196,16 @@ fn check_body(wanted: &Wanted, event: &Accepted, post: &Post) -> anyhow::Result<
     Ok(())
 }
 
+/// How much later that is, by the clock that says more. What is due goes by one that is set now and then, as that of a
+/// virtual machine is that stood still: what comes between is early by the other one, and nobody's fault.
+fn apart(before: (Instant, Timestamp), after: (Instant, Timestamp)) -> Duration {
+    after.0.duration_since(before.0).max(after.1.since(before.1))
+}
+
 /// A later attempt never comes before its delay has passed.
-fn check_time(wanted: &Wanted, before: Instant, post: &Post) -> anyhow::Result<()> {
+fn check_time(wanted: &Wanted, before: (Instant, Timestamp), post: &Post) -> anyhow::Result<()> {
     let delay = wanted.retry.delay_after(post.attempt.saturating_sub(1)).unwrap_or_default();
-    let waited = post.at.duration_since(before);
+    let waited = apart(before, (post.at, post.clock));
     // The ledger's clock starts when the POST arrives, the delay when it ends, a little later.
     anyhow::ensure!(
         waited + Duration::from_millis(5) >= delay,
@@ -207,4 +214,21 @@ fn check_time(wanted: &Wanted, before: Instant, post: &Post) -> anyhow::Result<(
         post.id
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_makes_nothing_early() {
+        let steady = Instant::now();
+        let before = (steady, Timestamp::from_millis(10_000));
+        for (passed, shown, expected) in
+            [(1000, 11_000, 1000), (192, 11_000, 1000), (1000, 9000, 1000), (192, 10_192, 192)]
+        {
+            let after = (steady + Duration::from_millis(passed), Timestamp::from_millis(shown));
+            assert_eq!(apart(before, after), Duration::from_millis(expected), "{passed} {shown}");
+        }
+    }
 }

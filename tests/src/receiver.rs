@@ -12,6 +12,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Json, Router};
+use doorbell_common::time::Timestamp;
+use doorbell_platform::clock;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,6 +40,8 @@ pub struct Post {
     pub body: Bytes,
     /// When.
     pub at: Instant,
+    /// The same by the clock that services go by.
+    pub clock: Timestamp,
     /// What was answered.
     pub status: u16,
     /// Whether the official library accepts the signature with any secret that the endpoint has.
@@ -79,7 +83,7 @@ struct Inner {
     /// How often each event came to each endpoint.
     seen: HashMap<(String, String), u32>,
     /// When each attempt of an event first came to an endpoint: those that hang are among the POSTs only at their end.
-    came: HashMap<(String, String, u32), Instant>,
+    came: HashMap<(String, String, u32), (Instant, Timestamp)>,
 }
 
 /// A server with any number of endpoints. Cheap to clone.
@@ -171,7 +175,12 @@ impl Receiver {
 
     /// When this attempt of an event first came to an endpoint.
     #[must_use]
-    pub fn first_came(&self, endpoint: &str, id: &str, attempt: u32) -> Option<Instant> {
+    pub fn first_came(
+        &self,
+        endpoint: &str,
+        id: &str,
+        attempt: u32,
+    ) -> Option<(Instant, Timestamp)> {
         self.lock().came.get(&(endpoint.to_owned(), id.to_owned(), attempt)).copied()
     }
 
@@ -213,7 +222,7 @@ impl Receiver {
         endpoint: &str,
         headers: &HeaderMap,
         body: &Bytes,
-        at: Instant,
+        at: (Instant, Timestamp),
     ) -> (Option<Behaviour>, u32, bool) {
         let id = text(headers, "webhook-id");
         let secrets = self.lock().secrets.get(endpoint).cloned().unwrap_or_default();
@@ -280,8 +289,8 @@ async fn receive(
 }
 
 async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: Bytes) -> Response {
-    let at = Instant::now();
-    let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body, at);
+    let (at, clock) = (Instant::now(), clock::now());
+    let (behaviour, before, verified) = receiver.note(&endpoint, &headers, &body, (at, clock));
     let code =
         |status: u16| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let response = match behaviour {
@@ -315,7 +324,7 @@ async fn serve(receiver: &Receiver, endpoint: String, headers: HeaderMap, body: 
         inner.accepted.entry(endpoint.clone()).or_default().insert(id.clone());
     }
     *inner.counts.entry(endpoint.clone()).or_default() += 1;
-    let post = Post { endpoint, id, attempt, headers, body, at, status, verified };
+    let post = Post { endpoint, id, attempt, headers, body, at, clock, status, verified };
     inner.posts.push(Arc::new(post));
     response
 }
