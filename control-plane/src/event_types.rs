@@ -139,9 +139,12 @@ pub(crate) async fn import(
         for known in &mut types {
             known.created_at = created.get(&known.name).copied().unwrap_or(now);
         }
-        if api.store.replace_event_types(&before, &types).await.map_err(trouble)? {
+        let replacing = api.store.replace_event_types(&before, &types);
+        if let Some(version) = replacing.await.map_err(trouble)? {
             let done = Done::to(&"catalogue", &names_of(&before.types), &names_of(&types));
-            return Ok((Extension(done), Json(json!({ "count": types.len() }))).into_response());
+            let headers = [(header::ETAG, etag(&version))];
+            let answer = Json(json!({ "count": types.len() }));
+            return Ok((Extension(done), headers, answer).into_response());
         }
     }
     Err(contended("the catalogue"))

@@ -132,7 +132,7 @@ pub(crate) async fn what_others_have_changed_is_not_overwritten() -> anyhow::Res
         (limits, "/max_subscriptions", &|n| json!({"max_subscriptions": n + 1})),
     ];
     for (path, field, body) in writings {
-        let tag = tag(&world, path).await?;
+        let tag = version_at(&world, path).await?;
         let putting = (0..8).map(|n| call_if(&world, (Method::PUT, path), &tag, body(n)));
         let answers = futures_util::future::try_join_all(putting).await?;
         let count = |status| answers.iter().filter(|answer| answer.status == status).count();
@@ -141,13 +141,18 @@ pub(crate) async fn what_others_have_changed_is_not_overwritten() -> anyhow::Res
         let written = world.control.call(Method::GET, path, Value::Null).await?;
         assert_eq!(written.body.pointer(field), body(done).pointer(field), "{path}");
         // Who says what it was writes over it; who says nothing does so, too.
-        let again = self::tag(&world, path).await?;
+        let again = version_at(&world, path).await?;
         assert_ne!(again, tag);
-        assert_eq!(call_if(&world, (Method::PUT, path), &again, body(8)).await?.status, 200);
+        let once_more = call_if(&world, (Method::PUT, path), &again, body(8)).await?;
+        let told = once_more.headers.get("etag").and_then(|tag| tag.to_str().ok());
+        assert_eq!(
+            (once_more.status.as_u16(), told),
+            (200, Some(&*version_at(&world, path).await?))
+        );
         assert_eq!(world.control.call(Method::PUT, path, body(9)).await?.status, 200);
     }
     // Nor is it deleted, and what is not there has no version.
-    let tag = tag(&world, one).await?;
+    let tag = version_at(&world, one).await?;
     world.control.call(Method::PUT, one, json!({"description": "new"})).await?;
     let delete = |tag| call_if(&world, (Method::DELETE, one), tag, Value::Null);
     assert_eq!(delete(&tag).await?.status, 412);
@@ -158,7 +163,7 @@ pub(crate) async fn what_others_have_changed_is_not_overwritten() -> anyhow::Res
 }
 
 /// The version of what is there.
-async fn tag(world: &World, path: &str) -> anyhow::Result<String> {
+async fn version_at(world: &World, path: &str) -> anyhow::Result<String> {
     let shown = world.control.call(Method::GET, path, Value::Null).await?;
     let tag = shown.headers.get("etag").and_then(|tag| tag.to_str().ok());
     tag.map(str::to_owned).with_context(|| format!("no version: {shown:?}"))

@@ -68,6 +68,7 @@ pub(crate) fn import_catalogue() -> Operation {
     .described("Whole, or not at all.")
     .takes(&Content::json("Catalogue", examples::catalogue()))
     .answers(200, "How many types there are now.", Some(&result))
+    .with_header(200, "ETag", VERSION)
     .fails(&[409])
 }
 

@@ -1,8 +1,9 @@
 //! The catalogue of event types. All of it lies on one node, and each change gives it another version.
 
-use super::{Store, StoreError};
 use doorbell_common::catalogue::KnownType;
 use doorbell_common::event::EventType;
+
+use super::{Store, StoreError};
 
 /// Puts a record, or none, in the place of the one that was read, if that is still there.
 const SWAP: &str = "if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end redis.call('SET', KEYS[2], ARGV[4]) return 1";
@@ -65,7 +66,8 @@ impl Store {
         Ok(eval.query_async::<u8>(&mut self.link.clone()).await? == 1)
     }
 
-    /// Puts these types in the place of all that were read; answers whether those were there still.
+    /// Puts these types in the place of all that were read; answers their version, or `None` if others are there by
+    /// now.
     ///
     /// # Errors
     /// Redis did not answer: either these or the former are there.
@@ -73,15 +75,17 @@ impl Store {
         &self,
         before: &StoredTypes,
         types: &[KnownType],
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<String>, StoreError> {
+        let version = crate::ids::token();
         let mut eval = redis::cmd("EVAL");
         eval.arg(SWAP_ALL).arg(2).arg(self.keys.event_types()).arg(self.keys.event_types_version());
-        eval.arg(&before.version).arg(crate::ids::token());
+        eval.arg(&before.version).arg(&version);
         for known in types {
             eval.arg(known.name.as_str()).arg(raw(known)?);
         }
         self.check_epoch().await?;
-        Ok(eval.query_async::<u8>(&mut self.link.clone()).await? == 1)
+        let replaced = eval.query_async::<u8>(&mut self.link.clone()).await? == 1;
+        Ok(replaced.then_some(version))
     }
 
     /// Reads a type.

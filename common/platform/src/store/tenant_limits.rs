@@ -53,7 +53,7 @@ impl Store {
         tenant: &TenantId,
         limits: &TenantLimits,
     ) -> Result<(), StoreError> {
-        self.swap_tenant_limits(tenant, "*", limits).await.map(|_| ())
+        self.swap_tenant_limits(tenant, None, limits).await.map(|_| ())
     }
 
     /// Limits a tenant so from now on, if its limits still are as they were read; answers them as they are stored,
@@ -67,20 +67,21 @@ impl Store {
         before: &StoredLimits,
         limits: &TenantLimits,
     ) -> Result<Option<StoredLimits>, StoreError> {
-        self.swap_tenant_limits(tenant, &before.raw, limits).await
+        self.swap_tenant_limits(tenant, Some(before), limits).await
     }
 
     async fn swap_tenant_limits(
         &self,
         tenant: &TenantId,
-        before: &str,
+        before: Option<&StoredLimits>,
         limits: &TenantLimits,
     ) -> Result<Option<StoredLimits>, StoreError> {
         let raw = if limits.is_none() { Ok(String::new()) } else { serde_json::to_string(limits) };
         let raw = raw.map_err(|error| StoreError::Corrupt { key: tenant.to_string(), error })?;
         let mut eval = redis::cmd("EVAL");
         eval.arg(SWAP).arg(2).arg(self.keys.tenant_limits()).arg(self.keys.tenant_limits_changes());
-        eval.arg(tenant.as_str()).arg(before).arg(&raw).arg(LOGGED);
+        eval.arg(tenant.as_str()).arg(before.map_or("*", |before| before.raw.as_str()));
+        eval.arg(&raw).arg(LOGGED);
         self.check_epoch().await?;
         let swapped = eval.query_async::<u8>(&mut self.link.clone()).await? == 1;
         Ok(swapped.then_some(StoredLimits { limits: *limits, raw }))

@@ -16,11 +16,13 @@ use crate::bench::{IN_FORCE, PATIENCE, Way};
 const WATCHED: Duration = Duration::from_secs(60);
 /// Tenants beside a flood.
 const BESIDE_FLOOD: u64 = 32;
-/// How many events wait for an endpoint that is out, and how many a second come for it once it is back.
+/// How many events wait for an endpoint that is out.
 const WAITING: u64 = 20_000;
+/// How many a second come for it once it is back.
 const FRESH: u64 = 10;
-/// How often it is asked then whether all have arrived, and for how long.
+/// How often it is asked then whether all have arrived.
 const ROUND: Duration = Duration::from_secs(5);
+/// How long the last that came may take to arrive.
 const SOON: Duration = Duration::from_millis(500);
 /// When everything falls due, after its publishing began.
 const DUE_AFTER: Duration = Duration::from_secs(30);
@@ -174,7 +176,8 @@ impl Bench<'_> {
             );
             (theirs, fresh) = (theirs + others?, fresh + own?);
             let all = self.arrived("outage", WAITING + fresh);
-            if tokio::time::timeout(SOON, all).await.is_ok() {
+            if let Ok(arrived) = tokio::time::timeout(SOON, all).await {
+                arrived?;
                 break;
             }
             let arrived = self.receiver.tally("outage").count();
