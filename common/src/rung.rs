@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use crate::sideline::Lane;
 
+/// By how much a rung may overshoot. A message leaves each rung some milliseconds late, so what is left is just short of
+/// the next rung, and would take all those below it, one after the other.
+const LATE: Duration = Duration::from_millis(500);
+
 /// One of the waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rung(u32);
@@ -24,11 +28,11 @@ impl Rung {
         Duration::from_secs(1 << self.0)
     }
 
-    /// The rung to wait in while `remaining` is left: the longest that does not overshoot. Under
-    /// a second it is the shortest, which overshoots by less than a second.
+    /// The rung to wait in while `remaining` is left: the longest that does not overshoot by more than half a second.
+    /// Under a second it is the shortest, which overshoots by less than a second.
     #[must_use]
     pub fn for_wait(remaining: Duration) -> Self {
-        let seconds = remaining.as_secs().max(1);
+        let seconds = remaining.saturating_add(LATE).as_secs().max(1);
         Self(seconds.ilog2().min(Self::COUNT - 1))
     }
 }
@@ -96,9 +100,17 @@ mod tests {
 
     #[test]
     fn the_longest_rung_that_does_not_overshoot() {
-        for (millis, seconds) in
-            [(0, 1), (999, 1), (1999, 1), (2000, 2), (3_600_000, 2048), (604_800_000, 131_072)]
-        {
+        for (millis, seconds) in [
+            (0, 1),
+            (999, 1),
+            (1499, 1),
+            (1500, 2),
+            (2000, 2),
+            (3499, 2),
+            (3500, 4),
+            (3_600_000, 2048),
+            (604_800_000, 131_072),
+        ] {
             let rung = Rung::for_wait(Duration::from_millis(millis));
             assert_eq!(rung.length().as_secs(), seconds, "{millis} ms");
         }
@@ -117,6 +129,23 @@ mod tests {
         }
         for other in ["doorbell.delay.3s", "doorbell.delay.262144s", "doorbell.retries"] {
             assert_eq!(DelayQueue::of_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_wait_takes_the_rungs_that_it_is_made_of_although_each_is_left_late() {
+        const HOP: Duration = Duration::from_millis(30);
+        for (seconds, hops) in
+            [(1, 1), (2, 1), (3, 2), (16, 1), (24, 2), (40, 2), (300, 4), (4095, 12)]
+        {
+            let wait = Duration::from_secs(seconds);
+            let (mut waited, mut taken) = (Duration::ZERO, 0);
+            while waited < wait {
+                waited += Rung::for_wait(wait - waited).length() + HOP;
+                taken += 1;
+            }
+            assert_eq!(taken, hops, "{seconds} s");
+            assert!(waited <= wait + HOP * taken, "{seconds} s took {waited:?}");
         }
     }
 
