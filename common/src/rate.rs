@@ -70,10 +70,15 @@ impl Meter {
     /// One comes at `now`, and does not wait: whether it is within the limit. One that is not
     /// uses nothing of it.
     pub fn admits(&mut self, limit: RateLimit, now: u64) -> bool {
+        self.admits_together(limit, 1, now)
+    }
+
+    /// The same of so many, which come together and aren't parted: all are admitted where one is, and all are counted.
+    pub fn admits_together(&mut self, limit: RateLimit, count: u32, now: u64) -> bool {
         let even = self.even.max(now);
         let admits = even <= now.saturating_add(limit.tolerance());
         if admits {
-            self.even = even + limit.interval();
+            self.even = even + limit.interval().saturating_mul(u64::from(count));
         }
         admits
     }
@@ -181,6 +186,17 @@ mod tests {
         assert_eq!([admitted(0), admitted(0), admitted(0), admitted(0)], [true, true, true, false]);
         assert_eq!([admitted(99), admitted(100), admitted(101)], [false, true, false]);
         assert_eq!([admitted(5000), admitted(5000), admitted(5000)], [true; 3]);
+    }
+
+    #[test]
+    fn those_who_come_together_are_all_counted() {
+        let limit = RateLimit { per_second: 10, burst: 3 };
+        let mut meter = Meter::default();
+        assert!(meter.admits_together(limit, 20, SECOND));
+        // As long until the next one as if they had come one after the other.
+        assert_eq!(meter.until_next(limit, SECOND), Duration::from_millis(1800));
+        assert!(!meter.admits_together(limit, 1, SECOND + 1_700_000));
+        assert!(meter.admits_together(limit, 1, SECOND + 1_800_000));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How work is written into the messages between our services: one line of JSON that says what
-//! it is, a newline, and the event's data byte for byte.
+//! it is, a newline, and the event's data byte for byte. Of several events the line says how many bytes each takes,
+//! and each is written as if it were alone.
 //!
 //! The line carries a version. A reader refuses versions it does not know, so the message goes
 //! to `doorbell.rejected` untouched rather than being misread.
@@ -12,7 +13,7 @@ use crate::event::{Event, EventType, Trace};
 use crate::fan_out::SlotRange;
 use crate::ids::{Addressee, EventId};
 use crate::time::Timestamp;
-use crate::work::{DeliveryState, DueEvent, Page, Parcel, Work, millis};
+use crate::work::{Bundle, DeliveryState, DueEvent, Page, Parcel, Work, millis};
 
 /// The version that is written.
 pub const VERSION: u32 = 1;
@@ -26,9 +27,12 @@ pub enum InvalidWork {
     /// The first line is not what we write.
     #[error("message head is not understood: {0}")]
     Head(#[from] serde_json::Error),
-    /// A parcel with nothing in it.
+    /// A parcel or a bundle with nothing in it.
     #[error("message has no deliveries")]
     Empty,
+    /// A head line without what this kind of work must have, or something in a bundle that is no parcel.
+    #[error("message has {0}")]
+    Misfit(&'static str),
     /// Written by a newer Doorbell.
     #[error("message has version {0}; this service reads version {VERSION}")]
     Version(u32),
@@ -37,7 +41,9 @@ pub enum InvalidWork {
 #[derive(Serialize, Deserialize)]
 struct Head {
     v: u32,
-    event: EventHead,
+    /// Of all but a bundle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event: Option<EventHead>,
     work: WorkHead,
 }
 
@@ -68,6 +74,8 @@ enum WorkHead {
     },
     Delivery(DeliveryState),
     Deliveries(Vec<DeliveryState>),
+    /// How many bytes each parcel takes.
+    Bundle(Vec<usize>),
 }
 
 #[derive(Deserialize)]
@@ -80,31 +88,47 @@ struct VersionOnly {
 /// # Errors
 /// Never for work built by this crate: serialising its plain fields cannot fail.
 pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
-    let event = work.event();
-    let head = Head {
-        v: VERSION,
-        event: EventHead {
-            id: event.id.clone(),
-            tenant: event.tenant.clone(),
-            event_type: event.event_type.clone(),
-            timestamp: event.timestamp,
-            trace: event.trace.clone(),
-        },
-        work: match work {
-            Work::Event(DueEvent { due, dated_by_us, sequence, .. }) => {
-                WorkHead::Event { due: *due, dated_by_us: *dated_by_us, sequence: *sequence }
-            }
-            Work::Page(page) => WorkHead::Page { slots: page.slots, sequence: page.sequence },
-            Work::Parcel(Parcel { states, .. }) => match states.as_slice() {
-                [alone] => WorkHead::Delivery(alone.clone()),
-                several => WorkHead::Deliveries(several.to_vec()),
-            },
-        },
+    match work {
+        Work::Event(DueEvent { event, due, dated_by_us, sequence }) => {
+            let (due, dated_by_us, sequence) = (*due, *dated_by_us, *sequence);
+            encode_one(event, WorkHead::Event { due, dated_by_us, sequence })
+        }
+        Work::Page(Page { event, slots, sequence }) => {
+            encode_one(event, WorkHead::Page { slots: *slots, sequence: *sequence })
+        }
+        Work::Parcel(parcel) => encode_parcel(parcel),
+        Work::Bundle(bundle) => {
+            let parcels: Vec<_> = bundle.parcels().map(encode_parcel).collect::<Result<_, _>>()?;
+            let work = WorkHead::Bundle(parcels.iter().map(Vec::len).collect());
+            encode_head(&Head { v: VERSION, event: None, work }, &parcels.concat())
+        }
+    }
+}
+
+fn encode_parcel(Parcel { event, states }: &Parcel) -> Result<Vec<u8>, serde_json::Error> {
+    let work = match states.as_slice() {
+        [alone] => WorkHead::Delivery(alone.clone()),
+        several => WorkHead::Deliveries(several.to_vec()),
     };
-    let mut bytes = serde_json::to_vec(&head)?;
-    bytes.reserve_exact(event.data.len() + 1);
+    encode_one(event, work)
+}
+
+fn encode_one(event: &Event, work: WorkHead) -> Result<Vec<u8>, serde_json::Error> {
+    let head = EventHead {
+        id: event.id.clone(),
+        tenant: event.tenant.clone(),
+        event_type: event.event_type.clone(),
+        timestamp: event.timestamp,
+        trace: event.trace.clone(),
+    };
+    encode_head(&Head { v: VERSION, event: Some(head), work }, &event.data)
+}
+
+fn encode_head(head: &Head, rest: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+    let mut bytes = serde_json::to_vec(head)?;
+    bytes.reserve_exact(rest.len() + 1);
     bytes.push(b'\n');
-    bytes.extend_from_slice(&event.data);
+    bytes.extend_from_slice(rest);
     Ok(bytes)
 }
 
@@ -113,21 +137,47 @@ pub fn encode(work: &Work) -> Result<Vec<u8>, serde_json::Error> {
 /// # Errors
 /// The message is not ours, damaged, or of a version that we do not know.
 pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
-    let newline = bytes.iter().position(|b| *b == b'\n').ok_or(InvalidWork::NoHead)?;
-    let (line, data) = bytes.split_at(newline);
-    let head: Head = serde_json::from_slice(line).map_err(|error| unknown(line, error))?;
-    if head.v != VERSION {
-        return Err(InvalidWork::Version(head.v));
+    let (head, rest) = decode_head(bytes)?;
+    match head {
+        Head { work: WorkHead::Bundle(lengths), .. } => {
+            let mut rest = rest;
+            let mut parcels = Vec::with_capacity(lengths.len().min(rest.len()));
+            for length in lengths {
+                let (parcel, others) =
+                    rest.split_at_checked(length).ok_or(InvalidWork::Misfit("too few bytes"))?;
+                parcels.push(decode_parcel(parcel)?);
+                rest = others;
+            }
+            if !rest.is_empty() {
+                return Err(InvalidWork::Misfit("too many bytes"));
+            }
+            Bundle::of(parcels).ok_or(InvalidWork::Empty)
+        }
+        Head { event, work, .. } => decode_one(event, work, rest),
     }
+}
+
+fn decode_parcel(bytes: &[u8]) -> Result<Parcel, InvalidWork> {
+    let (Head { event, work, .. }, data) = decode_head(bytes)?;
+    match decode_one(event, work, data)? {
+        Work::Parcel(parcel) => Ok(parcel),
+        Work::Event(_) | Work::Page(_) | Work::Bundle(_) => {
+            Err(InvalidWork::Misfit("a bundle with other things than parcels"))
+        }
+    }
+}
+
+fn decode_one(event: Option<EventHead>, work: WorkHead, data: &[u8]) -> Result<Work, InvalidWork> {
+    let event = event.ok_or(InvalidWork::Misfit("no event"))?;
     let event = Arc::new(Event {
-        id: head.event.id,
-        tenant: head.event.tenant,
-        event_type: head.event.event_type,
-        timestamp: head.event.timestamp,
-        trace: head.event.trace,
-        data: data.get(1..).unwrap_or_default().into(),
+        id: event.id,
+        tenant: event.tenant,
+        event_type: event.event_type,
+        timestamp: event.timestamp,
+        trace: event.trace,
+        data: data.into(),
     });
-    Ok(match head.work {
+    Ok(match work {
         WorkHead::Event { due, dated_by_us, sequence } => {
             Work::Event(DueEvent { event, due, dated_by_us, sequence })
         }
@@ -135,7 +185,19 @@ pub fn decode(bytes: &[u8]) -> Result<Work, InvalidWork> {
         WorkHead::Delivery(state) => Work::Parcel(Parcel { event, states: vec![state] }),
         WorkHead::Deliveries(states) if states.is_empty() => return Err(InvalidWork::Empty),
         WorkHead::Deliveries(states) => Work::Parcel(Parcel { event, states }),
+        WorkHead::Bundle(_) => return Err(InvalidWork::Misfit("a bundle in a bundle")),
     })
+}
+
+/// The head line, and what comes after it.
+fn decode_head(bytes: &[u8]) -> Result<(Head, &[u8]), InvalidWork> {
+    let newline = bytes.iter().position(|b| *b == b'\n').ok_or(InvalidWork::NoHead)?;
+    let (line, rest) = bytes.split_at(newline);
+    let head: Head = serde_json::from_slice(line).map_err(|error| unknown(line, error))?;
+    if head.v != VERSION {
+        return Err(InvalidWork::Version(head.v));
+    }
+    Ok((head, rest.get(1..).unwrap_or_default()))
 }
 
 /// Why a head line is not read: another version may have any.
@@ -200,14 +262,15 @@ mod tests {
                     stage: if attempts % 2 == 0 { Stage::Failed } else { Stage::Due(at) },
                     last_failure: (attempts > 5).then_some(failure),
                 };
-                Work::Parcel(Parcel { event, states: vec![state; 1 + slot as usize % 3] })
+                let parcel = Parcel { event, states: vec![state; 1 + slot as usize % 3] };
+                Bundle::of(vec![parcel; usize::from(kind - 1)]).unwrap()
             }
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_decodes_the_same(kind in 0_u8..3, numbers: [u32; 4], millis: i64, data: Vec<u8>) {
+        fn what_is_encoded_decodes_the_same(kind in 0_u8..5, numbers: [u32; 4], millis: i64, data: Vec<u8>) {
             let work = work(kind, numbers, millis, &data);
             prop_assert_eq!(decode(&encode(&work).unwrap()).unwrap(), work);
         }
@@ -230,6 +293,34 @@ mod tests {
     }
 
     #[test]
+    fn a_bundle_that_is_damaged_is_refused() {
+        let parcel = encode(&work(2, [2, 2, 2, 0], 1, b"{}")).unwrap();
+        let page = encode(&work(1, [1, 1, 1, 1], 1, b"{}")).unwrap();
+        let bundle = encode(&work(3, [2, 2, 2, 0], 1, b"{}")).unwrap();
+        let of = |lengths: &[usize], rest: &[&[u8]]| {
+            let head = format!(r#"{{"v":1,"work":{{"bundle":{lengths:?}}}}}"#);
+            decode(&[head.as_bytes(), b"\n", &rest.concat()].concat())
+        };
+        let length = parcel.len();
+        assert!(matches!(of(&[length, length], &[&parcel, &parcel]), Ok(Work::Bundle(_))));
+        assert!(matches!(of(&[length], &[&parcel]), Ok(Work::Parcel(_))), "one alone is none");
+        assert!(matches!(of(&[], &[]), Err(InvalidWork::Empty)));
+        for (lengths, rest) in [
+            ([length, length + 1].as_slice(), [parcel.as_slice(), &parcel].as_slice()),
+            (&[length, usize::MAX], &[&parcel, &parcel]),
+            (&[length], &[&parcel, &parcel]),
+            (&[page.len()], &[&page]),
+            (&[bundle.len()], &[&bundle]),
+        ] {
+            let decoded = of(lengths, rest);
+            assert!(matches!(decoded, Err(InvalidWork::Misfit(_))), "{decoded:?}");
+        }
+        assert!(matches!(of(&[length - 3], &[&parcel[..length - 3]]), Err(InvalidWork::NoHead)));
+        let no_event = decode(b"{\"v\":1,\"work\":{\"event\":{\"due_ms\":5,\"sequence\":1}}}\n");
+        assert!(matches!(no_event, Err(InvalidWork::Misfit("no event"))), "{no_event:?}");
+    }
+
+    #[test]
     fn version_1_is_written_like_this_for_ever() {
         let delivery = r#"{"subscription":"sub_000000000000000000000001","generation":0,"sequence":2,"attempts":1,"created_at_ms":1,"held_ms":0,"stage":{"due":5},"last_failure":{"outcome":"client_error","status":404,"detail":"","endpoint":"","started_at_ms":1,"ended_at_ms":2}}"#;
         for work in [
@@ -245,5 +336,9 @@ mod tests {
             let read = decode(message.as_bytes()).unwrap();
             assert_eq!(String::from_utf8(encode(&read).unwrap()).unwrap(), message);
         }
+        let one = encode(&work(2, [1, 2, 3, 4], 5, b"{\"n\": 1}")).unwrap();
+        let head = format!(r#"{{"v":1,"work":{{"bundle":[{0},{0}]}}}}"#, one.len());
+        let message = [head.as_bytes(), b"\n", &one, &one].concat();
+        assert_eq!(encode(&decode(&message).unwrap()).unwrap(), message);
     }
 }

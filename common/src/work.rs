@@ -1,6 +1,7 @@
-//! What the services hand to each other: an event for later, a page of a fan-out, a parcel of deliveries.
+//! What the services hand to each other: an event for later, a page of a fan-out, a parcel of deliveries or several.
 //! Each hand-off has a deterministic name, so that a copy of one can be told.
 
+mod bundle;
 mod parcel;
 
 use std::fmt;
@@ -11,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::fan_out::SlotRange;
-use crate::ids::SubscriptionId;
+use crate::ids::{Addressee, SubscriptionId};
 use crate::outcome::OutcomeClass;
 use crate::time::Timestamp;
 
+pub use bundle::Bundle;
 pub use parcel::Parcel;
 
 /// How long a hand-off that ended is remembered; copies come within moments of each other, if RabbitMQ does
@@ -33,6 +35,8 @@ pub enum Work {
     Page(Page),
     /// One event for one subscription, or for a few.
     Parcel(Parcel),
+    /// The same of several events.
+    Bundle(Bundle),
 }
 
 /// The name of a hand-off: no other has it, and each copy does.
@@ -262,28 +266,55 @@ impl Work {
             Self::Event(due) => due.hand_off().to_string(),
             Self::Page(page) => page.hand_off().to_string(),
             Self::Parcel(parcel) => parcel.name(),
+            Self::Bundle(bundle) => bundle.name(),
         }
     }
 
-    /// The hand-offs that it is: one, or that of each delivery of a parcel.
+    /// The hand-offs that it is: one, or that of each delivery of its parcels.
     #[must_use]
     pub fn hand_offs(&self) -> Vec<HandOff> {
         match self {
             Self::Event(due) => vec![due.hand_off()],
             Self::Page(page) => vec![page.hand_off()],
-            Self::Parcel(Parcel { event, states }) => {
-                states.iter().map(|state| state.hand_off(event)).collect()
-            }
+            Self::Parcel(parcel) => parcel.hand_offs().collect(),
+            Self::Bundle(bundle) => bundle.parcels().flat_map(Parcel::hand_offs).collect(),
         }
     }
 
-    /// The event that it is about.
+    /// The event that it is about; of several the first.
     #[must_use]
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn first_event(&self) -> &Arc<Event> {
         match self {
             Self::Event(due) => &due.event,
             Self::Page(page) => &page.event,
             Self::Parcel(parcel) => &parcel.event,
+            Self::Bundle(bundle) => bundle.first_event(),
+        }
+    }
+
+    /// Whose events it is about.
+    #[must_use]
+    pub fn tenant(&self) -> &Addressee {
+        &self.first_event().tenant
+    }
+
+    /// How many events it is about.
+    #[must_use]
+    pub fn events(&self) -> usize {
+        match self {
+            Self::Event(_) | Self::Page(_) | Self::Parcel(_) => 1,
+            Self::Bundle(bundle) => bundle.parcels().count(),
+        }
+    }
+
+    /// The highest number of a hand-off that it is.
+    #[must_use]
+    pub fn sequence(&self) -> u32 {
+        match self {
+            Self::Event(due) => due.sequence,
+            Self::Page(page) => page.sequence,
+            Self::Parcel(parcel) => parcel.sequence(),
+            Self::Bundle(bundle) => bundle.parcels().map(Parcel::sequence).max().unwrap_or(0),
         }
     }
 
@@ -294,9 +325,8 @@ impl Work {
         match &mut self {
             Self::Event(due) => raise(&mut due.sequence),
             Self::Page(page) => raise(&mut page.sequence),
-            Self::Parcel(parcel) => {
-                parcel.states.iter_mut().for_each(|state| raise(&mut state.sequence));
-            }
+            Self::Parcel(parcel) => parcel.raise(),
+            Self::Bundle(bundle) => bundle.raise(),
         }
         self
     }

@@ -18,9 +18,10 @@ use doorbell_platform::clock;
 use doorbell_platform::permits::Permit;
 
 use crate::dispatch::Dispatcher;
-use crate::fan_out::{Begun, Company, Made, Settled};
+use crate::fan_out::{Begun, Made, Settled};
 use crate::gates::Admitted;
 use crate::hand::Busy;
+use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
 use crate::sender::{Answer, Post, Shortage};
 use crate::served::{NoBody, Served};
@@ -36,7 +37,7 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         subscription: &Subscription,
-        Begun { permit, company, busy }: Begun<'_>,
+        Begun { permit, ledger, busy }: Begun<'_>,
     ) -> Settled {
         // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
         // at the gate at once.
@@ -45,7 +46,7 @@ impl Dispatcher {
             || subscription.template.is_some();
         if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
             drop(permit);
-            return self.hold(delivery, closed, company).await;
+            return self.hold(delivery, closed, ledger).await;
         }
         let came_back = delivery.state.holds > 0;
         if let Some(limit) = subscription.rate_limit
@@ -56,7 +57,7 @@ impl Dispatcher {
         {
             drop(permit);
             let opens_at = clock::now().plus(wait);
-            return self.hold(delivery, (HoldReason::RateLimit, opens_at), company).await;
+            return self.hold(delivery, (HoldReason::RateLimit, opens_at), ledger).await;
         }
         // Before the rest of the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
@@ -74,7 +75,7 @@ impl Dispatcher {
         if self.shutdown.is_stopping() {
             // Others make it: a stop waits for what is in flight, not for what is in line.
             drop(permit);
-            self.hand_on_noted(delivery, Destination::Deliveries, company).await?;
+            self.hand_on_noted(delivery, Destination::Deliveries, ledger).await?;
             return Ok(None);
         }
         let attempt = delivery.state.attempts.saturating_add(1);
@@ -84,14 +85,12 @@ impl Dispatcher {
                 drop(permit);
                 let answer = Answer::unsent(OutcomeClass::Template, error.to_string());
                 self.metrics.attempted(answer.outcome);
-                return self
-                    .hand_on_failed(served, delivery, (subscription, answer), company)
-                    .await;
+                return self.hand_on_failed(served, delivery, (subscription, answer), ledger).await;
             }
             Err(NoBody::NotYet(wait)) => {
                 drop(permit);
                 let opens_at = clock::now().plus(wait);
-                return self.hold(delivery, (HoldReason::Template, opens_at), company).await;
+                return self.hold(delivery, (HoldReason::Template, opens_at), ledger).await;
             }
         };
         let entering = self.gates.enter(subscription, came_back);
@@ -100,12 +99,12 @@ impl Dispatcher {
             Err((reason, opens_at)) => {
                 // Publishing may take as long as RabbitMQ wants; POSTs of others do not wait for it.
                 drop(permit);
-                return self.hold(delivery, (reason, opens_at), company).await;
+                return self.hold(delivery, (reason, opens_at), ledger).await;
             }
         };
         let Some(permit) = self.permit_for(&admitted, permit) else {
             drop(admitted);
-            return self.hold(delivery, (HoldReason::Silent, clock::now()), company).await;
+            return self.hold(delivery, (HoldReason::Silent, clock::now()), ledger).await;
         };
         if busy.must_leave() {
             return Ok(None);
@@ -115,7 +114,7 @@ impl Dispatcher {
         let (answer, permit) = self.make(post, admitted, permit, &busy).await;
         let Ok(answer) = answer else {
             drop(permit);
-            return self.hold(delivery, (HoldReason::Shortage, clock::now()), company).await;
+            return self.hold(delivery, (HoldReason::Shortage, clock::now()), ledger).await;
         };
         self.metrics.attempted(answer.outcome);
         self.metrics.attempt_seconds.observe(answer.duration.as_secs_f64());
@@ -124,9 +123,9 @@ impl Dispatcher {
             outcome = answer.outcome.as_str(), "attempted"
         );
         if answer.outcome == OutcomeClass::Delivered {
-            let permit = match company {
-                Some(company) => {
-                    company.ledger.note(&subscription.id, permit);
+            let permit = match ledger {
+                Some(ledger) => {
+                    ledger.note(&subscription.id, permit);
                     None
                 }
                 None => Some(permit),
@@ -139,7 +138,7 @@ impl Dispatcher {
         }
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
-        self.hand_on_failed(served, delivery, (subscription, answer), company).await
+        self.hand_on_failed(served, delivery, (subscription, answer), ledger).await
     }
 
     /// A permit for a POST to an endpoint that is known to be slow is another one, if there is one.
@@ -200,13 +199,13 @@ impl Dispatcher {
         served: &Served,
         delivery: Delivery,
         (subscription, answer): (&Subscription, Answer),
-        company: Option<&Company>,
+        ledger: Option<&LedgerPage>,
     ) -> Settled {
         let attempt = delivery.state.attempts.saturating_add(1);
         let record = record(&served.event, subscription, attempt, &answer);
         let failed = delivery.after_failure(failure(answer, subscription));
         let (handed_on, receipt) = tokio::join!(
-            self.hand_on_noted(failed, Destination::Retries, company),
+            self.hand_on_noted(failed, Destination::Retries, ledger),
             self.recorder.record(&record)
         );
         handed_on?;
@@ -218,18 +217,18 @@ impl Dispatcher {
         &self,
         delivery: Delivery,
         (reason, opens_at): (HoldReason, Timestamp),
-        company: Option<&Company>,
+        ledger: Option<&LedgerPage>,
     ) -> Settled {
         let now = clock::now();
         // Those of a fan-out are for different endpoints, and stay together if they can.
-        let chance = company
-            .map_or_else(|| chance(&delivery.name()), |company| chance(company.ledger.name()));
+        let chance =
+            ledger.map_or_else(|| chance(&delivery.name()), |ledger| chance(ledger.name()));
         let until = hold_until((reason, opens_at), delivery.state.holds, now, chance);
         let held = delivery.hold_at_gate(until, now);
         // Not by way of the retry-scheduler, which would only put it there: a flood is moved aside
         // at half the cost. Whatever else is to be said of it is said when it comes back.
         let rung = Rung::for_wait(until.since(now));
-        self.hand_on_noted(held, Destination::Delay(rung), company).await?;
+        self.hand_on_noted(held, Destination::Delay(rung), ledger).await?;
         self.metrics.held.with_label_values(&[reason.as_str()]).inc();
         Ok(None)
     }

@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_common::event::Event;
 use doorbell_common::ids::{Addressee, TenantId};
-use doorbell_common::sideline::Lane;
-use doorbell_common::work::Work;
+use doorbell_common::work::{DueEvent, Page, Work};
 use doorbell_platform::broker::topology::{TESTS, lane_of};
 use doorbell_platform::broker::{Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::catalogue::{Judge, Judgement};
@@ -21,7 +21,6 @@ use doorbell_platform::permits::{Permit, Permits};
 use doorbell_platform::removals::Removals;
 use doorbell_platform::seldom::Seldom;
 use doorbell_platform::sentence::sentence;
-use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use doorbell_platform::store::Store;
 use doorbell_platform::store::notes::{Note, Taken};
@@ -34,10 +33,11 @@ use crate::hand::Hand;
 use crate::ledger::{Ledger, LedgerPage};
 use crate::limits::Limits;
 use crate::metrics::{Final, Metrics};
+use crate::outbox::Outbox;
 use crate::recorder::Recorder;
 use crate::sender::Sender;
 use crate::serve::Came;
-use crate::understand::{Destination, Identity, Task, understand};
+use crate::understand::{Identity, Load, Task, understand};
 use crate::working::Working;
 
 /// A message that came so often without an end is worked alone: it may be what ends us.
@@ -58,6 +58,7 @@ pub(crate) struct Dispatcher {
     pub(crate) snapshots: Snapshots,
     pub(crate) sender: Sender,
     pub(crate) recorder: Recorder,
+    pub(crate) outbox: Outbox,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
     pub(crate) gates: Gates,
@@ -79,7 +80,6 @@ pub(crate) struct Dispatcher {
     pub(crate) judge: Judge,
     pub(crate) tenant_limits: TenantLimits,
     pub(crate) removals: Removals,
-    pub(crate) shares: Shares,
     pub(crate) max_event_bytes: usize,
     pub(crate) duplicate_window: Duration,
     /// Who we say that we are when we ask an endpoint whether it takes POSTs from us.
@@ -87,22 +87,19 @@ pub(crate) struct Dispatcher {
 }
 
 /// What is left of the work on a message, until it is acknowledged.
-#[derive(Debug)]
-pub(crate) enum Left {
-    /// A page of the ledger, which nobody will read any more.
-    Page(LedgerPage),
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Pages of the ledger, which nobody will read any more.
+    pub(crate) pages: Vec<LedgerPage>,
     /// The permit of the one POST that was made: should we end before, it is made again, and there may be no
     /// more of these than permits.
-    Permit { _permit: Permit<Addressee> },
+    pub(crate) permit: Option<Permit<Addressee>>,
 }
 
 impl Left {
     /// The message is acknowledged.
     fn end(self) {
-        match self {
-            Self::Page(page) => page.close(),
-            Self::Permit { .. } => {}
-        }
+        self.pages.into_iter().for_each(LedgerPage::close);
     }
 }
 
@@ -115,6 +112,28 @@ pub(crate) enum Done {
     NotBegun,
     /// It can't be: what follows from it cannot be written at all.
     Stuck,
+}
+
+impl FromIterator<Self> for Done {
+    /// How the work on a message ended whose parts ended like this. If one of them is not finished, all pages of the
+    /// ledger will be read again.
+    fn from_iter<I: IntoIterator<Item = Self>>(parts: I) -> Self {
+        let (mut left, mut unfinished) = (Left::default(), None);
+        for part in parts {
+            match part {
+                Self::Finished(Some(Left { pages, permit })) => {
+                    left.pages.extend(pages);
+                    left.permit = left.permit.or(permit);
+                }
+                Self::Finished(None) => {}
+                Self::NotBegun => {
+                    unfinished.get_or_insert(Self::NotBegun);
+                }
+                Self::Stuck => unfinished = Some(Self::Stuck),
+            }
+        }
+        unfinished.unwrap_or(Self::Finished(Some(left)))
+    }
 }
 
 impl Dispatcher {
@@ -175,33 +194,56 @@ impl Dispatcher {
             return Done::NotBegun;
         }
         let understood = understand(queue, &received, self.max_event_bytes, clock::now());
-        let (task, identity) = self.judge(understood, &received);
-        if let Some(event) = task.event()
-            && self.removals.has(&event.tenant, &event.id)
-        {
-            self.metrics.removed.inc();
-            if let Task::Deliver(parcel, _) = &task {
-                parcel.states.iter().for_each(|_| self.metrics.ended(Final::Cancelled));
-            }
-            return Done::Finished(None);
-        }
+        let judged = understood.and_then(|understood| self.judge(understood, &received));
+        let (task, identity) = match judged {
+            Ok(judged) => judged,
+            Err(reason) => return self.reject(received, &reason).await,
+        };
+        let Some(task) = self.without_removed(task) else { return Done::Finished(None) };
         let notes = self.notes(&identity);
         let taken = self.store.take_all(&notes, received.arrival()).await;
         self.count_copies(&identity, &taken);
         let Some(task) = task.without_copies(&taken) else { return Done::Finished(None) };
         let (lane, redelivered) = (lane_of(queue), received.redelivered);
+        // What was understood has the event's data, too, and may be in hand for long.
+        drop(received);
         let came = Came { lane, redelivered, hand, notes: &notes };
         let done = match task {
-            Task::Reject(reason) => self.reject(received, &reason).await,
-            Task::HandOn(work, to) => to_done(self.hand_on(work, to).await),
+            Task::HandOn(work, to) => to_done(self.outbox.hand_on(work, to).await),
             Task::FanOut(due) => self.serve_event(due, came).await,
             Task::Page(page) => self.serve_page(page, came).await,
-            Task::Deliver(parcel, name) => self.serve_parcel(parcel, &name, came).await,
+            Task::Deliver(loads) => self.serve_loads(loads, came).await,
         };
         if let Done::Finished(_) = &done {
             self.store.finish_all(&notes, &taken).await;
         }
         done
+    }
+
+    /// What is left of a task without events that were removed.
+    fn without_removed(&self, task: Task) -> Option<Task> {
+        let is_left = |event: &Event| {
+            let is_removed = self.removals.has(&event.tenant, &event.id);
+            self.metrics.removed.inc_by(u64::from(is_removed));
+            !is_removed
+        };
+        let is_load_left = |Load { parcel, .. }: &Load| {
+            let is_left = is_left(&parcel.event);
+            if !is_left {
+                parcel.states.iter().for_each(|_| self.metrics.ended(Final::Cancelled));
+            }
+            is_left
+        };
+        match task {
+            Task::Deliver(mut loads) => {
+                loads.retain(is_load_left);
+                (!loads.is_empty()).then_some(Task::Deliver(loads))
+            }
+            Task::FanOut(DueEvent { ref event, .. }) | Task::Page(Page { ref event, .. }) => {
+                is_left(event).then_some(task)
+            }
+            Task::HandOn(ref work, _) => is_left(work.first_event()).then_some(task),
+        }
     }
 
     fn count_copies(&self, identity: &Identity, taken: &[Taken]) {
@@ -213,31 +255,31 @@ impl Dispatcher {
         counter.inc_by(u64::try_from(copies).unwrap_or(u64::MAX));
     }
 
-    /// Rejects an event to which the catalogue objects, or that is too large for its tenant. What the
-    /// producer has accepted, and what is on its way already, is not judged again.
-    fn judge(&self, (task, identity): (Task, Identity), received: &Received) -> (Task, Identity) {
+    /// Whether an event may go on: not one to which the catalogue objects, or that is too large for its tenant, and may
+    /// be published anew under the same id. What the producer has accepted, and what is on its way already, is not
+    /// judged again.
+    fn judge(
+        &self,
+        (task, identity): (Task, Identity),
+        received: &Received,
+    ) -> Result<(Task, Identity), String> {
         let event = match &task {
             Task::FanOut(due) | Task::HandOn(Work::Event(due), _) => &due.event,
-            Task::Reject(_) | Task::HandOn(..) | Task::Page(_) | Task::Deliver(..) => {
-                return (task, identity);
-            }
+            Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => return Ok((task, identity)),
         };
         if received.is_work() || received.is_judged() {
-            return (task, identity);
+            return Ok((task, identity));
         }
-        let limits = self.tenant_limits.of(&event.tenant);
-        let why = match self.judge.judge(&event.event_type, &event.data) {
-            _ if !limits.allows_bytes(event.data.len()) => {
-                format!(
-                    "data is {} bytes, more than this tenant's events may have",
-                    event.data.len()
-                )
-            }
-            Judgement::Good | Judgement::Warned(_) => return (task, identity),
-            Judgement::Refused(objection) => objection.to_string(),
-        };
-        // It may be published anew under the same id.
-        (Task::Reject(why), Identity::Unique)
+        if !self.tenant_limits.of(&event.tenant).allows_bytes(event.data.len()) {
+            return Err(format!(
+                "data is {} bytes, more than this tenant's events may have",
+                event.data.len()
+            ));
+        }
+        match self.judge.judge(&event.event_type, &event.data) {
+            Judgement::Good | Judgement::Warned(_) => Ok((task, identity)),
+            Judgement::Refused(objection) => Err(objection.to_string()),
+        }
     }
 
     fn notes(&self, identity: &Identity) -> Vec<Note> {
@@ -264,17 +306,6 @@ impl Dispatcher {
                 .await
                 .map_err(Into::into),
         )
-    }
-
-    /// Publishes work under its next name, until it is confirmed.
-    pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
-        let work = work.next();
-        let lane =
-            if to.goes_by_share() { self.shares.lane(&work.event().tenant) } else { Lane::Main };
-        let (message, label) = to.message(lane, &work)?;
-        self.publisher.publish_surely(&message).await?;
-        self.metrics.handed_on.with_label_values(&[label]).inc();
-        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use doorbell_common::event::Event;
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::subscription::Standing;
-use doorbell_common::work::{Delivery, DeliveryState, Work};
+use doorbell_common::work::{Delivery, DeliveryState};
 use doorbell_platform::clock;
 use doorbell_platform::permits::{Claim, Permit};
 use doorbell_platform::store::snapshots::Known;
@@ -18,7 +18,6 @@ use crate::dispatch::Dispatcher;
 use crate::hand::{Busy, Hand};
 use crate::ledger::LedgerPage;
 use crate::metrics::{Final, Wait};
-use crate::parcels::Outbox;
 use crate::recorder::Receipt;
 use crate::served::Served;
 use crate::understand::Destination;
@@ -96,21 +95,12 @@ impl Target {
     }
 }
 
-/// What the deliveries of a fan-out share.
-#[derive(Debug)]
-pub(crate) struct Company {
-    /// Where to note that one is done with.
-    pub(crate) ledger: LedgerPage,
-    /// Where to leave what is to go on.
-    outbox: Outbox,
-}
-
 /// What a delivery brings along from the fan-out that it is part of.
 pub(crate) struct Begun<'a> {
     /// Its permit for a POST.
     pub(crate) permit: Option<Permit<Addressee>>,
-    /// None if it is alone.
-    pub(crate) company: Option<&'a Company>,
+    /// Where to note that it is done with; nowhere, if it is alone.
+    pub(crate) ledger: Option<&'a LedgerPage>,
     /// Its part of the message in hand.
     pub(crate) busy: Busy<'a>,
 }
@@ -124,28 +114,10 @@ impl Dispatcher {
         &self,
         served: &Served,
         targets: Vec<(Target, Known)>,
-        ledger: Option<LedgerPage>,
+        ledger: Option<&LedgerPage>,
         hand: &Hand<'_>,
     ) -> anyhow::Result<Option<Permit<Addressee>>> {
         hand.expect(targets.len());
-        let Some(ledger) = ledger else {
-            return self.fan_out_in(None, served, targets, hand).await;
-        };
-        let (outbox, collection) = Outbox::new();
-        let company = Company { ledger, outbox };
-        let making = self.fan_out_in(Some(company), served, targets, hand);
-        tokio::join!(making, self.send_parcels(&served.event, collection)).0
-    }
-
-    /// Drops the company in the end: no more parcels come then.
-    async fn fan_out_in(
-        &self,
-        company: Option<Company>,
-        served: &Served,
-        targets: Vec<(Target, Known)>,
-        hand: &Hand<'_>,
-    ) -> anyhow::Result<Option<Permit<Addressee>>> {
-        let company = company.as_ref();
         let (mut going, mut left) = (FuturesUnordered::new(), Vec::new());
         let mut ended = Ended::default();
         // Each has its permit before it begins, and the first message its permits before the next one
@@ -169,13 +141,13 @@ impl Dispatcher {
                 left.push(delivery);
                 continue;
             }
-            let begun = Begun { permit, company, busy: hand.begin() };
+            let begun = Begun { permit, ledger, busy: hand.begin() };
             going.push(self.deliver(served, delivery, known, begun));
         }
         // They end in their own time; what is left goes on beside them.
         let leaving = left
             .into_iter()
-            .map(|delivery| self.hand_on_noted(delivery, Destination::Deliveries, company));
+            .map(|delivery| self.hand_on_noted(delivery, Destination::Deliveries, ledger));
         let leaving = try_join_all(leaving);
         let ending = async {
             while let Some(delivery) = going.next().await {
@@ -230,7 +202,7 @@ impl Dispatcher {
             }
             // Paused, disabled, or lost: the scheduler keeps it.
             _ => {
-                self.hand_on_noted(delivery, Destination::Retries, begun.company).await?;
+                self.hand_on_noted(delivery, Destination::Retries, begun.ledger).await?;
                 Ok(None)
             }
         }
@@ -241,15 +213,13 @@ impl Dispatcher {
         &self,
         delivery: Delivery,
         to: Destination,
-        company: Option<&Company>,
+        ledger: Option<&LedgerPage>,
     ) -> anyhow::Result<()> {
-        let Some(Company { ledger, outbox }) = company else {
-            // On the heap, because few deliveries come to this, and each would have room for it.
-            return Box::pin(self.hand_on(Work::Parcel(delivery.into()), to)).await;
-        };
-        let id = delivery.state.subscription.clone();
-        outbox.hand_on(delivery, to).await?;
-        ledger.note_surely(&id).await;
+        let id = ledger.map(|_| delivery.state.subscription.clone());
+        self.outbox.hand_on_delivery(delivery, to).await?;
+        if let (Some(ledger), Some(id)) = (ledger, id) {
+            ledger.note_surely(&id).await;
+        }
         Ok(())
     }
 }

@@ -78,9 +78,10 @@ impl<'a> Hand<'a> {
         given
     }
 
-    /// So many deliveries are to be made.
+    /// So many more deliveries are to be made.
     pub(crate) fn expect(&self, deliveries: usize) {
-        self.busy.store(deliveries, Ordering::Relaxed);
+        self.busy.fetch_add(deliveries, Ordering::Relaxed);
+        self.look();
     }
 
     /// One of them begins.

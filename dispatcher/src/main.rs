@@ -3,7 +3,7 @@
 //!
 //! [`dispatch`] takes messages in and settles them, [`understand`] says what a message asks for, [`serve`] finds
 //! for whom that is ([`unknown`]: if it can't be told), [`fan_out`] makes their deliveries, [`served`] has the bodies, [`ledger`] remembers whom
-//! it has served, [`parcels`] keep together what goes on, [`hand`] lets others go on where an endpoint takes its time.
+//! it has served, [`outbox`] keeps together what goes on, [`hand`] lets others go on where an endpoint takes its time.
 //! [`attempt`] makes one delivery. Before a POST, permits are shared fairly among tenants, [`limits`] keep to the rate
 //! that a subscription allows, and [`gates`] say whether an endpoint may be called now. [`sender`] makes
 //! one POST, [`recorder`] writes down what came of it, [`working`] notes who is not failing. [`errands`]
@@ -19,7 +19,7 @@ mod hand;
 mod ledger;
 mod limits;
 mod metrics;
-mod parcels;
+mod outbox;
 mod recorder;
 mod sender;
 mod serve;
@@ -61,6 +61,7 @@ use gates::Gates;
 use ledger::Ledger;
 use limits::Limits;
 use metrics::Metrics;
+use outbox::Outbox;
 use recorder::Recorder;
 use sender::{NameServer, Sender};
 use working::Working;
@@ -166,6 +167,12 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
             (args.max_idle_connections, metrics.connections_opened.clone()),
         )?,
         recorder: Recorder::start(publisher.clone(), metrics.clone(), &shutdown),
+        outbox: Outbox::start(
+            publisher.clone(),
+            Shares::new(&args.shares),
+            metrics.clone(),
+            &shutdown,
+        ),
         publisher,
         store: store.clone(),
         snapshots: Snapshots::start(store.clone(), &args.snapshots, &shutdown),
@@ -191,7 +198,6 @@ async fn run(args: Args, service: Service) -> anyhow::Result<()> {
         judge: Judge::start(&args.catalogue, store.clone(), &service.registry, &shutdown)?,
         tenant_limits: TenantLimits::start(store.clone(), &shutdown),
         removals: Removals::start(store.clone(), &shutdown),
-        shares: Shares::new(&args.shares),
         max_event_bytes: args.max_event_bytes,
         duplicate_window: args.duplicate_window.0,
         origin: args.webhook_origin.clone(),

@@ -94,7 +94,7 @@ impl Metrics {
             )?,
             removed: count(
                 "doorbell_messages_removed_total",
-                "Messages dropped because their event is being removed.",
+                "Messages, or parts of one, dropped because their event is being removed.",
             )?,
             filtered: count(
                 "doorbell_deliveries_filtered_total",

@@ -8,17 +8,18 @@ use doorbell_common::event::Event;
 use doorbell_common::fan_out::{self, PAGE, SlotRange};
 use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::sideline::{self, Lane};
-use doorbell_common::work::{DeliveryState, DueEvent, Page, Parcel, Work};
+use doorbell_common::work::{Bundle, DeliveryState, DueEvent, Page, Work};
 use doorbell_platform::store::notes::Note;
 use doorbell_platform::store::snapshots::{Known, Matching};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use crate::dispatch::{Dispatcher, Done, Left, to_done};
 use crate::fan_out::Target;
 use crate::filtering::{Found, any_has_filter, takes_long};
 use crate::hand::Hand;
+use crate::ledger::LedgerPage;
 use crate::served::Served;
-use crate::understand::Destination;
+use crate::understand::{Destination, Load};
 
 /// Pages of one event that wait for their confirm at once.
 const PAGES_HANDED_ON_AT_ONCE: usize = 8;
@@ -78,7 +79,9 @@ impl Dispatcher {
         let notes = if came.redelivered { came.notes } else { &[] };
         match came.hand.aside(self.ledger.was_done(notes, &self.shutdown)).await {
             Some(true) => Done::Finished(None),
-            Some(false) => to_done(self.hand_on(Work::Event(due), Destination::Sideline).await),
+            Some(false) => {
+                to_done(self.outbox.hand_on(Work::Event(due), Destination::Sideline).await)
+            }
             None => Done::NotBegun,
         }
     }
@@ -135,8 +138,10 @@ impl Dispatcher {
             Share::Serve(targets) => {
                 let name = format!("{}/{}-{}", event.name(), range.first, range.end);
                 let begin = |(id, known)| (Target::Begin(id), known);
-                let targets = targets.into_iter().map(begin).collect();
-                self.serve_all(served, targets, &name, came).await
+                let targets: Vec<_> = targets.into_iter().map(begin).collect();
+                // The acknowledgement says enough about a single one.
+                let ledger = (targets.len() > 1).then(|| self.ledger.page(&name));
+                self.serve_all(served, targets, ledger, came).await
             }
             Share::Split(parts) => to_done(self.split(event, parts, came.lane).await),
         }
@@ -161,7 +166,7 @@ impl Dispatcher {
             let pages = parts.iter().map(|range| {
                 Work::Page(Page { event: Arc::clone(event), slots: *range, sequence: 0 })
             });
-            try_join_all(pages.map(|page| self.hand_on(page, to))).await?;
+            try_join_all(pages.map(|page| self.outbox.hand_on(page, to))).await?;
         }
         Ok(())
     }
@@ -192,17 +197,14 @@ impl Dispatcher {
         done
     }
 
-    /// Serves these subscriptions, but for those that the ledger of this name says were served
-    /// before a crash.
+    /// Serves these subscriptions, but for those that this page of the ledger says were served before a crash.
     async fn serve_all(
         &self,
         served: &Served,
         mut targets: Vec<(Target, Known)>,
-        name: &str,
+        ledger: Option<LedgerPage>,
         came: Came<'_>,
     ) -> Done {
-        // The acknowledgement says enough about a single one.
-        let ledger = (targets.len() > 1).then(|| self.ledger.page(name));
         if let Some(page) = &ledger
             && came.redelivered
         {
@@ -221,30 +223,51 @@ impl Dispatcher {
             targets.retain(|(target, _)| !was_done && !done_with.contains(target.id()));
             self.metrics.ledger_hits.inc_by(u64::try_from(before - targets.len()).unwrap_or(0));
         }
-        match self.fan_out(served, targets, ledger.clone(), came.hand).await {
+        match self.fan_out(served, targets, ledger.as_ref(), came.hand).await {
             Ok(_) if came.hand.is_left() => Done::NotBegun,
             Ok(permit) => {
-                let permit = permit.map(|_permit| Left::Permit { _permit });
-                Done::Finished(ledger.map(Left::Page).or(permit))
+                let left = Left { pages: ledger.into_iter().collect(), permit };
+                Done::Finished(Some(left))
             }
             Err(error) => to_done(Err(error)),
         }
     }
 
-    pub(crate) async fn serve_parcel(&self, parcel: Parcel, name: &str, came: Came<'_>) -> Done {
-        let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
+    pub(crate) async fn serve_loads(&self, loads: Vec<Load>, came: Came<'_>) -> Done {
+        let states = || loads.iter().flat_map(|load| &load.parcel.states);
+        let ids = || states().map(|state| state.subscription.clone()).collect();
         let known = match self.find_out(came.lane, || self.snapshots.get_all(ids())).await {
             Ok(known) => known,
-            Err(unknown) => return self.leave(unknown, Work::Parcel(parcel)).await,
+            Err(unknown) => {
+                let left = Bundle::of(loads.into_iter().map(|load| load.parcel));
+                return match left {
+                    Some(work) => self.leave(unknown, work).await,
+                    None => Done::Finished(None),
+                };
+            }
         };
-        let served = Served::new(Arc::clone(&parcel.event));
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
+        let is_alone = states().count() == 1;
+        let serving = loads.into_iter().map(|load| self.serve_load(load, &known, is_alone, came));
+        join_all(serving).await.into_iter().collect()
+    }
+
+    async fn serve_load(
+        &self,
+        Load { parcel, name, places }: Load,
+        known: &HashMap<SubscriptionId, Known>,
+        is_alone: bool,
+        came: Came<'_>,
+    ) -> Done {
+        let served = Served::new(Arc::clone(&parcel.event));
         let go_on = |state: DeliveryState| {
             let known = known.get(&state.subscription).cloned().unwrap_or(Known::Missing);
             (self.target(state, &known), known)
         };
         let targets = parcel.states.into_iter().map(go_on).collect();
-        self.serve_all(&served, targets, name, came).await
+        let ledger = (!is_alone).then(|| self.ledger.page(&name));
+        let came = Came { notes: came.notes.get(places).unwrap_or_default(), ..came };
+        self.serve_all(&served, targets, ledger, came).await
     }
 
     /// A delivery that goes on.

@@ -1,5 +1,6 @@
 //! What a message asks for. Decides only; nothing here awaits.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use doorbell_common::event::Event;
@@ -23,14 +24,11 @@ pub(crate) enum Task {
     FanOut(DueEvent),
     /// Deliver this event to some of those who want it.
     Page(Page),
-    /// Make these deliveries. The name is that of the parcel as it came: what is left of it without
-    /// copies may be something else when it comes again, and has the same ledger.
-    Deliver(Parcel, String),
+    /// Make these deliveries, of one event or of several.
+    Deliver(Vec<Load>),
     /// Publish this, then forget the message: it waits for its time, or has just been given an
     /// id or a time that must last before anything is delivered.
     HandOn(Work, Destination),
-    /// Nobody can do anything with it.
-    Reject(String),
 }
 
 impl Task {
@@ -38,24 +36,44 @@ impl Task {
     pub(crate) fn without_copies(self, taken: &[Taken]) -> Option<Self> {
         let is_ours = |place: usize| taken.get(place) != Some(&Taken::Copy);
         match self {
-            Self::Deliver(parcel, name) => {
-                parcel.keep(is_ours).map(|parcel| Self::Deliver(parcel, name))
+            Self::Deliver(loads) => {
+                let loads: Vec<_> =
+                    loads.into_iter().filter_map(|load| load.keep(is_ours)).collect();
+                (!loads.is_empty()).then_some(Self::Deliver(loads))
             }
-            Self::FanOut(..) | Self::Page(_) | Self::HandOn(..) | Self::Reject(_) => {
-                is_ours(0).then_some(self)
-            }
+            Self::FanOut(..) | Self::Page(_) | Self::HandOn(..) => is_ours(0).then_some(self),
         }
     }
+}
 
-    /// The event that it is about, if it was understood.
-    pub(crate) fn event(&self) -> Option<&Event> {
-        match self {
-            Self::FanOut(due) => Some(&due.event),
-            Self::Page(page) => Some(&page.event),
-            Self::Deliver(parcel, _) => Some(&parcel.event),
-            Self::HandOn(work, _) => Some(work.event()),
-            Self::Reject(_) => None,
-        }
+/// Deliveries of one event, and where they are among those of their message.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Load {
+    pub(crate) parcel: Parcel,
+    /// That of the parcel as it came: what is left of it without copies may be something else when it comes again, and
+    /// has the same ledger.
+    pub(crate) name: String,
+    /// The places of its hand-offs among those of the message, as they came.
+    pub(crate) places: Range<usize>,
+}
+
+impl Load {
+    /// Those of a message with these parcels.
+    fn all(parcels: impl IntoIterator<Item = Parcel>) -> Vec<Self> {
+        let mut first = 0;
+        let load = |parcel: Parcel| {
+            let places = first..first + parcel.states.len();
+            first = places.end;
+            Self { name: parcel.name(), parcel, places }
+        };
+        parcels.into_iter().map(load).collect()
+    }
+
+    /// What is left of it without the hand-offs for which this does not hold, by their places in the message.
+    fn keep(self, is_kept: impl Fn(usize) -> bool) -> Option<Self> {
+        let Self { parcel, name, places } = self;
+        let parcel = parcel.keep(|place| is_kept(places.start + place))?;
+        Some(Self { parcel, name, places })
     }
 }
 
@@ -134,13 +152,13 @@ pub(crate) enum Identity {
     Unique,
 }
 
-/// What a message of this queue asks for.
+/// What a message of this queue asks for; or why nobody can do anything with it.
 pub(crate) fn understand(
     queue: &str,
     received: &Received,
     max_bytes: usize,
     now: Timestamp,
-) -> (Task, Identity) {
+) -> Result<(Task, Identity), String> {
     let is_ours = [PAGES, SIDELINE_PAGES, DELIVERIES].contains(&queue);
     // The sideline has both: what the producer published there, and what was moved there.
     if is_ours || (lane_of(queue) == Lane::Sideline && received.is_work()) {
@@ -151,30 +169,29 @@ pub(crate) fn understand(
 }
 
 /// What a published message asks for.
-fn understand_event(received: &Received, max_bytes: usize, now: Timestamp) -> (Task, Identity) {
+fn understand_event(
+    received: &Received,
+    max_bytes: usize,
+    now: Timestamp,
+) -> Result<(Task, Identity), String> {
     match admit(&received.publication(), max_bytes, now) {
-        Ok(arrival) => understand_arrival(arrival, received, now),
-        Err(refusal) => (Task::Reject(refusal.to_string()), Identity::Unique),
+        Ok(arrival) => Ok(understand_arrival(arrival, received, now)),
+        Err(refusal) => Err(refusal.to_string()),
     }
 }
 
 /// What one of our own messages asks for. It came because its time had come for whoever sent it, whose clock
 /// need not be ours.
-fn understand_work(received: &Received) -> (Task, Identity) {
-    let work = match wire::decode(&received.body) {
-        Ok(work) => work,
-        Err(error) => return (Task::Reject(error.to_string()), Identity::Unique),
-    };
+fn understand_work(received: &Received) -> Result<(Task, Identity), String> {
+    let work = wire::decode(&received.body).map_err(|error| error.to_string())?;
     let identity = Identity::Work(work.hand_offs());
     let task = match work {
         Work::Event(due) => Task::FanOut(due),
         Work::Page(page) => Task::Page(page),
-        Work::Parcel(parcel) => {
-            let name = parcel.name();
-            Task::Deliver(parcel, name)
-        }
+        Work::Parcel(parcel) => Task::Deliver(Load::all([parcel])),
+        Work::Bundle(bundle) => Task::Deliver(Load::all(bundle.into_parcels())),
     };
-    (task, identity)
+    Ok((task, identity))
 }
 
 fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> (Task, Identity) {
@@ -202,6 +219,9 @@ fn understand_arrival(arrival: Arrival, received: &Received, now: Timestamp) -> 
 mod tests {
     use std::time::Duration;
 
+    use doorbell_common::event::Trace;
+    use doorbell_common::ids::{SlotNumber, SubscriptionId};
+    use doorbell_common::work::{Bundle, Delivery};
     use doorbell_platform::broker::topology::SIDELINE;
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldTable};
@@ -227,13 +247,14 @@ mod tests {
     }
 
     fn brief(received: &Received) -> (&'static str, &'static str) {
-        let (task, identity) = understand_event(received, 100, now());
+        let Ok((task, identity)) = understand_event(received, 100, now()) else {
+            return ("reject", "");
+        };
         let task = match task {
             Task::FanOut(..) => "fan out",
             Task::HandOn(Work::Event(_), Destination::Retries) => "later",
             Task::HandOn(Work::Event(_), Destination::Deliveries) => "lasting",
-            Task::Reject(_) => "reject",
-            Task::HandOn(..) | Task::Page(_) | Task::Deliver(..) => "other",
+            Task::HandOn(..) | Task::Page(_) | Task::Deliver(_) => "other",
         };
         (task, kind(&identity))
     }
@@ -264,7 +285,7 @@ mod tests {
             (published(full(), &[tenant, later]), ("later", "by id")),
             (published(BasicProperties::default(), &[tenant, later]), ("later", "unique")),
             (published(full(), &[tenant, past]), ("fan out", "by id")),
-            (published(full(), &[]), ("reject", "unique")),
+            (published(full(), &[]), ("reject", "")),
         ] {
             assert_eq!(brief(&received), expected);
         }
@@ -276,7 +297,8 @@ mod tests {
             &published(BasicProperties::default(), &[("doorbell-tenant", "acme")]),
             100,
             now(),
-        );
+        )
+        .unwrap();
         let Task::HandOn(work, Destination::Deliveries) = task else { panic!("{task:?}") };
         let message = Message::work(DELIVERIES, &work.next()).unwrap();
         let received = Received {
@@ -285,7 +307,7 @@ mod tests {
             ..published(BasicProperties::default(), &[])
         };
         let slower = Timestamp::from_millis(now().as_millis() - 5);
-        let (task, _) = understand(DELIVERIES, &received, 100, slower);
+        let (task, _) = understand(DELIVERIES, &received, 100, slower).unwrap();
         assert!(matches!(task, Task::FanOut(_)), "{task:?}");
     }
 
@@ -295,7 +317,7 @@ mod tests {
             BasicProperties::default().with_message_id("evt".into()).with_timestamp(5),
             &[("doorbell-tenant", "acme")],
         );
-        let (Task::FanOut(due), _) = understand_event(&full, 100, now()) else {
+        let Ok((Task::FanOut(due), _)) = understand_event(&full, 100, now()) else {
             panic!("not an event")
         };
         let work = Work::Event(due);
@@ -332,7 +354,7 @@ mod tests {
         let properties = || BasicProperties::default().with_message_id("evt".into());
         let publication =
             || published(properties().with_timestamp(5), &[("doorbell-tenant", "acme")]);
-        let (Task::FanOut(due), _) = understand_event(&publication(), 100, now()) else {
+        let Ok((Task::FanOut(due), _)) = understand_event(&publication(), 100, now()) else {
             panic!("not an event")
         };
         let moved = Message::aside(&Work::Event(due).next()).unwrap();
@@ -349,12 +371,60 @@ mod tests {
             ("doorbell.events.3", publication(), (0, Lane::Main, "by id")),
             ("doorbell.deliveries", work(), (1, Lane::Main, "by name")),
         ] {
-            let (task, identity) = understand(queue, &received, 100, now());
+            let (task, identity) = understand(queue, &received, 100, now()).unwrap();
             let Task::FanOut(DueEvent { sequence, .. }) = task else { panic!("{queue}: {task:?}") };
             assert_eq!((sequence, lane_of(queue), kind(&identity)), expected, "{queue}");
         }
         // Nobody publishes our own work as an event.
-        let (task, _) = understand("doorbell.events.3", &work(), 100_000, now());
-        assert!(matches!(task, Task::Reject(_)), "{task:?}");
+        let understood = understand("doorbell.events.3", &work(), 100_000, now());
+        assert!(understood.is_err(), "{understood:?}");
+    }
+
+    #[test]
+    fn what_comes_together_is_told_by_its_place() {
+        let delivery = |id: &str, n| {
+            let event = Event {
+                id: id.parse().unwrap(),
+                tenant: "acme".parse().unwrap(),
+                event_type: "a.b".parse().unwrap(),
+                timestamp: now(),
+                trace: Trace::default(),
+                data: b"1".as_slice().into(),
+            };
+            Delivery::begin(Arc::new(event), SubscriptionId::new(SlotNumber(0), n), now())
+        };
+        let parcels = |ids: &[&str]| {
+            let parcel = |id: &&str| {
+                let mut parcel = Parcel::from(delivery(id, 1));
+                parcel.states.push(delivery(id, 2).state);
+                parcel
+            };
+            ids.iter().map(parcel).collect::<Vec<_>>()
+        };
+        let work = Bundle::of(parcels(&["a", "b", "c"])).unwrap();
+        let message = Message::work(DELIVERIES, &work).unwrap();
+        let received = Received {
+            properties: message.properties,
+            body: message.body.into(),
+            ..published(BasicProperties::default(), &[])
+        };
+        let (task, identity) = understand(DELIVERIES, &received, 100, now()).unwrap();
+        assert_eq!(identity, Identity::Work(work.hand_offs()));
+        let taken = |copies: &[usize]| {
+            let taken = |place| if copies.contains(&place) { Taken::Copy } else { Taken::Go };
+            (0..6).map(taken).collect::<Vec<_>>()
+        };
+        let Some(Task::Deliver(loads)) = task.without_copies(&taken(&[0, 2, 3])) else {
+            panic!("nothing is left")
+        };
+        // Half of the first, nothing of the second: the names and places are those of before.
+        let (a, c) = (parcels(&["a"])[0].name(), parcels(&["c"])[0].name());
+        let left: Vec<_> = loads
+            .iter()
+            .map(|load| (load.parcel.states.len(), &*load.name, load.places.clone()))
+            .collect();
+        assert_eq!(left, [(1, &*a, 0..2), (2, &*c, 4..6)]);
+        let (task, _) = understand(DELIVERIES, &received, 100, now()).unwrap();
+        assert_eq!(task.without_copies(&taken(&[0, 1, 2, 3, 4, 5])), None);
     }
 }

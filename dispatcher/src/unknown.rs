@@ -64,22 +64,15 @@ impl Dispatcher {
         let to = match (unknown, &work) {
             (Unknown::Stopping, _) => return Done::NotBegun,
             (Unknown::Away, Work::Page(_)) => Destination::SidelinePages,
-            (Unknown::Away, Work::Event(_) | Work::Parcel(_)) => Destination::Sideline,
+            (Unknown::Away, Work::Event(_) | Work::Parcel(_) | Work::Bundle(_)) => {
+                Destination::Sideline
+            }
             (Unknown::Lost, _) => {
                 self.metrics.put_off.inc();
-                Destination::Delay(Rung::for_wait(put_off_for(sequence(&work))))
+                Destination::Delay(Rung::for_wait(put_off_for(work.sequence())))
             }
         };
-        to_done(self.hand_on(work, to).await)
-    }
-}
-
-/// How often it has been handed on.
-fn sequence(work: &Work) -> u32 {
-    match work {
-        Work::Event(due) => due.sequence,
-        Work::Page(page) => page.sequence,
-        Work::Parcel(parcel) => parcel.states.iter().map(|state| state.sequence).max().unwrap_or(0),
+        to_done(self.outbox.hand_on(work, to).await)
     }
 }
 

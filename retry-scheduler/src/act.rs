@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use doorbell_common::event::Event;
 use doorbell_common::next_move::{DeadReason, Move};
 use doorbell_common::operational::subscription_disabled;
 use doorbell_common::rung::{DelayQueue, Rung};
 use doorbell_common::sideline::Lane;
 use doorbell_common::subscription::{DisabledReason, Status, Subscription};
-use doorbell_common::work::{Delivery, DeliveryState, DueEvent, Page, Parcel, Work};
+use doorbell_common::work::{Bundle, Delivery, DueEvent, Page, Parcel, Work};
 use doorbell_platform::broker::Message;
 use doorbell_platform::broker::topology::{DEAD_LETTERS, DELIVERIES, HELD, PAGES};
 use doorbell_platform::patience::Unanswered;
@@ -31,12 +30,12 @@ enum Onward {
     Held,
 }
 
-/// What becomes of the deliveries of a parcel. Those that go to the same queue go on as parcels.
+/// What becomes of deliveries that came together. Those that go to the same queue go on together.
 #[derive(Default)]
 struct Moves {
-    released: Vec<DeliveryState>,
-    parked: BTreeMap<Rung, Vec<DeliveryState>>,
-    held: Vec<DeliveryState>,
+    released: Vec<Delivery>,
+    parked: BTreeMap<Rung, Vec<Delivery>>,
+    held: Vec<Delivery>,
     given_up: Vec<(DeadReason, Delivery)>,
     cancelled: u64,
 }
@@ -47,11 +46,11 @@ impl FromIterator<Move> for Moves {
         for next in moves {
             tracing::debug!(%next, "decided");
             match next {
-                Move::Release(delivery) => all.released.push(delivery.state),
+                Move::Release(delivery) => all.released.push(delivery),
                 Move::Park(rung, delivery) => {
-                    all.parked.entry(rung).or_default().push(delivery.state);
+                    all.parked.entry(rung).or_default().push(delivery);
                 }
-                Move::Hold(delivery) => all.held.push(delivery.state),
+                Move::Hold(delivery) => all.held.push(delivery),
                 Move::GiveUp(reason, delivery) => all.given_up.push((reason, delivery)),
                 Move::Cancel => all.cancelled += 1,
             }
@@ -70,19 +69,18 @@ pub(crate) fn dead_letter(reason: DeadReason, delivery: Delivery) -> anyhow::Res
 }
 
 impl Scheduler {
-    /// Carries out what was decided of the deliveries of a parcel.
+    /// Carries out what was decided of deliveries of one tenant's events.
     pub(crate) async fn act(
         &self,
-        event: &Arc<Event>,
         moves: impl IntoIterator<Item = Move>,
         lane: Lane,
     ) -> Result<(), Unanswered> {
         let Moves { released, parked, held, given_up, cancelled } = moves.into_iter().collect();
-        let releasing = self.hand_on(event, Onward::Dispatchers, released, &self.metrics.released);
-        let parking = parked.into_iter().map(|(rung, states)| async move {
-            self.hand_on(event, Onward::Delay(rung), states, &self.metrics.parked).await
+        let releasing = self.hand_on(Onward::Dispatchers, released, &self.metrics.released);
+        let parking = parked.into_iter().map(|(rung, deliveries)| {
+            self.hand_on(Onward::Delay(rung), deliveries, &self.metrics.parked)
         });
-        let holding = self.hand_on(event, Onward::Held, held, &self.metrics.held);
+        let holding = self.hand_on(Onward::Held, held, &self.metrics.held);
         let giving_up =
             given_up.into_iter().map(|(reason, delivery)| self.give_up(reason, delivery, lane));
         tokio::try_join!(releasing, try_join_all(parking), holding, try_join_all(giving_up))?;
@@ -113,25 +111,26 @@ impl Scheduler {
     /// Publishes these deliveries in as few messages as may be.
     async fn hand_on(
         &self,
-        event: &Arc<Event>,
         to: Onward,
-        states: Vec<DeliveryState>,
+        deliveries: Vec<Delivery>,
         counter: &IntCounter,
     ) -> Result<(), Unanswered> {
-        let parcels = Parcel::pack(event, states).map(|parcel| async {
-            let deliveries = count(parcel.states.len());
-            self.publish_next(to, Work::Parcel(parcel)).await?;
-            counter.inc_by(deliveries);
-            Ok(())
-        });
-        try_join_all(parcels).await.map(drop)
+        let total = count(deliveries.len());
+        let works = match to {
+            // Who reads that stream asks each message which event it is of.
+            Onward::Held => Parcel::pack_all(deliveries).into_iter().map(Work::Parcel).collect(),
+            Onward::Dispatchers | Onward::Delay(_) | Onward::Pages => Bundle::pack(deliveries),
+        };
+        try_join_all(works.into_iter().map(|work| self.publish_next(to, work))).await?;
+        counter.inc_by(total);
+        Ok(())
     }
 
     /// What is more than its tenant's share waits, and is delivered, beside all others'.
     async fn publish_next(&self, to: Onward, work: Work) -> Result<(), Unanswered> {
         let work = work.next();
         let lane = || {
-            let lane = self.shares.lane(&work.event().tenant);
+            let lane = self.shares.lane(work.tenant(), work.events());
             self.metrics.sidelined.inc_by(u64::from(lane == Lane::Sideline));
             lane
         };
@@ -156,7 +155,7 @@ impl Scheduler {
         if reason == DeadReason::Gone {
             match self.disable(&delivery, DisabledReason::Gone, lane).await {
                 Ok(_) => {}
-                Err(Unanswered::Stuck) => return self.put_aside(delivery.into()).await,
+                Err(Unanswered::Stuck) => return self.put_aside([delivery.into()]).await,
                 Err(Unanswered::Stopping) => return Err(Unanswered::Stopping),
             }
         }

@@ -40,7 +40,7 @@ impl Entry {
         }
         match wire::decode(&received.body) {
             Ok(Work::Parcel(parcel)) => Self::Held(parcel),
-            Ok(Work::Event(_) | Work::Page(_)) | Err(_) => Self::Foreign,
+            Ok(Work::Event(_) | Work::Page(_) | Work::Bundle(_)) | Err(_) => Self::Foreign,
         }
     }
 }

@@ -69,7 +69,7 @@ impl Metrics {
             )?,
             removed: count(
                 "doorbell_messages_removed_total",
-                "Messages dropped because their event is being removed.",
+                "Messages, or parts of one, dropped because their event is being removed.",
             )?,
             unrouted: count(
                 "doorbell_messages_unrouted_total",
@@ -87,7 +87,7 @@ impl Metrics {
             waiting: gauge(
                 registry,
                 "doorbell_retries_waiting",
-                "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them: each with one delivery, or with several of the same event.",
+                "Messages in the delay queues and the scheduler's inbox, as RabbitMQ counts them: each with one delivery, or with several of the same tenant.",
             )?,
             sideline: gauge(
                 registry,

@@ -11,10 +11,11 @@ use doorbell_platform::broker::topology::{
 };
 use tokio::time::Instant;
 
-/// There is room while no more than so many messages are in line to be decided about or delivered,
-const LINE: u32 = 256;
+/// There is room while no more than so many messages, of up to 64 deliveries each, are in line to be decided about or
+/// delivered,
+const LINE: u32 = 32;
 /// and no more wait for moments: for an endpoint that is busy, mostly.
-const SOON: u32 = 20_000;
+const SOON: u32 = 4000;
 /// What waits in these rungs waits for moments. Whoever is held for a busy endpoint is so for up to 45 s.
 const MOMENTS: Duration = Duration::from_secs(32);
 /// How long it is believed that there is room, or none.

@@ -1,14 +1,14 @@
 //! Reads a part of the stream of held deliveries, and hands on what waits there. How far that came is saved as it
 //! goes, and noted in the stream itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use doorbell_common::held::{HeldIndex, Resumed, Turn};
-use doorbell_common::ids::SubscriptionId;
+use doorbell_common::ids::{Addressee, SubscriptionId};
 use doorbell_common::time::Timestamp;
-use doorbell_common::work::{DeliveryState, Parcel, Work};
+use doorbell_common::work::{Bundle, Delivery, DeliveryState, Parcel};
 use doorbell_platform::broker::stream::{From, StreamReader};
 use doorbell_platform::broker::topology::{HELD, SIDELINE_RETRIES};
 use doorbell_platform::broker::{Message, Received};
@@ -179,10 +179,13 @@ impl Resumer {
     /// Others' retries do not wait behind them.
     async fn to_retries(&self, parcels: Vec<(Parcel, u64)>) -> anyhow::Result<()> {
         let mut resumed = 0;
-        let messages = parcels.into_iter().map(|(parcel, _)| {
+        let mut of_each: BTreeMap<Addressee, Vec<Delivery>> = BTreeMap::new();
+        for (parcel, _) in parcels {
             resumed += parcel.states.len();
-            Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next())
-        });
+            of_each.entry(parcel.event.tenant.clone()).or_default().extend(parcel.deliveries());
+        }
+        let works = of_each.into_values().flat_map(Bundle::pack);
+        let messages = works.map(|work| Message::work(SIDELINE_RETRIES, &work.next()));
         let messages = messages.collect::<anyhow::Result<Vec<Message>>>()?;
         self.publish_all(&messages).await?;
         self.metrics.resumed.inc_by(count(resumed));

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorbell_common::event::Event;
 use doorbell_common::ids::{Addressee, SubscriptionId, TenantId};
 use doorbell_common::next_move::{Keep, Move, next_move};
 use doorbell_common::sideline::Lane;
 use doorbell_common::subscription::{DisabledReason, Standing};
 use doorbell_common::wire;
-use doorbell_common::work::{Delivery, Parcel, Stage, Work, chance};
+use doorbell_common::work::{Bundle, Delivery, DueEvent, Page, Parcel, Stage, Work, chance};
 use doorbell_platform::broker::topology::{self, INTERNAL, SIDELINE_RETRIES};
 use doorbell_platform::broker::{Broker, Incoming, Intake, Message, Publisher, Received};
 use doorbell_platform::clock;
@@ -99,56 +100,85 @@ impl Scheduler {
             Ok(work) => work,
             Err(error) => return self.reject(received, &error.to_string()).await,
         };
-        let event = work.event();
-        if self.removals.has(&event.tenant, &event.id) {
-            self.metrics.removed.inc();
-            if let Work::Parcel(parcel) = &work {
-                self.metrics.cancelled(count(parcel.states.len()));
-            }
-            return Ok(());
-        }
+        let Some(work) = self.without_removed(work) else { return Ok(()) };
         let notes: Vec<Note> =
             work.hand_offs().iter().map(|hand_off| self.store.work_note(hand_off)).collect();
         let taken = self.store.take_all(&notes, received.arrival()).await;
         let copies = taken.iter().filter(|taken| **taken == Taken::Copy).count();
         self.metrics.copies.inc_by(count(copies));
         let is_ours = |place: usize| taken.get(place) == Some(&Taken::Go);
+        // Those that came together stay together, if they can.
+        let chance = chance(&work.name());
         match work {
             Work::Event(due) if is_ours(0) => self.act_on_event(due).await?,
             Work::Page(page) if is_ours(0) => self.act_on_page(page).await?,
             Work::Event(_) | Work::Page(_) => {}
             Work::Parcel(parcel) => {
-                if let Some(parcel) = parcel.keep(is_ours) {
-                    self.act_on_parcel(parcel, lane).await?;
-                }
+                let parcels = parcel.keep(is_ours).into_iter().collect();
+                self.act_on_all(parcels, (lane, chance)).await?;
+            }
+            Work::Bundle(bundle) => {
+                let parcels = bundle.keep(is_ours).collect();
+                self.act_on_all(parcels, (lane, chance)).await?;
             }
         }
         self.store.finish_all(&notes, &taken).await;
         Ok(())
     }
 
-    async fn act_on_parcel(&self, parcel: Parcel, lane: Lane) -> Result<(), Unanswered> {
-        let ids = || parcel.states.iter().map(|state| state.subscription.clone()).collect();
-        let get = || self.snapshots.get_all(ids());
-        let known = match self.patiently(lane, get).await {
+    /// What is left of work without events that were removed.
+    fn without_removed(&self, work: Work) -> Option<Work> {
+        let is_left = |event: &Event| {
+            let is_removed = self.removals.has(&event.tenant, &event.id);
+            self.metrics.removed.inc_by(u64::from(is_removed));
+            !is_removed
+        };
+        let is_parcel_left = |parcel: &Parcel| {
+            let is_left = is_left(&parcel.event);
+            if !is_left {
+                self.metrics.cancelled(count(parcel.states.len()));
+            }
+            is_left
+        };
+        match work {
+            Work::Event(DueEvent { ref event, .. }) | Work::Page(Page { ref event, .. }) => {
+                is_left(event).then_some(work)
+            }
+            Work::Parcel(ref parcel) => is_parcel_left(parcel).then_some(work),
+            Work::Bundle(bundle) => Bundle::of(bundle.into_parcels().filter(is_parcel_left)),
+        }
+    }
+
+    /// Acts on deliveries of one tenant's events that came together.
+    async fn act_on_all(
+        &self,
+        parcels: Vec<Parcel>,
+        (lane, chance): (Lane, f64),
+    ) -> Result<(), Unanswered> {
+        let states = || parcels.iter().flat_map(|parcel| &parcel.states);
+        let ids = || states().map(|state| state.subscription.clone()).collect();
+        let known = match self.patiently(lane, || self.snapshots.get_all(ids())).await {
             Ok(known) => known,
-            Err(Unanswered::Stuck) => return self.put_aside(parcel).await,
+            Err(Unanswered::Stuck) => return self.put_aside(parcels).await,
             Err(Unanswered::Stopping) => return Err(Unanswered::Stopping),
         };
         let known: HashMap<SubscriptionId, Known> = known.into_iter().collect();
-        let (event, chance) = (Arc::clone(&parcel.event), chance(&parcel.name()));
-        let deciding = parcel.deliveries().map(|delivery| {
+        let deciding = parcels.into_iter().flat_map(Parcel::deliveries).map(|delivery| {
             let known = known.get(&delivery.state.subscription).unwrap_or(&Known::Missing);
             self.decide(delivery, known, (lane, chance))
         });
-        self.act(&event, try_join_all(deciding).await?, lane).await
+        self.act(try_join_all(deciding).await?, lane).await
     }
 
     /// Moves aside what waits for Redis: that for which nothing has to be asked or written there does not wait behind
     /// it.
-    pub(crate) async fn put_aside(&self, parcel: Parcel) -> Result<(), Unanswered> {
+    pub(crate) async fn put_aside(
+        &self,
+        parcels: impl IntoIterator<Item = Parcel>,
+    ) -> Result<(), Unanswered> {
+        let Some(work) = Bundle::of(parcels) else { return Ok(()) };
         self.metrics.sidelined.inc();
-        let aside = Message::work(SIDELINE_RETRIES, &Work::Parcel(parcel).next());
+        let aside = Message::work(SIDELINE_RETRIES, &work.next());
         self.publish(&aside.map_err(unwritable)?).await
     }
 

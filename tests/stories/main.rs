@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 mod api;
 mod aside;
 mod broker;
+mod bundles;
 mod changes;
 mod clocks;
 mod config;
@@ -116,6 +117,9 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         fan_out::a_broadcast_reaches_everyone_once,
         parcels::what_fails_together_goes_on_together,
         parcels::a_kill_repeats_no_more_of_a_parcel_than_was_in_flight,
+        bundles::what_is_held_of_a_flood_travels_together,
+        bundles::a_kill_amid_a_bundle_repeats_no_more_than_was_in_flight,
+        bundles::of_a_bundle_each_is_what_it_would_be_alone,
         sideline::a_flood_over_http_goes_aside_at_ingest,
         sideline::a_flood_over_amqp_is_moved_aside_once,
         sideline::what_falls_due_at_once_delays_nobodys_retries,

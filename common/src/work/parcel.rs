@@ -1,8 +1,9 @@
 //! Deliveries of one event that travel together.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Delivery, DeliveryState};
+use super::{Delivery, DeliveryState, HandOff};
 use crate::event::Event;
 
 /// Deliveries that travel together at most.
@@ -37,6 +38,23 @@ impl Parcel {
         })
     }
 
+    /// These deliveries in as few parcels as they fit in, in the order in which their events come. Those of one event
+    /// share it in memory.
+    #[must_use]
+    pub fn pack_all(deliveries: impl IntoIterator<Item = Delivery>) -> Vec<Self> {
+        let mut places: HashMap<*const Event, usize> = HashMap::new();
+        let mut of_each: Vec<(Arc<Event>, Vec<DeliveryState>)> = Vec::new();
+        for Delivery { event, state } in deliveries {
+            let place = *places.entry(Arc::as_ptr(&event)).or_insert(of_each.len());
+            match of_each.get_mut(place) {
+                Some((_, states)) => states.push(state),
+                None => of_each.push((event, vec![state])),
+            }
+        }
+        let pack = |(event, states)| Self::pack(&event, states).collect::<Vec<_>>();
+        of_each.into_iter().flat_map(pack).collect()
+    }
+
     /// What is left of it without those for which this does not hold, by their places; `None` if nothing is.
     #[must_use]
     pub fn keep(mut self, is_kept: impl Fn(usize) -> bool) -> Option<Self> {
@@ -54,19 +72,39 @@ impl Parcel {
     /// The name of a delivery that travels alone; of several a digest of all their names.
     #[must_use]
     pub fn name(&self) -> String {
-        use sha2::Digest as _;
         if let [alone] = self.states.as_slice() {
             return alone.hand_off(&self.event).to_string();
         }
-        let mut digest = sha2::Sha256::new();
-        for state in &self.states {
-            digest.update(state.hand_off(&self.event).to_string());
-            digest.update("\n");
-        }
-        let digest: String =
-            digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}/parcel-{digest}", self.event.name())
+        format!("{}/parcel-{}", self.event.name(), digest(self.hand_offs()))
     }
+
+    /// The hand-off of each delivery in it.
+    pub fn hand_offs(&self) -> impl Iterator<Item = HandOff> {
+        self.states.iter().map(|state| state.hand_off(&self.event))
+    }
+
+    /// As for [`super::Work::sequence`].
+    pub(super) fn sequence(&self) -> u32 {
+        self.states.iter().map(|state| state.sequence).max().unwrap_or(0)
+    }
+
+    /// The same under the names of the next hand-offs.
+    pub(super) fn raise(&mut self) {
+        for state in &mut self.states {
+            state.sequence = state.sequence.wrapping_add(1);
+        }
+    }
+}
+
+/// What these hand-offs, in this order, have as their common name.
+pub(super) fn digest(hand_offs: impl IntoIterator<Item = HandOff>) -> String {
+    use sha2::Digest as _;
+    let mut digest = sha2::Sha256::new();
+    for hand_off in hand_offs {
+        digest.update(hand_off.to_string());
+        digest.update("\n");
+    }
+    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl From<Delivery> for Parcel {

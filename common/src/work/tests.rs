@@ -29,6 +29,7 @@ fn a_name_fits_a_message_id_and_changes_with_each_hand_off() {
     let works = [
         Work::Parcel(parcel(1)),
         Work::Parcel(parcel(Parcel::most(&event))),
+        Bundle::of([parcel(1), parcel(1)]).unwrap(),
         Work::Page(Page { event: Arc::clone(&event), slots: SlotRange::ALL, sequence: 99_999_999 }),
         Work::Event(DueEvent { event, due: last, dated_by_us: false, sequence: 99_999_999 }),
     ];

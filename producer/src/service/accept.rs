@@ -153,7 +153,7 @@ impl Acceptor {
         }
         // What was accepted is not judged again: catalogue and limits may have changed by then.
         message.add_header(JUDGED_HEADER, "1");
-        let is_aside = self.shares.lane(&tenant) == Lane::Sideline;
+        let is_aside = self.shares.lane(&tenant, 1) == Lane::Sideline;
         if is_aside {
             SIDELINE.clone_into(&mut message.exchange);
         }

@@ -106,10 +106,9 @@ impl Message {
     /// # Errors
     /// As for [`Message::work`].
     pub fn aside(work: &Work) -> anyhow::Result<Self> {
-        let event = work.event();
-        let mut message = Self::work(event.event_type.as_str(), work)?;
+        let mut message = Self::work(work.first_event().event_type.as_str(), work)?;
         message.exchange = topology::SIDELINE.to_owned();
-        message.add_header(TENANT_HEADER, event.tenant.as_str());
+        message.add_header(TENANT_HEADER, work.tenant().as_str());
         Ok(message)
     }
 

@@ -220,7 +220,7 @@ impl Snapshots {
         Ok(found.into_iter().next().map_or(Known::Missing, |(_, known)| known))
     }
 
-    /// The same for many.
+    /// The same for many, each once.
     ///
     /// # Errors
     /// As above, for any of them.
@@ -229,6 +229,7 @@ impl Snapshots {
         mut ids: Vec<SubscriptionId>,
     ) -> Result<Vec<(SubscriptionId, Known)>, Arc<StoreError>> {
         ids.sort_unstable();
+        ids.dedup();
         collect(by_slot(&ids).map(|(number, ids)| self.get_in_slot(number, ids))).await
     }
 
