@@ -319,3 +319,27 @@ pub(crate) fn to_done(result: anyhow::Result<()>) -> Done {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_finished_once_all_parts_are() {
+        let finished = || Done::Finished(None);
+        for (parts, expected) in [
+            (vec![], "finished"),
+            (vec![finished(), Done::Finished(Some(Left::default()))], "finished"),
+            (vec![finished(), Done::NotBegun, finished()], "not begun"),
+            (vec![Done::NotBegun, Done::Stuck], "stuck"),
+            (vec![Done::Stuck, Done::NotBegun, finished()], "stuck"),
+        ] {
+            let name = match parts.into_iter().collect() {
+                Done::Finished(_) => "finished",
+                Done::NotBegun => "not begun",
+                Done::Stuck => "stuck",
+            };
+            assert_eq!(name, expected);
+        }
+    }
+}

@@ -31,14 +31,14 @@ const ENOUGH: usize = 256;
 /// Publishes what is to go on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
-    post: Post,
+    carrier: Carrier,
     /// Without a bound of its own: each delivery in hand leaves one thing at most.
     outgoing: mpsc::UnboundedSender<Outgoing>,
 }
 
 /// What it takes to publish.
 #[derive(Clone, Debug)]
-struct Post {
+struct Carrier {
     publisher: Publisher,
     shares: Arc<Shares>,
     metrics: Metrics,
@@ -59,15 +59,15 @@ impl Outbox {
         metrics: Metrics,
         shutdown: &Shutdown,
     ) -> Self {
-        let post = Post { publisher, shares: Arc::new(shares), metrics };
+        let carrier = Carrier { publisher, shares: Arc::new(shares), metrics };
         let (sender, outgoing) = mpsc::unbounded_channel();
-        shutdown.spawn_vital("outbox", post.clone().send_all(outgoing));
-        Self { post, outgoing: sender }
+        shutdown.spawn_vital("outbox", carrier.clone().send_all(outgoing));
+        Self { carrier, outgoing: sender }
     }
 
     /// Publishes work under its next name, until it is confirmed.
     pub(crate) async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
-        self.post.hand_on(work, to).await
+        self.carrier.hand_on(work, to).await
     }
 
     /// The same of a delivery, in company of others if there are any.
@@ -83,7 +83,7 @@ impl Outbox {
     }
 }
 
-impl Post {
+impl Carrier {
     async fn hand_on(&self, work: Work, to: Destination) -> anyhow::Result<()> {
         let work = work.next();
         let lane = if to.goes_by_share() {
