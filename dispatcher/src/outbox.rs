@@ -15,7 +15,7 @@ use doorbell_platform::sentence::sentence;
 use doorbell_platform::shares::Shares;
 use doorbell_platform::shutdown::Shutdown;
 use futures_util::StreamExt as _;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -114,12 +114,23 @@ impl Carrier {
         join_all(ways.into_iter().map(|((_, to), together)| self.send_one_way(together, to))).await;
     }
 
-    async fn send_one_way(&self, together: Vec<Outgoing>, to: Destination) {
+    async fn send_one_way(&self, mut together: Vec<Outgoing>, to: Destination) {
+        // Where those of one event are beside each other, packing keeps the order.
+        together.sort_by_key(|outgoing| Arc::as_ptr(&outgoing.delivery.event));
         let (deliveries, confirmed): (Vec<_>, Vec<_>) =
             together.into_iter().map(|outgoing| (*outgoing.delivery, outgoing.confirmed)).unzip();
-        let works = Bundle::pack(deliveries).into_iter();
-        match try_join_all(works.map(|work| self.hand_on(work, to))).await {
-            Ok(_) => {
+        let mut confirmed = confirmed.into_iter();
+        let sending = Bundle::pack(deliveries).into_iter().map(|work| {
+            let theirs: Vec<_> = confirmed.by_ref().take(work.hand_offs().len()).collect();
+            self.send_work(work, to, theirs)
+        });
+        join_all(sending.collect::<Vec<_>>()).await;
+    }
+
+    /// Each message by itself: whoever is in another one need not be handed on once more.
+    async fn send_work(&self, work: Work, to: Destination, confirmed: Vec<oneshot::Sender<()>>) {
+        match self.hand_on(work, to).await {
+            Ok(()) => {
                 for sender in confirmed {
                     // Who left it waits for this.
                     let _gone = sender.send(()).is_err();
