@@ -29,13 +29,13 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::audit::Done;
-use crate::etag::{check_match, etag, if_match};
+use crate::etag::etag;
 use crate::event_types;
 use crate::list::wrong_query;
 use crate::room::Room;
 use crate::routes::{Api, trouble, turn};
 use crate::subscriptions::{delete_one, newest_secret, update, write_all};
-use crate::tenants::{existing, tenant_id};
+use crate::tenants::{check_match_of, existing, tenant_id};
 use document::{Document, Reading};
 use plan::Plan;
 
@@ -172,7 +172,7 @@ async fn make_plan(
     headers: &HeaderMap,
 ) -> Result<Plan, Problem> {
     let current = read_all(api, tenant).await?;
-    check_match(if_match(headers).as_deref(), Some(&plan::version(&current)))?;
+    check_match_of(api, tenant, headers, &plan::version(&current)).await?;
     Plan::make(document, current)
 }
 

@@ -17,9 +17,9 @@ use doorbell_platform::store::tenant_limits::StoredLimits;
 use serde_json::json;
 
 use crate::audit::Done;
-use crate::etag::{TRIES, check_match, contended, etag, if_match, version_of};
+use crate::etag::{TRIES, contended, etag, version_of};
 use crate::routes::{Api, trouble};
-use crate::tenants::{existing, tenant_id};
+use crate::tenants::{check_match_of, existing, tenant_id};
 
 const MAX_BODY: usize = 16 * 1024;
 const RETENTIONS: RangeInclusive<Duration> =
@@ -46,7 +46,7 @@ pub(crate) async fn put(
     let limits = read(&body)?;
     for _ in 0..TRIES {
         let before = api.store.tenant_limits(&tenant).await.map_err(trouble)?;
-        check_match(if_match(&headers).as_deref(), Some(&version_of(&before.raw)))?;
+        check_match_of(&api, &tenant, &headers, &version_of(&before.raw)).await?;
         api.store.ensure_tenant(&tenant).await.map_err(trouble)?;
         let replacing = api.store.replace_tenant_limits(&tenant, &before, &limits);
         if let Some(stored) = replacing.await.map_err(trouble)? {

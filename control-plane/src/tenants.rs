@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use doorbell_common::ids::TenantId;
 use doorbell_common::json::pointer;
@@ -23,6 +23,7 @@ use doorbell_platform::store::tenants::Tenant;
 use serde_json::{Value, json};
 
 use crate::audit::Done;
+use crate::etag::{check_match, if_match};
 use crate::list::{self, ListQuery, page};
 use crate::routes::{Api, trouble};
 
@@ -165,6 +166,19 @@ pub(crate) async fn existing(api: &Api, text: &str) -> Result<Tenant, Problem> {
     let id = tenant_id(text)?;
     let tenant = api.store.tenant(&id).await.map_err(trouble)?;
     tenant.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("there is no tenant {id}")))
+}
+
+/// 412 unless the caller's `If-Match` (if any) names this version of what the tenant has: one that is not there has
+/// nothing (RFC 9110 §13.1.1).
+pub(crate) async fn check_match_of(
+    api: &Api,
+    tenant: &TenantId,
+    headers: &HeaderMap,
+    version: &str,
+) -> Result<(), Problem> {
+    let tags = if_match(headers);
+    let is_there = tags.is_none() || api.store.tenant(tenant).await.map_err(trouble)?.is_some();
+    check_match(tags.as_deref(), is_there.then_some(version))
 }
 
 fn view(tenant: &Tenant) -> Value {

@@ -39,6 +39,16 @@ pub(crate) async fn a_tenant_gets_what_it_is_allowed() -> anyhow::Result<()> {
     );
     control.call(Method::PUT, LIMITS, limits.clone()).await?;
 
+    // Of a tenant that is not there nothing has a version, and none is made by the way.
+    let absent = json!({"tenant": "absent", "subscriptions": []});
+    for (path, body) in [("/v1/tenants/absent/limits", json!({})), ("/v1/config", absent)] {
+        let headers = [("content-type", "application/json"), ("if-match", "*")];
+        let refused = control.raw(Method::PUT, path, &headers, body.to_string()).await?;
+        assert_eq!(refused.status, 412, "{refused:?}");
+    }
+    let absent = control.call(Method::GET, "/v1/tenants/absent", Value::Null).await?;
+    assert_eq!(absent.status, 404, "{absent:?}");
+
     // Nobody creates and deletes all day: something stays of each.
     nobody_creates_all_day(control, &body).await?;
 
