@@ -78,15 +78,16 @@ pub(crate) async fn what_is_held_for_too_long_is_given_up() -> anyhow::Result<()
     })
     .await?;
     world.settle(seconds(30)).await?;
-    world.until_nothing_waits().await?;
-    // Each is delivered or given up, and none is both.
-    let accepted = world.ledger.count();
-    let delivered = world.receiver.accepted("away");
     let redis = world.engines.redis_link().await?;
     eventually("no one looks for any", seconds(60), || async {
         named(&world, &mut redis.clone()).await.is_ok_and(|named| named.is_empty())
     })
     .await?;
+    // Only then have all of them left the stream.
+    world.until_nothing_waits().await?;
+    // Each is delivered or given up, and none is both.
+    let accepted = world.ledger.count();
+    let delivered = world.receiver.accepted("away");
     #[expect(clippy::cast_precision_loss, reason = "they are few")]
     let (all, ended) = (accepted as f64, given_up().await + delivered as f64);
     assert!((all - ended).abs() < 0.5, "{accepted} accepted, {delivered} delivered, {ended} ended");
