@@ -281,6 +281,16 @@ impl Work {
         }
     }
 
+    /// How many [hand-offs](Self::hand_offs) it is.
+    #[must_use]
+    pub fn hand_off_count(&self) -> usize {
+        match self {
+            Self::Event(_) | Self::Page(_) => 1,
+            Self::Parcel(parcel) => parcel.states.len(),
+            Self::Bundle(bundle) => bundle.parcels().map(|parcel| parcel.states.len()).sum(),
+        }
+    }
+
     /// The event that it is about; of several the first.
     #[must_use]
     pub fn first_event(&self) -> &Arc<Event> {

@@ -222,11 +222,7 @@ impl Dispatcher {
 
     /// What is left of a task without events that were removed.
     fn without_removed(&self, task: Task) -> Option<Task> {
-        let is_left = |event: &Event| {
-            let is_removed = self.removals.has(&event.tenant, &event.id);
-            self.metrics.removed.inc_by(u64::from(is_removed));
-            !is_removed
-        };
+        let is_left = |event: &Event| self.removals.spare(event, &self.metrics.removed);
         let is_load_left = |Load { parcel, .. }: &Load| {
             let is_left = is_left(&parcel.event);
             if !is_left {

@@ -121,7 +121,7 @@ impl Carrier {
             together.into_iter().map(|outgoing| (*outgoing.delivery, outgoing.confirmed)).unzip();
         let mut confirmed = confirmed.into_iter();
         let sending = Bundle::pack(deliveries).into_iter().map(|work| {
-            let theirs: Vec<_> = confirmed.by_ref().take(work.hand_offs().len()).collect();
+            let theirs: Vec<_> = confirmed.by_ref().take(work.hand_off_count()).collect();
             self.send_work(work, to, theirs)
         });
         join_all(sending.collect::<Vec<_>>()).await;

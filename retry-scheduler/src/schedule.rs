@@ -128,11 +128,7 @@ impl Scheduler {
 
     /// What is left of work without events that were removed.
     fn without_removed(&self, work: Work) -> Option<Work> {
-        let is_left = |event: &Event| {
-            let is_removed = self.removals.has(&event.tenant, &event.id);
-            self.metrics.removed.inc_by(u64::from(is_removed));
-            !is_removed
-        };
+        let is_left = |event: &Event| self.removals.spare(event, &self.metrics.removed);
         let is_parcel_left = |parcel: &Parcel| {
             let is_left = is_left(&parcel.event);
             if !is_left {

@@ -1,7 +1,9 @@
 //! The events that are being removed, as services know them that have events in hand.
 
+use doorbell_common::event::Event;
 use doorbell_common::ids::{Addressee, EventId};
 use doorbell_common::removal::RemovedEvents;
+use prometheus::IntCounter;
 
 use crate::clock;
 use crate::followed::{Followed, Versioned};
@@ -29,6 +31,14 @@ impl Removals {
     #[must_use]
     pub fn has(&self, tenant: &Addressee, event: &EventId) -> bool {
         self.0.ask(|removed| removed.has(tenant, event)).unwrap_or(false)
+    }
+
+    /// Whether an event that came stays; one that is being removed is counted here.
+    #[must_use]
+    pub fn spare(&self, event: &Event, removed: &IntCounter) -> bool {
+        let is_removed = self.has(&event.tenant, &event.id);
+        removed.inc_by(u64::from(is_removed));
+        !is_removed
     }
 }
 

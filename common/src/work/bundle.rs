@@ -189,6 +189,9 @@ mod tests {
         let alone = of(&[1]).hand_offs();
         assert_eq!(of(&[0, 1]).hand_offs()[2..], alone);
         assert_eq!((of(&[0, 1]).events(), of(&[0]).events()), (2, 1));
+        for work in [of(&[0]), of(&[0, 1]), of(&[0, 1, 2])] {
+            assert_eq!(work.hand_off_count(), work.hand_offs().len());
+        }
     }
 
     #[test]
