@@ -70,6 +70,8 @@ pub enum Scenario {
     FloodingNeighbour,
     /// The same flood, published over HTTP.
     FloodingNeighbourHttp,
+    /// Events that come at once for an endpoint that takes few at a time: how long it takes until it has them all.
+    BusyEndpoint,
     /// Retries of healthy tenants, alone and beside one all of whose events fall due at once.
     DueNeighbour,
     /// 20,000 events for an endpoint that is out for a while, and others beside it.

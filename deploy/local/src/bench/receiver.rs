@@ -1,9 +1,9 @@
 //! A receiver that costs next to nothing: raw hyper, no routing, no check of anything. The path says
-//! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/slow/TALLY` (answers after a
-//! second), `/fail/TALLY` (404), `/hang/TALLY` (never answers), `/out/TALLY` (503 while it is out, and
-//! then not counted), `/once/TALLY` (counts each event once, and the others as duplicates), `/flaky/TALLY` (404
-//! when an event comes for the first time, and then not counted), `/close/TALLY` (closes the connection after each
-//! answer).
+//! how it behaves and in whose tally a POST is counted: `/ok/TALLY`, `/busy/TALLY` (answers after
+//! 50 ms), `/slow/TALLY` (after a second), `/fail/TALLY` (404), `/hang/TALLY` (never answers),
+//! `/out/TALLY` (503 while it is out, and then not counted), `/once/TALLY` (counts each event once, and the others as
+//! duplicates), `/flaky/TALLY` (404 when an event comes for the first time, and then not counted), `/close/TALLY`
+//! (closes the connection after each answer).
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -30,6 +30,8 @@ use crate::certificates::Authority;
 const AT: &[u8] = b"{\"at\":";
 /// How long a slow endpoint takes.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long a busy one takes.
+pub(super) const BUSY: Duration = Duration::from_millis(50);
 /// Longer than any timeout.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
@@ -180,18 +182,17 @@ impl Receiver {
         } else {
             self.tell(name, &body);
         }
-        let status = match behaviour {
-            "hang" => {
-                tokio::time::sleep(FOR_EVER).await;
-                StatusCode::NO_CONTENT
-            }
-            "slow" => {
-                tokio::time::sleep(SLOW).await;
-                StatusCode::NO_CONTENT
-            }
-            "fail" => StatusCode::NOT_FOUND,
-            _ => StatusCode::NO_CONTENT,
+        let takes = match behaviour {
+            "hang" => FOR_EVER,
+            "slow" => SLOW,
+            "busy" => BUSY,
+            _ => Duration::ZERO,
         };
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
+        let status =
+            if behaviour == "fail" { StatusCode::NOT_FOUND } else { StatusCode::NO_CONTENT };
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
         if behaviour == "close" {

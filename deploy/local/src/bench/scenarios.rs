@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::costs::Costs;
+use super::receiver::BUSY;
 use super::report::Row;
 use super::{Bench, IN_FORCE, Scenario, Way};
 use crate::paths;
@@ -22,6 +23,10 @@ use crate::state::{StackState, Trace};
 const LIGHT: Duration = Duration::from_secs(15);
 /// Endpoints of the scenario in which every attempt fails.
 const FAILING_ENDPOINTS: u64 = 20;
+
+/// How many POSTs at a time a busy endpoint gets, of so many events.
+const BUSY_CONCURRENCY: u32 = 8;
+const BUSY_EVENTS: u32 = 3000;
 
 /// Some tenants that publish steadily.
 struct Steady {
@@ -59,6 +64,7 @@ impl Bench<'_> {
             Scenario::HangingFifth => self.hanging_among("hanging fifth", 80, 20).await,
             Scenario::FloodingNeighbour => self.flooding(Way::Amqp).await,
             Scenario::FloodingNeighbourHttp => self.flooding(Way::Http).await,
+            Scenario::BusyEndpoint => self.busy_endpoint().await,
             Scenario::DueNeighbour => self.due_neighbour().await,
             Scenario::Outage => self.outage().await,
             Scenario::Growth => self.growth().await,
@@ -153,6 +159,24 @@ impl Bench<'_> {
         row.times_ms = None;
         row.of_reqwest = Some(0.0);
         row.notes.push("answers are 404, which open no breaker; delays of 1 s between".to_owned());
+        Ok(vec![row])
+    }
+
+    /// An endpoint that gets more than it can take: most of it is held, and comes back at its turn.
+    async fn busy_endpoint(&self) -> anyhow::Result<Vec<Row>> {
+        let tenant = "bench-busy";
+        let few = json!({ "max_concurrency": BUSY_CONCURRENCY });
+        self.subscribe_all(tenant, "busy", 1, few).await?;
+        let (costs, start) = (Costs::begin(self.stack), Instant::now());
+        self.publish(tenant, u64::from(BUSY_EVENTS)).await?;
+        self.arrived(tenant, u64::from(BUSY_EVENTS)).await?;
+        let mut row = self.row("more than a busy endpoint can take", tenant, start, &costs);
+        let at_best = BUSY * BUSY_EVENTS / BUSY_CONCURRENCY;
+        row.notes.push(format!(
+            "{:.2} of the time that {BUSY_CONCURRENCY} at a time take of {} ms each",
+            start.elapsed().div_duration_f64(at_best),
+            BUSY.as_millis()
+        ));
         Ok(vec![row])
     }
 
