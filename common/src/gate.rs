@@ -6,14 +6,16 @@
 //! [rate limit](crate::rate), which counts the attempts of all dispatchers. Time and chance are arguments.
 
 mod hold;
+mod line;
 
 use std::time::Duration;
 
 use crate::breaker::{Breaker, Sign};
 use crate::time::Timestamp;
 
-use hold::{CROWD_LATE, LONGEST_BUSY_HOLD, LONGEST_HOLD};
+use hold::{CROWD_LATE, LONGEST_SILENT_HOLD};
 pub use hold::{HoldReason, hold_until};
+use line::Line;
 
 /// The bounds of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,14 @@ const CROWD: u32 = 100;
 /// A delivery waits only if its turn is likely to come within this time: it keeps its message in
 /// hand meanwhile, and so a place from others.
 const LIKELY_WITHIN: Duration = Duration::from_millis(250);
+
+/// How far away a turn may be that is told: the endpoint may be faster by then.
+const LONGEST_LINE: Duration = Duration::from_secs(60);
+/// After how long one comes back whose turn is farther away. Just below what takes a rung or two.
+const ASKS_AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_millis(31_500), Duration::from_millis(39_500), Duration::from_millis(47_500)];
+/// So many one after the other come back together, and can travel in one message.
+const TOGETHER: usize = 64;
 
 /// May a delivery be attempted?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +95,12 @@ pub struct Gate {
     answers: u32,
     /// How long a POST takes, the last ones counting most.
     usual: Duration,
-    /// When the turn of the next one comes that is held because enough are there.
-    next_turn: Option<Timestamp>,
+    /// Those who have come back, and wait for their turn in hand.
+    called: Line,
+    /// Those who are held because enough are there, until their turn.
+    held: Line,
+    /// How many were held whose turn is too far away to be known.
+    beyond: u32,
     /// When the first attempt ended that failed since the last one was answered.
     fails_since: Option<Timestamp>,
     /// How many are held behind the open breaker until the next probe has ended.
@@ -94,8 +108,34 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A delivery comes to the gate; `came_back` is whether it was held there before.
-    pub fn arrive(&mut self, bounds: Bounds, came_back: bool, now: Timestamp) -> Admission {
+    /// A delivery that was held comes back, to wait for its turn before it [arrives](Self::arrive), and before it takes
+    /// anything that others need: those who were held come back to the second, and so many at once. Answers how long it
+    /// waits, which is no longer than its `patience`.
+    ///
+    /// # Errors
+    /// Why it is held once more, and until when: its turn comes later than that.
+    pub fn come_back(
+        &mut self,
+        bounds: Bounds,
+        patience: Duration,
+        now: Timestamp,
+    ) -> Result<Duration, (HoldReason, Timestamp)> {
+        if self.is_open() || self.silence(now).is_some() {
+            // It has no line: whoever comes finds out whether it answers again, or is held for what it is.
+            return Ok(Duration::ZERO);
+        }
+        let interval = self.interval(bounds, now);
+        // Those of them go at once who may be in flight together.
+        let wait = self.called.wait(interval, now).saturating_sub(self.usual);
+        if wait > patience {
+            return Err((HoldReason::Busy, self.take_turn(bounds, now)));
+        }
+        self.called.join(interval, now);
+        Ok(wait)
+    }
+
+    /// A delivery comes to the gate.
+    pub fn arrive(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
         let admission = self.admit(bounds, now);
         let must_wait = match admission {
             Admission::Wait => true,
@@ -116,9 +156,7 @@ impl Gate {
             self.waiting += 1;
             return Admission::Wait;
         }
-        // Who has waited for its turn once does not go to the end of the line.
-        let turn = if came_back { now } else { self.take_turn(bounds, now) };
-        Admission::Hold(HoldReason::Busy, turn)
+        Admission::Hold(HoldReason::Busy, self.take_turn(bounds, now))
     }
 
     /// One that waits asks again; whatever it is told but to wait, it does not wait any more.
@@ -130,10 +168,17 @@ impl Gate {
         admission
     }
 
+    /// Whether another one that waits would be let through beside the one that just was: each answer allows one more.
+    #[must_use]
+    pub fn may_next_go(&self, bounds: Bounds) -> bool {
+        let most = usize::try_from(self.concurrency(bounds, false)).unwrap_or(usize::MAX);
+        self.waiting > 0 && self.passes.len() < most
+    }
+
     /// One that waits has waited long enough: it is held.
-    pub fn give_up_waiting(&mut self, now: Timestamp) -> Admission {
+    pub fn give_up_waiting(&mut self, bounds: Bounds, now: Timestamp) -> Admission {
         self.waiting = self.waiting.saturating_sub(1);
-        Admission::Hold(HoldReason::Busy, now)
+        Admission::Hold(HoldReason::Busy, self.take_turn(bounds, now))
     }
 
     /// A POST begins.
@@ -157,7 +202,13 @@ impl Gate {
         let began = self.passes.iter().find(|(number, _)| *number == pass.number);
         let began = began.and_then(|(_, began)| *began);
         if let Some(began) = began {
-            self.usual = (self.usual * 7 + now.since(began)) / 8;
+            let took = now.since(began);
+            if self.usual.is_zero() {
+                // Whoever is in line until now was told to come too soon.
+                (self.usual, self.held) = (took, Line::default());
+            } else {
+                self.usual = (self.usual * 7 + took) / 8;
+            }
         }
         self.give_back(pass);
         if pass.is_probe || sign == Sign::Answers {
@@ -198,7 +249,8 @@ impl Gate {
             && self.waiting == 0
             && self.breaker == Breaker::default()
             && self.throttled_until.is_none_or(|until| until <= now)
-            && self.next_turn.is_none_or(|turn| turn <= now)
+            && self.called.wait(self.usual, now).is_zero()
+            && self.held.wait(self.usual, now).is_zero()
     }
 
     /// Whether nobody is at it, so that it may be forgotten where there are too many.
@@ -271,7 +323,7 @@ impl Gate {
         match silence {
             // Who has been silent for long will be for as long again.
             Some(silence) => {
-                let until = now.plus(silence.min(LONGEST_BUSY_HOLD));
+                let until = now.plus(silence.min(LONGEST_SILENT_HOLD));
                 Admission::Hold(HoldReason::Silent, until)
             }
             None => Admission::Wait,
@@ -285,13 +337,28 @@ impl Gate {
         most.min(bounds.concurrency)
     }
 
-    /// When the turn of one more delivery comes, if each takes as long as it usually does: so those
-    /// who are held come back at the pace at which they can be served, or half as fast again, because
-    /// they come back somewhat late.
+    /// After how long the next turn comes, if each POST takes as long as it usually does, or as it has taken so far where
+    /// nothing is answered just now. Until then there have been answers enough for as many at once as there may be.
+    fn interval(&self, bounds: Bounds, now: Timestamp) -> Duration {
+        let so_far = self.quiet_for(now).unwrap_or_default().min(SLOW_AFTER);
+        self.usual.max(so_far) / bounds.concurrency.max(1)
+    }
+
+    /// When the turn of one more delivery comes that is held because enough are there: so they come back at the pace at
+    /// which they can be served, or a third faster, because some come late.
     fn take_turn(&mut self, bounds: Bounds, now: Timestamp) -> Timestamp {
-        let turn = self.next_turn.unwrap_or(now).max(now).min(now.plus(LONGEST_HOLD));
-        self.next_turn = Some(turn.plus(self.usual * 2 / (3 * bounds.concurrency.max(1))));
-        turn
+        let interval = self.interval(bounds, now);
+        let called = self.called.wait(interval, now);
+        let interval = interval * 3 / 4;
+        let wait = self.held.wait(interval, now).max(called);
+        if wait < LONGEST_LINE {
+            self.held.join(interval, now);
+            return now.plus(wait);
+        }
+        // It comes before its turn, to learn when that is by then.
+        let number = usize::try_from(self.beyond).unwrap_or_default() / TOGETHER;
+        self.beyond = self.beyond.wrapping_add(1);
+        now.plus(ASKS_AGAIN_AFTER[number % ASKS_AGAIN_AFTER.len()])
     }
 
     fn pass(&mut self, is_probe: bool, is_slow: bool) -> Admission {

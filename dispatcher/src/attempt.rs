@@ -39,25 +39,9 @@ impl Dispatcher {
         subscription: &Subscription,
         Begun { permit, ledger, busy }: Begun<'_>,
     ) -> Settled {
-        // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
-        // at the gate at once.
-        let needs_more = permit.is_none()
-            || subscription.rate_limit.is_some()
-            || subscription.template.is_some();
-        if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
+        if let Err(held) = self.in_turn(&delivery, subscription, permit.is_some()).await {
             drop(permit);
-            return self.hold(delivery, closed, ledger).await;
-        }
-        let came_back = delivery.state.holds > 0;
-        if let Some(limit) = subscription.rate_limit
-            && let Err(wait) = self
-                .metrics
-                .waiting(Wait::Turn, self.limits.turn(&subscription.id, limit, came_back))
-                .await
-        {
-            drop(permit);
-            let opens_at = clock::now().plus(wait);
-            return self.hold(delivery, (HoldReason::RateLimit, opens_at), ledger).await;
+            return self.hold(delivery, held, ledger).await;
         }
         // Before the rest of the gate: who waits for us does not wait for the endpoint, and is not held for it.
         let permit = match permit {
@@ -93,7 +77,7 @@ impl Dispatcher {
                 return self.hold(delivery, (HoldReason::Template, opens_at), ledger).await;
             }
         };
-        let entering = self.gates.enter(subscription, came_back);
+        let entering = self.gates.enter(subscription);
         let admitted = match self.metrics.waiting(Wait::Endpoint, entering).await {
             Ok(admitted) => admitted,
             Err((reason, opens_at)) => {
@@ -139,6 +123,33 @@ impl Dispatcher {
         // Publishing may take as long as RabbitMQ wants.
         drop(permit);
         self.hand_on_failed(served, delivery, (subscription, answer), ledger).await
+    }
+
+    /// Waits for a delivery's turn, not for long, where there is a line; to be asked before anything is taken that others
+    /// need, too. The error says why it is held instead, and that nothing will be different before a certain time.
+    async fn in_turn(
+        &self,
+        delivery: &Delivery,
+        subscription: &Subscription,
+        has_permit: bool,
+    ) -> Result<(), (HoldReason, Timestamp)> {
+        // Nobody takes a turn, a permit or time for his template behind a closed gate. Who needs none of these is
+        // at the gate at once.
+        let needs_more =
+            !has_permit || subscription.rate_limit.is_some() || subscription.template.is_some();
+        if needs_more && let Some(closed) = self.gates.closed(&subscription.id) {
+            return Err(closed);
+        }
+        let came_back = delivery.state.holds > 0;
+        if came_back {
+            self.metrics.waiting(Wait::Endpoint, self.gates.come_back(subscription)).await?;
+        }
+        if let Some(limit) = subscription.rate_limit {
+            let turn = self.limits.turn(&subscription.id, limit, came_back);
+            let turn = self.metrics.waiting(Wait::Turn, turn).await;
+            turn.map_err(|wait| (HoldReason::RateLimit, clock::now().plus(wait)))?;
+        }
+        Ok(())
     }
 
     /// A permit for a POST to an endpoint that is known to be slow is another one, if there is one.

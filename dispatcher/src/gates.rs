@@ -14,11 +14,16 @@ use doorbell_common::subscription::Subscription;
 use doorbell_common::time::Timestamp;
 use doorbell_platform::clock;
 use prometheus::IntGauge;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 /// How long a delivery waits at a gate before it is held after all.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long one that comes back waits for its turn: those who were held come back to the second, not to the millisecond.
+const PATIENCE_AFTER_HOLD: Duration = Duration::from_secs(1);
+/// Deliveries that may wait for that at once, at all gates: each keeps its message in hand meanwhile, and so a place from
+/// others.
+const MOST_CALLED: usize = 256;
 /// The gates are kept in so many maps, so that deliveries seldom meet at a lock.
 const SHARDS: usize = 16;
 /// With so many gates in one map, those are forgotten first that a fresh one would nearly do as well as: it lets fewer
@@ -33,6 +38,7 @@ pub(crate) struct Gates {
     shards: Arc<[Mutex<Shard>]>,
     hasher: RandomState,
     bounds: Bounds,
+    called: Arc<Semaphore>,
     open: IntGauge,
 }
 
@@ -99,7 +105,8 @@ impl Gates {
     /// `open` counts the breakers that are open.
     pub(crate) fn new(bounds: Bounds, open: IntGauge) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::new(), bounds, open }
+        let called = Arc::new(Semaphore::new(MOST_CALLED));
+        Self { shards, hasher: RandomState::new(), bounds, called, open }
     }
 
     /// Whether nobody at all is let through to this endpoint just now.
@@ -116,34 +123,63 @@ impl Gates {
         gate.closed(clock::steady()).map(by_the_clock)
     }
 
-    /// Waits for the right to make one POST, not for long; `came_back` is whether the delivery was
-    /// held here before. The error says why the delivery is held instead, and that nothing will be
-    /// different before a certain time.
+    /// One that was held here waits for its turn, not for long; to be asked before anything is taken that others need,
+    /// too. The error says why it is held once more, and that nothing will be different before a certain time.
+    pub(crate) async fn come_back(
+        &self,
+        subscription: &Subscription,
+    ) -> Result<(), (HoldReason, Timestamp)> {
+        self.come_back_within(&subscription.id, self.bounds_of(subscription)).await
+    }
+
+    async fn come_back_within(
+        &self,
+        subscription: &SubscriptionId,
+        bounds: Bounds,
+    ) -> Result<(), (HoldReason, Timestamp)> {
+        let place = self.called.try_acquire();
+        let patience = if place.is_ok() { PATIENCE_AFTER_HOLD } else { Duration::ZERO };
+        let guarded = self.guarded(subscription);
+        let called = guarded.lock().come_back(bounds, patience, clock::steady());
+        let wait = called.map_err(by_the_clock)?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the right to make one POST, not for long. The error says why the delivery is held
+    /// instead, and that nothing will be different before a certain time.
     pub(crate) async fn enter(
         &self,
         subscription: &Subscription,
-        came_back: bool,
     ) -> Result<Admitted, (HoldReason, Timestamp)> {
+        self.enter_within(&subscription.id, self.bounds_of(subscription)).await
+    }
+
+    fn bounds_of(&self, subscription: &Subscription) -> Bounds {
         let most = self.bounds.concurrency;
         let concurrency = subscription.max_concurrency.map_or(most, |fewer| fewer.min(most));
-        self.enter_within(&subscription.id, Bounds { concurrency, ..self.bounds }, came_back).await
+        Bounds { concurrency, ..self.bounds }
     }
 
     async fn enter_within(
         &self,
         subscription: &SubscriptionId,
         bounds: Bounds,
-        came_back: bool,
     ) -> Result<Admitted, (HoldReason, Timestamp)> {
         let guarded = self.guarded(subscription);
-        let mut admission = guarded.lock().arrive(bounds, came_back, clock::steady());
+        let mut admission = guarded.lock().arrive(bounds, clock::steady());
         let give_up_at = Instant::now() + PATIENCE;
         while admission == Admission::Wait {
             let freed = tokio::time::timeout_at(give_up_at, guarded.freed.notified()).await;
             let mut gate = guarded.lock();
             admission = gate.ask_again(bounds, clock::steady());
             if admission == Admission::Wait && freed.is_err() {
-                admission = gate.give_up_waiting(clock::steady());
+                admission = gate.give_up_waiting(bounds, clock::steady());
+            }
+            if gate.may_next_go(bounds) {
+                guarded.freed.notify_one();
             }
         }
         match admission {
@@ -244,10 +280,10 @@ mod tests {
     #[tokio::test]
     async fn who_waits_goes_when_another_ends() {
         let gates = gates();
-        let first = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
-        let second = gates.enter_within(&id(1), BOUNDS, false).await.unwrap();
+        let first = gates.enter_within(&id(1), BOUNDS).await.unwrap();
+        let second = gates.enter_within(&id(1), BOUNDS).await.unwrap();
         let same = id(1);
-        let (entered, ()) = tokio::join!(gates.enter_within(&same, BOUNDS, false), async {
+        let (entered, ()) = tokio::join!(gates.enter_within(&same, BOUNDS), async {
             tokio::task::yield_now().await;
             first.end(Sign::Answers, None);
         });
@@ -261,13 +297,13 @@ mod tests {
     #[tokio::test]
     async fn gates_are_forgotten_where_there_are_many() {
         let gates = gates();
-        let busy = gates.enter_within(&id(0), BOUNDS, false).await.unwrap();
+        let busy = gates.enter_within(&id(0), BOUNDS).await.unwrap();
         for _ in 0..3 {
-            gates.enter_within(&id(1), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
+            gates.enter_within(&id(1), BOUNDS).await.unwrap().end(Sign::Fails, None);
         }
         let many = u128::try_from(2 * SHARDS * MANY_IN_SHARD).unwrap();
         for n in 2..many {
-            gates.enter_within(&id(n), BOUNDS, false).await.unwrap().end(Sign::Answers, None);
+            gates.enter_within(&id(n), BOUNDS).await.unwrap().end(Sign::Answers, None);
         }
         let few = count(&gates);
         assert!((2..=SHARDS * MANY_IN_SHARD).contains(&few), "{few} are left");
@@ -275,13 +311,13 @@ mod tests {
         // More than fit, all of which have something to tell.
         let most = u128::try_from(2 * SHARDS * MOST_IN_SHARD).unwrap();
         for n in many..most {
-            gates.enter_within(&id(n), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
+            gates.enter_within(&id(n), BOUNDS).await.unwrap().end(Sign::Fails, None);
         }
         let left = count(&gates);
         assert!(left <= SHARDS * MOST_IN_SHARD, "{left} are left");
         assert_eq!(gates.open.get(), 0);
-        let _one_more = gates.enter_within(&id(0), BOUNDS, false).await.unwrap();
-        let full = gates.enter_within(&id(0), BOUNDS, false).await;
+        let _one_more = gates.enter_within(&id(0), BOUNDS).await.unwrap();
+        let full = gates.enter_within(&id(0), BOUNDS).await;
         assert!(full.is_err(), "where somebody is it is not forgotten");
         drop(busy);
     }
@@ -290,20 +326,59 @@ mod tests {
     async fn who_waits_in_vain_is_held() {
         let gates = gates();
         let _passes = (
-            gates.enter_within(&id(1), BOUNDS, false).await.unwrap(),
-            gates.enter_within(&id(1), BOUNDS, false).await.unwrap(),
+            gates.enter_within(&id(1), BOUNDS).await.unwrap(),
+            gates.enter_within(&id(1), BOUNDS).await.unwrap(),
         );
-        let held = gates.enter_within(&id(1), BOUNDS, false).await.map(drop).unwrap_err();
+        let held = gates.enter_within(&id(1), BOUNDS).await.map(drop).unwrap_err();
         assert_eq!(held.0, HoldReason::Busy);
         // Another subscription has nothing to do with it.
-        gates.enter_within(&id(2), BOUNDS, false).await.unwrap();
+        gates.enter_within(&id(2), BOUNDS).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_waits_for_its_turn_if_there_is_room() {
+        let gates = gates();
+        let first = gates.enter_within(&id(1), BOUNDS).await.unwrap();
+        first.begin();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        first.end(Sign::Answers, None);
+        // Two at once, each of which takes 50 ms.
+        let same = id(1);
+        let come = || gates.come_back_within(&same, BOUNDS);
+        let five: (_, _, _, _, _) = tokio::join!(come(), come(), come(), come(), come());
+        assert_eq!(five, (Ok(()), Ok(()), Ok(()), Ok(()), Ok(())));
+        let _taken = gates.called.try_acquire_many(u32::try_from(MOST_CALLED).unwrap()).unwrap();
+        let mut held = Ok(());
+        for _ in 0..1000 {
+            held = held.and(come().await);
+        }
+        assert_eq!(held.unwrap_err().0, HoldReason::Busy);
+    }
+
+    #[tokio::test]
+    async fn all_that_wait_go_that_an_answer_makes_room_for() {
+        let bounds = Bounds { concurrency: 32, waiting: 64, failures: 3 };
+        let gates = Gates::new(bounds, IntGauge::new("open", "Open.").unwrap());
+        let same = id(1);
+        let mut in_flight = Vec::new();
+        for _ in 0..16 {
+            in_flight.push(gates.enter_within(&same, bounds).await.unwrap());
+        }
+        // The seventeenth waits: each answer frees a place, and allows one more.
+        let entering =
+            futures_util::future::join_all((0..2).map(|_| gates.enter_within(&same, bounds)));
+        let (entered, ()) = tokio::join!(entering, async {
+            tokio::task::yield_now().await;
+            in_flight.remove(0).end(Sign::Answers, None);
+        });
+        assert!(entered.iter().all(Result::is_ok), "{entered:?}");
     }
 
     #[tokio::test]
     async fn open_breakers_are_counted_and_kept() {
         let gates = gates();
         for _ in 0..3 {
-            gates.enter_within(&id(1), BOUNDS, false).await.unwrap().end(Sign::Fails, None);
+            gates.enter_within(&id(1), BOUNDS).await.unwrap().end(Sign::Fails, None);
         }
         assert_eq!(gates.open.get(), 1);
         assert_eq!(count(&gates), 1);
@@ -311,7 +386,7 @@ mod tests {
         assert_eq!(gates.closed(&id(2)), None);
         assert_eq!(count(&gates), 1, "to ask is not to come");
         assert_eq!(
-            gates.enter_within(&id(1), BOUNDS, false).await.map(drop).unwrap_err().0,
+            gates.enter_within(&id(1), BOUNDS).await.map(drop).unwrap_err().0,
             HoldReason::Breaker
         );
     }

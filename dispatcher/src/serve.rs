@@ -274,7 +274,7 @@ impl Dispatcher {
     fn target(&self, state: DeliveryState, known: &Known) -> Target {
         let has_limit =
             matches!(known, Known::Live(subscription) if subscription.rate_limit.is_some());
-        let waits = has_limit || self.gates.are_closed(&state.subscription);
+        let waits = has_limit || state.holds > 0 || self.gates.are_closed(&state.subscription);
         Target::GoOn { state: Box::new(state), waits }
     }
 }

@@ -61,10 +61,9 @@ pub(super) const CROWD_LATE: Duration = Duration::from_secs(60);
 /// The shortest hold; each next one of the same delivery is twice as long.
 const FIRST_HOLD: Duration = Duration::from_secs(1);
 /// The longest hold, but for what an endpoint or a breaker asks for.
-pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(300);
-/// The same behind an endpoint that is busy or silent: nothing says that it has failed, so the wait
-/// should be near its end.
-pub(super) const LONGEST_BUSY_HOLD: Duration = Duration::from_secs(30);
+const LONGEST_HOLD: Duration = Duration::from_secs(300);
+/// The same behind an endpoint that is silent: nothing says that it has failed, so the wait should be near its end.
+pub(super) const LONGEST_SILENT_HOLD: Duration = Duration::from_secs(30);
 /// How much longer than need be a hold behind an open breaker may be at least, to take fewer rungs, if that is not more
 /// than half of it.
 const LATE: Duration = Duration::from_secs(8);
@@ -85,11 +84,11 @@ pub fn hold_until(
         HoldReason::Breaker | HoldReason::Crowd | HoldReason::Throttled => {
             growing.min(LONGEST_HOLD)
         }
-        HoldReason::Busy | HoldReason::Silent | HoldReason::Template | HoldReason::Shortage => {
-            growing.min(LONGEST_BUSY_HOLD)
+        HoldReason::Silent | HoldReason::Template | HoldReason::Shortage => {
+            growing.min(LONGEST_SILENT_HOLD)
         }
         // Its time is its turn in a line.
-        HoldReason::RateLimit => Duration::ZERO,
+        HoldReason::Busy | HoldReason::RateLimit => Duration::ZERO,
     };
     let opens_in = opens_at.since(now);
     let wait = match reason {
@@ -104,14 +103,14 @@ pub fn hold_until(
     };
     let least = (wait.as_secs() + u64::from(wait.subsec_millis() > 0)).max(1);
     let most = match reason {
+        // Those whose turns are apart stay apart: else many come back at once, and most are held once more.
+        HoldReason::Busy => least,
         HoldReason::RateLimit => least + least / 32,
         HoldReason::Silent => 2 * least - 1,
         HoldReason::Crowd => least + (least - 1).min(CROWD_LATE.as_secs()),
         // As much of a guess, but often a long one.
         HoldReason::Breaker => least + (least / 8).max(LATE.as_secs().min(least / 2)),
-        HoldReason::Throttled | HoldReason::Busy | HoldReason::Template | HoldReason::Shortage => {
-            least + least / 8
-        }
+        HoldReason::Throttled | HoldReason::Template | HoldReason::Shortage => least + least / 8,
     };
     now.plus(Duration::from_secs(fewest_rungs(least, most)))
 }

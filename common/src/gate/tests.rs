@@ -13,7 +13,7 @@ fn at(millis: i64) -> Timestamp {
 }
 
 fn go(gate: &mut Gate, now: Timestamp) -> Pass {
-    let Admission::Go(pass) = gate.arrive(BOUNDS, false, now) else { panic!("not let through") };
+    let Admission::Go(pass) = gate.arrive(BOUNDS, now) else { panic!("not let through") };
     gate.begin(pass, now);
     pass
 }
@@ -26,15 +26,15 @@ fn end(gate: &mut Gate, pass: Pass, sign: Sign, now: Timestamp) {
 fn so_many_go_so_many_wait_and_the_rest_is_held() {
     let mut gate = Gate::default();
     let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
-    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Wait);
-    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Wait);
-    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Hold(HoldReason::Busy, at(1)));
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Busy, at(1)));
     end(&mut gate, passes[0], Sign::Answers, at(2));
     // Who waits goes before who comes.
-    assert_eq!(gate.arrive(BOUNDS, false, at(3)), Admission::Hold(HoldReason::Busy, at(3)));
+    assert_eq!(gate.arrive(BOUNDS, at(3)), Admission::Hold(HoldReason::Busy, at(3)));
     assert!(matches!(gate.ask_again(BOUNDS, at(3)), Admission::Go(_)));
     assert_eq!(gate.ask_again(BOUNDS, at(3)), Admission::Wait);
-    assert!(matches!(gate.give_up_waiting(at(4)), Admission::Hold(HoldReason::Busy, _)));
+    assert!(matches!(gate.give_up_waiting(BOUNDS, at(4)), Admission::Hold(HoldReason::Busy, _)));
     assert!(!gate.is_idle(at(4)));
     for pass in passes {
         end(&mut gate, pass, Sign::Answers, at(5));
@@ -54,7 +54,7 @@ fn nobody_waits_where_it_would_take_long() {
     }
     // Each takes 1.8 s, four at once: the next turn comes after some 450 ms.
     // Those who are held come back one after the other.
-    let held: Vec<Admission> = (0..3).map(|_| gate.arrive(BOUNDS, false, at(2000))).collect();
+    let held: Vec<Admission> = (0..3).map(|_| gate.arrive(BOUNDS, at(2000))).collect();
     let turns: Vec<i64> = held
         .iter()
         .map(|admission| {
@@ -65,21 +65,19 @@ fn nobody_waits_where_it_would_take_long() {
         .collect();
     assert_eq!(turns[0], 0);
     assert!(turns[1] >= 260 && turns[2] >= turns[1] + 260, "{turns:?}");
-    let back = gate.arrive(BOUNDS, true, at(2000));
-    assert_eq!(back, Admission::Hold(HoldReason::Busy, at(2000)), "its turn has come once");
 }
 
 #[test]
 fn nobody_waits_where_nothing_was_answered_yet() {
     let mut gate = Gate::default();
     let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
-    assert_eq!(gate.arrive(BOUNDS, false, at(250)), Admission::Wait);
-    assert_eq!(gate.arrive(BOUNDS, false, at(251)), Admission::Hold(HoldReason::Busy, at(251)));
+    assert_eq!(gate.arrive(BOUNDS, at(250)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(251)), Admission::Hold(HoldReason::Busy, at(251)));
     // The oldest has begun before the answer, the others after it.
     end(&mut gate, passes[0], Sign::Answers, at(260));
     let Admission::Go(pass) = gate.ask_again(BOUNDS, at(260)) else { panic!("not let through") };
     gate.begin(pass, at(260));
-    assert_eq!(gate.arrive(BOUNDS, false, at(270)), Admission::Wait);
+    assert_eq!(gate.arrive(BOUNDS, at(270)), Admission::Wait);
 }
 
 #[test]
@@ -89,11 +87,11 @@ fn an_endpoint_that_says_nothing_gets_little_more() {
     let _second = go(&mut gate, at(900));
     let _third = go(&mut gate, at(1000));
     // For as long again as it has said nothing.
-    assert_eq!(gate.arrive(BOUNDS, false, at(1001)), Admission::Hold(HoldReason::Silent, at(2002)));
+    assert_eq!(gate.arrive(BOUNDS, at(1001)), Admission::Hold(HoldReason::Silent, at(2002)));
     assert!(!first.is_slow());
     end(&mut gate, first, Sign::Fails, at(1500));
     // It has said nothing since then all the same.
-    assert_eq!(gate.arrive(BOUNDS, false, at(1501)), Admission::Hold(HoldReason::Silent, at(3002)));
+    assert_eq!(gate.arrive(BOUNDS, at(1501)), Admission::Hold(HoldReason::Silent, at(3002)));
 }
 
 #[test]
@@ -105,7 +103,7 @@ fn an_endpoint_is_slow_until_it_answers() {
     let second = go(&mut gate, at(600_000));
     assert!(first.is_slow() && second.is_slow());
     // As long as it has said nothing, but no longer than it makes sense to guess.
-    let held = gate.arrive(BOUNDS, false, at(600_000));
+    let held = gate.arrive(BOUNDS, at(600_000));
     assert_eq!(held, Admission::Hold(HoldReason::Silent, at(630_000)));
     end(&mut gate, first, Sign::Answers, at(601_000));
     let third = go(&mut gate, at(601_000));
@@ -129,7 +127,7 @@ fn what_fails_at_once_or_beside_answers_does_not_make_it_slow() {
 fn an_endpoint_of_which_nothing_is_known_gets_more_with_each_answer() {
     let wide = Bounds { concurrency: 32, waiting: 0, ..BOUNDS };
     let fill = |gate: &mut Gate, now: Timestamp| -> Vec<Pass> {
-        std::iter::from_fn(|| match gate.arrive(wide, false, now) {
+        std::iter::from_fn(|| match gate.arrive(wide, now) {
             Admission::Go(pass) => {
                 gate.begin(pass, now);
                 Some(pass)
@@ -161,9 +159,9 @@ fn an_endpoint_that_takes_its_time_but_answers_is_not_slow() {
     end(&mut gate, first, Sign::Answers, at(2000));
     let _third = go(&mut gate, at(2000));
     // The second is older than a second, but something was answered since it began.
-    assert!(matches!(gate.arrive(BOUNDS, false, at(2500)), Admission::Go(_)));
+    assert!(matches!(gate.arrive(BOUNDS, at(2500)), Admission::Go(_)));
     end(&mut gate, second, Sign::Answers, at(3000));
-    assert!(matches!(gate.arrive(BOUNDS, false, at(3000)), Admission::Go(_)));
+    assert!(matches!(gate.arrive(BOUNDS, at(3000)), Admission::Go(_)));
 }
 
 #[test]
@@ -174,18 +172,12 @@ fn an_open_breaker_lets_one_probe_through() {
         end(&mut gate, pass, Sign::Fails, at(0));
     }
     assert!(gate.is_open());
-    assert_eq!(gate.arrive(BOUNDS, false, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
     let probe = go(&mut gate, at(5000));
-    assert_eq!(
-        gate.arrive(BOUNDS, false, at(5001)),
-        Admission::Hold(HoldReason::Breaker, at(5001))
-    );
+    assert_eq!(gate.arrive(BOUNDS, at(5001)), Admission::Hold(HoldReason::Breaker, at(5001)));
     end(&mut gate, probe, Sign::Fails, at(6000));
-    // The next one at 16 s, and what a POST usually takes: an eighth of the second that the last one took.
-    assert_eq!(
-        gate.arrive(BOUNDS, false, at(6001)),
-        Admission::Hold(HoldReason::Breaker, at(16_125))
-    );
+    // The next one at 16 s, and what a POST usually takes: the second that the last one took, as those before took none.
+    assert_eq!(gate.arrive(BOUNDS, at(6001)), Admission::Hold(HoldReason::Breaker, at(17_000)));
     let probe = go(&mut gate, at(16_000));
     end(&mut gate, probe, Sign::Answers, at(16_100));
     assert!(gate.is_idle(at(16_100)));
@@ -227,7 +219,7 @@ fn while_a_probe_hangs_nobody_comes_back_for_it() {
     end(&mut gate, last, Sign::Fails, at(30_000));
     assert!(gate.is_open());
     let _probe = go(&mut gate, at(35_000));
-    let Admission::Hold(HoldReason::Breaker, until) = gate.arrive(BOUNDS, false, at(36_000)) else {
+    let Admission::Hold(HoldReason::Breaker, until) = gate.arrive(BOUNDS, at(36_000)) else {
         panic!("not held")
     };
     assert!(until > at(49_000) && until <= at(50_000), "{until}");
@@ -243,7 +235,7 @@ fn a_probe_that_is_asked_to_wait_is_not_followed_by_another_at_once() {
     let probe = go(&mut gate, at(5000));
     let wait = Some(Duration::from_secs(60));
     gate.end(probe, (Sign::Throttles, wait), BOUNDS, (at(5000), 0.0));
-    let held = gate.arrive(BOUNDS, false, at(5001));
+    let held = gate.arrive(BOUNDS, at(5001));
     assert_eq!(held, Admission::Hold(HoldReason::Breaker, at(65_000)));
     go(&mut gate, at(65_000));
 }
@@ -254,10 +246,7 @@ fn an_endpoint_that_asks_for_it_is_left_alone_by_all() {
     let pass = go(&mut gate, at(0));
     let wait = Some(Duration::from_secs(7));
     gate.end(pass, (Sign::Throttles, wait), BOUNDS, (at(0), 0.0));
-    assert_eq!(
-        gate.arrive(BOUNDS, false, at(6999)),
-        Admission::Hold(HoldReason::Throttled, at(7000))
-    );
+    assert_eq!(gate.arrive(BOUNDS, at(6999)), Admission::Hold(HoldReason::Throttled, at(7000)));
     assert!(!gate.is_idle(at(6999)) && gate.is_idle(at(7000)));
     go(&mut gate, at(7000));
 }
@@ -269,11 +258,9 @@ fn whoever_is_held_by_a_breaker_comes_after_its_probe() {
     for pass in passes {
         end(&mut gate, pass, Sign::Fails, at(16_000));
     }
-    // 16 s three times, the last ones counting most.
-    let usual = Duration::from_secs(16) * (512 - 343) / 512;
-    let held = gate.arrive(BOUNDS, false, at(17_000));
+    let held = gate.arrive(BOUNDS, at(17_000));
     let Admission::Hold(HoldReason::Breaker, until) = held else { panic!("{held:?}") };
-    assert_eq!(until.since(at(21_000)).as_secs(), usual.as_secs());
+    assert_eq!(until.since(at(21_000)).as_secs(), 16);
     // The one that comes in time makes it.
     go(&mut gate, at(21_000));
 }
@@ -335,7 +322,7 @@ proptest! {
             (HoldReason::Breaker, 1, 450),
             (HoldReason::Crowd, 0, 300),
             (HoldReason::Throttled, 1, 450),
-            (HoldReason::Busy, 1, 45),
+            (HoldReason::Busy, 0, 0),
             (HoldReason::Silent, 0, 30),
             (HoldReason::RateLimit, 0, 0),
         ] {
@@ -396,7 +383,7 @@ proptest! {
         for (millis, (step, answers)) in (0_i64..).step_by(100).zip(steps) {
             let now = at(millis);
             match step {
-                0 | 1 => match gate.arrive(BOUNDS, false, now) {
+                0 | 1 => match gate.arrive(BOUNDS, now) {
                     Admission::Go(pass) => { gate.begin(pass, now); passes.push(pass); }
                     Admission::Wait => waiting += 1,
                     Admission::Hold(..) => {}
