@@ -3,7 +3,7 @@
 //! remember a value under but the elements of the event's own lists, and texts are put together, and lists
 //! made, so many times at most.
 
-use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
+use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Slice, Stmt};
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 
@@ -110,10 +110,14 @@ impl Reading {
                 self.expression(&path.subscript_expr)?;
                 self.list(&path.expr)
             }
-            Expr::Slice(slice) => self.list(&slice.expr),
+            Expr::Slice(slice) => {
+                self.bounds(slice)?;
+                self.list(&slice.expr)
+            }
             Expr::Filter(filter) if OF_LISTS.contains(&filter.name) => {
                 self.lists += 1;
-                filter.expr.iter().try_for_each(|inner| self.list(inner))
+                filter.expr.iter().try_for_each(|inner| self.list(inner))?;
+                self.arguments(&filter.args)
             }
             Expr::Filter(_)
             | Expr::Const(_)
@@ -140,9 +144,8 @@ impl Reading {
         match expression {
             Expr::Var(_) | Expr::Const(_) => Ok(()),
             Expr::Slice(slice) => {
-                self.expression(&slice.expr)?;
-                let bounds = [&slice.start, &slice.stop, &slice.step];
-                bounds.into_iter().flatten().try_for_each(|bound| self.expression(bound))
+                self.bounds(slice)?;
+                self.expression(&slice.expr)
             }
             Expr::UnaryOp(operation) => self.expression(&operation.expr),
             Expr::BinOp(operation) => {
@@ -203,6 +206,11 @@ impl Reading {
                 self.expressions(&map.values)
             }
         }
+    }
+
+    fn bounds(&mut self, slice: &Slice<'_>) -> Allowed {
+        let bounds = [&slice.start, &slice.stop, &slice.step];
+        bounds.into_iter().flatten().try_for_each(|bound| self.expression(bound))
     }
 
     fn arguments(&mut self, arguments: &[CallArg<'_>]) -> Allowed {
