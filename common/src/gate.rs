@@ -45,10 +45,10 @@ const CROWD: u32 = 100;
 const LIKELY_WITHIN: Duration = Duration::from_millis(250);
 
 /// How far away a turn may be that is told: the endpoint may be faster by then.
-const LONGEST_LINE: Duration = Duration::from_secs(60);
+const LONGEST_LINE: Duration = Duration::from_secs(120);
 /// After how long one comes back whose turn is farther away. Just below what takes a rung or two.
 const ASKS_AGAIN_AFTER: [Duration; 3] =
-    [Duration::from_millis(31_500), Duration::from_millis(39_500), Duration::from_millis(47_500)];
+    [Duration::from_millis(63_500), Duration::from_millis(79_500), Duration::from_millis(95_500)];
 /// So many one after the other come back together, and can travel in one message.
 const TOGETHER: usize = 64;
 
