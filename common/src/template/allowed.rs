@@ -3,7 +3,7 @@
 //! remember a value under but the elements of the event's own lists, and texts are put together, and lists
 //! made, so many times at most.
 
-use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Slice, Stmt};
+use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 
@@ -67,7 +67,13 @@ impl Reading {
                         "may have at most {MAX_LOOPS} loops in each other, none of them recursive"
                     ));
                 }
-                self.list(&each.iter)?;
+                if !is_of_the_event(&each.iter) {
+                    return Err(
+                        "may only loop over what the event has, such as data.items or data|items"
+                            .to_owned(),
+                    );
+                }
+                self.expression(&each.iter)?;
                 each.filter_expr.iter().try_for_each(|filter| self.expression(filter))?;
                 self.loops += 1;
                 self.statements(&each.body)?;
@@ -81,11 +87,6 @@ impl Reading {
             | Stmt::FilterBlock(_)
             | Stmt::Do(_) => Err("may have no other statements than if and for".to_owned()),
         }
-    }
-
-    /// What a loop goes over: something of the event's, and no more than that.
-    fn list(&mut self, expression: &Expr<'_>) -> Allowed {
-        self.deeper(|reading| reading.parts_of_list(expression))
     }
 
     fn expression(&mut self, expression: &Expr<'_>) -> Allowed {
@@ -102,40 +103,6 @@ impl Reading {
         Ok(())
     }
 
-    fn parts_of_list(&mut self, expression: &Expr<'_>) -> Allowed {
-        match expression {
-            Expr::Var(_) => Ok(()),
-            Expr::GetAttr(path) => self.list(&path.expr),
-            Expr::GetItem(path) => {
-                self.expression(&path.subscript_expr)?;
-                self.list(&path.expr)
-            }
-            Expr::Slice(slice) => {
-                self.bounds(slice)?;
-                self.list(&slice.expr)
-            }
-            Expr::Filter(filter) if OF_LISTS.contains(&filter.name) => {
-                self.lists += 1;
-                filter.expr.iter().try_for_each(|inner| self.list(inner))?;
-                self.arguments(&filter.args)
-            }
-            Expr::Filter(_)
-            | Expr::Const(_)
-            | Expr::UnaryOp(_)
-            | Expr::BinOp(_)
-            | Expr::Compare(_)
-            | Expr::IfExpr(_)
-            | Expr::Test(_)
-            | Expr::Call(_)
-            | Expr::List(_)
-            | Expr::Tuple(_)
-            | Expr::Map(_) => {
-                Err("may only loop over what the event has, such as data.items or data|items"
-                    .to_owned())
-            }
-        }
-    }
-
     fn expressions<'a>(&mut self, all: impl IntoIterator<Item = &'a Expr<'a>>) -> Allowed {
         all.into_iter().try_for_each(|expression| self.expression(expression))
     }
@@ -144,8 +111,9 @@ impl Reading {
         match expression {
             Expr::Var(_) | Expr::Const(_) => Ok(()),
             Expr::Slice(slice) => {
-                self.bounds(slice)?;
-                self.expression(&slice.expr)
+                self.expression(&slice.expr)?;
+                let bounds = [&slice.start, &slice.stop, &slice.step];
+                bounds.into_iter().flatten().try_for_each(|bound| self.expression(bound))
             }
             Expr::UnaryOp(operation) => self.expression(&operation.expr),
             Expr::BinOp(operation) => {
@@ -208,11 +176,6 @@ impl Reading {
         }
     }
 
-    fn bounds(&mut self, slice: &Slice<'_>) -> Allowed {
-        let bounds = [&slice.start, &slice.stop, &slice.step];
-        bounds.into_iter().flatten().try_for_each(|bound| self.expression(bound))
-    }
-
     fn arguments(&mut self, arguments: &[CallArg<'_>]) -> Allowed {
         arguments.iter().try_for_each(|argument| match argument {
             CallArg::Pos(value) | CallArg::Kwarg(_, value) => self.expression(value),
@@ -220,5 +183,33 @@ impl Reading {
                 Err("may not spread arguments".to_owned())
             }
         })
+    }
+}
+
+/// Whether an expression is something that the event has, and no more than that. All the same its parts have to be
+/// looked at.
+fn is_of_the_event(mut expression: &Expr<'_>) -> bool {
+    loop {
+        expression = match expression {
+            Expr::Var(_) => return true,
+            Expr::GetAttr(path) => &path.expr,
+            Expr::GetItem(path) => &path.expr,
+            Expr::Slice(slice) => &slice.expr,
+            Expr::Filter(filter) if OF_LISTS.contains(&filter.name) => match &filter.expr {
+                Some(inner) => inner,
+                None => return false,
+            },
+            Expr::Filter(_)
+            | Expr::Const(_)
+            | Expr::UnaryOp(_)
+            | Expr::BinOp(_)
+            | Expr::Compare(_)
+            | Expr::IfExpr(_)
+            | Expr::Test(_)
+            | Expr::Call(_)
+            | Expr::List(_)
+            | Expr::Tuple(_)
+            | Expr::Map(_) => return false,
+        };
     }
 }
