@@ -116,6 +116,27 @@ pub(crate) async fn a_flood_for_a_slow_endpoint_holds_nobody_up() -> anyhow::Res
     world.finish().await
 }
 
+pub(crate) async fn who_is_held_for_a_busy_endpoint_comes_back_at_its_turn() -> anyhow::Result<()> {
+    const EVENTS: u32 = 2000;
+    let world = World::start("busy").await?;
+    world.receiver.behave("busy", Behaviour::Slow(Duration::from_millis(40)));
+    let mut body = subscription(&world.receiver.url("busy"), &["#"]);
+    body["max_concurrency"] = 4.into();
+    world.subscribe_as("acme", "busy", body).await?;
+    world.in_force().await;
+    publish_many(&world, "acme", EVENTS.into()).await?;
+    world.settle(seconds(180)).await?;
+    let held = world.metric("doorbell_deliveries_held_total{reason=\"busy\"}").await?;
+    let each = held / f64::from(EVENTS);
+    assert!(each > 0.5, "each was held {each:.2} times: it proves nothing");
+    assert!(each < 1.8, "each was held {each:.2} times");
+    eprintln!(
+        "{EVENTS} events for an endpoint that takes few at a time: each was held {each:.2} times"
+    );
+    assert_eq!(world.duplicates().await?, 0);
+    world.finish().await
+}
+
 /// Healthy tenants beside it.
 pub(crate) async fn beside(world: &World) -> anyhow::Result<()> {
     for n in 0..NEIGHBOURS {

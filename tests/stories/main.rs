@@ -105,6 +105,7 @@ fn all(runtime: &Arc<Runtime>) -> Vec<Trial> {
         gate::an_endpoint_that_asks_for_it_is_left_alone,
         gate::an_endpoint_that_hangs_holds_nobody_up,
         gate::a_flood_for_a_slow_endpoint_holds_nobody_up,
+        gate::who_is_held_for_a_busy_endpoint_comes_back_at_its_turn,
         gate::a_rate_limit_holds_over_two_dispatchers,
         gate::turns_are_given_by_one_clock_for_all,
         gate::a_subscription_that_only_fails_is_disabled_in_the_end,
