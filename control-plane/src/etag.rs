@@ -24,10 +24,12 @@ pub(crate) fn check_match(if_match: Option<&str>, version: Option<&str>) -> Resu
     if version.is_some_and(names) {
         return Ok(());
     }
-    Err(Problem::new(
-        StatusCode::PRECONDITION_FAILED,
-        "this has changed since you read it: read it again",
-    ))
+    let detail = if version.is_some() {
+        "this has changed since you read it: read it again"
+    } else {
+        "this is not there, and so has no version: leave If-Match out to make it"
+    };
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail))
 }
 
 /// The answer to a change that others were quicker than, again and again.
