@@ -68,10 +68,10 @@ pub(super) const LONGEST_SILENT_HOLD: Duration = Duration::from_secs(30);
 /// than half of it.
 const LATE: Duration = Duration::from_secs(8);
 
-/// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`.
-/// Behind an endpoint in trouble it is longer each time, and, but for one that is silent or has a crowd, up to half as
-/// long again by `chance` in `[0, 1)`, so that those who were held together do not come back together. A number of seconds
-/// that takes few rungs: each is a round through RabbitMQ, and thousands may wait.
+/// Until when to hold a delivery that was held `holds` times in a row before: not before `opens_at`, which is its turn
+/// where there is a line. Behind an endpoint in trouble it is longer each time, and, but for one that is silent or has a
+/// crowd, up to half as long again by `chance` in `[0, 1)`, so that those who were held together do not come back
+/// together. A number of seconds that takes few rungs: each is a round through RabbitMQ, and thousands may wait.
 #[must_use]
 pub fn hold_until(
     (reason, opens_at): (HoldReason, Timestamp),
