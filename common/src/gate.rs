@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::breaker::{Breaker, Sign};
 use crate::time::Timestamp;
+use crate::work::MOST;
 
 use hold::{CROWD_LATE, LONGEST_SILENT_HOLD};
 pub use hold::{HoldReason, hold_until};
@@ -37,6 +38,9 @@ const SLOW_CONCURRENCY: u32 = 2;
 /// endpoints begin to hang at the same moment, each takes so many permits at most.
 const FIRST_CONCURRENCY: u32 = 16;
 
+/// A POST takes so long at least, as far as the pace of a line goes: nobody is to come back as if it took no time at all.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// How many at most come back right after a probe. Where there are more, the others take their time.
 const CROWD: u32 = 100;
 
@@ -49,8 +53,6 @@ const LONGEST_LINE: Duration = Duration::from_secs(120);
 /// After how long one comes back whose turn is farther away. Just below what takes a rung or two.
 const ASKS_AGAIN_AFTER: [Duration; 3] =
     [Duration::from_millis(63_500), Duration::from_millis(79_500), Duration::from_millis(95_500)];
-/// So many one after the other come back together, and can travel in one message.
-const TOGETHER: usize = 64;
 
 /// May a delivery be attempted?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +204,7 @@ impl Gate {
         let began = self.passes.iter().find(|(number, _)| *number == pass.number);
         let began = began.and_then(|(_, began)| *began);
         if let Some(began) = began {
-            let took = now.since(began);
+            let took = now.since(began).max(SHORTEST);
             if self.usual.is_zero() {
                 // Whoever is in line until now was told to come too soon.
                 (self.usual, self.held) = (took, Line::default());
@@ -356,7 +358,8 @@ impl Gate {
             return now.plus(wait);
         }
         // It comes before its turn, to learn when that is by then.
-        let number = usize::try_from(self.beyond).unwrap_or_default() / TOGETHER;
+        // As many as travel in one message come back together.
+        let number = usize::try_from(self.beyond).unwrap_or_default() / MOST;
         self.beyond = self.beyond.wrapping_add(1);
         now.plus(ASKS_AGAIN_AFTER[number % ASKS_AGAIN_AFTER.len()])
     }

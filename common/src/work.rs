@@ -19,6 +19,9 @@ use crate::time::Timestamp;
 pub use bundle::Bundle;
 pub use parcel::Parcel;
 
+/// Deliveries that travel in one message at most.
+pub(crate) const MOST: usize = 64;
+
 /// How long a hand-off that ended is remembered; copies come within moments of each other, if RabbitMQ does
 /// not stand still between.
 const REMEMBERED: Duration = Duration::from_secs(3600);

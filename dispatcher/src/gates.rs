@@ -17,13 +17,10 @@ use prometheus::IntGauge;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use crate::limits::{MOST_WAITING, PATIENCE_AFTER_HOLD};
+
 /// How long a delivery waits at a gate before it is held after all.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long one that comes back waits for its turn: those who were held come back to the second, not to the millisecond.
-const PATIENCE_AFTER_HOLD: Duration = Duration::from_secs(1);
-/// Deliveries that may wait for that at once, at all gates: each keeps its message in hand meanwhile, and so a place from
-/// others.
-const MOST_CALLED: usize = 256;
 /// The gates are kept in so many maps, so that deliveries seldom meet at a lock.
 const SHARDS: usize = 16;
 /// With so many gates in one map, those are forgotten first that a fresh one would nearly do as well as: it lets fewer
@@ -38,6 +35,7 @@ pub(crate) struct Gates {
     shards: Arc<[Mutex<Shard>]>,
     hasher: RandomState,
     bounds: Bounds,
+    /// Room for those that have come back and wait for their turn, at all gates: as much as at all rate limits.
     called: Arc<Semaphore>,
     open: IntGauge,
 }
@@ -105,7 +103,7 @@ impl Gates {
     /// `open` counts the breakers that are open.
     pub(crate) fn new(bounds: Bounds, open: IntGauge) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let called = Arc::new(Semaphore::new(MOST_CALLED));
+        let called = Arc::new(Semaphore::new(MOST_WAITING));
         Self { shards, hasher: RandomState::new(), bounds, called, open }
     }
 
@@ -347,7 +345,7 @@ mod tests {
         let come = || gates.come_back_within(&same, BOUNDS);
         let five: (_, _, _, _, _) = tokio::join!(come(), come(), come(), come(), come());
         assert_eq!(five, (Ok(()), Ok(()), Ok(()), Ok(()), Ok(())));
-        let _taken = gates.called.try_acquire_many(u32::try_from(MOST_CALLED).unwrap()).unwrap();
+        let _taken = gates.called.try_acquire_many(u32::try_from(MOST_WAITING).unwrap()).unwrap();
         let mut held = Ok(());
         for _ in 0..1000 {
             held = held.and(come().await);

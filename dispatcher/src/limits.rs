@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 /// How long a delivery waits for its turn that has not been held before.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// And one that comes back: those who were held come back to the second, not to the millisecond.
-const PATIENCE_AFTER_HOLD: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE_AFTER_HOLD: Duration = Duration::from_secs(1);
 /// Deliveries that may wait for their turn at once, of all subscriptions: each keeps its message in
 /// hand meanwhile, and so a place from others.
-const MOST_WAITING: usize = 256;
+pub(crate) const MOST_WAITING: usize = 256;
 
 /// The rate limits.
 #[derive(Debug)]

@@ -68,6 +68,21 @@ fn nobody_waits_where_it_would_take_long() {
 }
 
 #[test]
+fn who_is_held_for_an_endpoint_that_takes_no_time_does_not_come_back_all_at_once() {
+    let mut gate = Gate::default();
+    let pass = go(&mut gate, at(0));
+    end(&mut gate, pass, Sign::Answers, at(0));
+    for _ in 0..4 {
+        go(&mut gate, at(0));
+    }
+    let turns = (0..10_000).filter_map(|_| match gate.arrive(BOUNDS, at(0)) {
+        Admission::Hold(HoldReason::Busy, turn) => Some(turn),
+        Admission::Go(_) | Admission::Wait | Admission::Hold(..) => None,
+    });
+    assert!(turns.last().unwrap() >= at(1500));
+}
+
+#[test]
 fn nobody_waits_where_nothing_was_answered_yet() {
     let mut gate = Gate::default();
     let passes: Vec<Pass> = (0..4).map(|_| go(&mut gate, at(0))).collect();
@@ -172,12 +187,12 @@ fn an_open_breaker_lets_one_probe_through() {
         end(&mut gate, pass, Sign::Fails, at(0));
     }
     assert!(gate.is_open());
-    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Breaker, at(5000)));
+    assert_eq!(gate.arrive(BOUNDS, at(1)), Admission::Hold(HoldReason::Breaker, at(5001)));
     let probe = go(&mut gate, at(5000));
     assert_eq!(gate.arrive(BOUNDS, at(5001)), Admission::Hold(HoldReason::Breaker, at(5001)));
     end(&mut gate, probe, Sign::Fails, at(6000));
-    // The next one at 16 s, and what a POST usually takes: the second that the last one took, as those before took none.
-    assert_eq!(gate.arrive(BOUNDS, at(6001)), Admission::Hold(HoldReason::Breaker, at(17_000)));
+    // The next one at 16 s, and what a POST usually takes: an eighth of the second that the last one took.
+    assert_eq!(gate.arrive(BOUNDS, at(6001)), Admission::Hold(HoldReason::Breaker, at(16_125)));
     let probe = go(&mut gate, at(16_000));
     end(&mut gate, probe, Sign::Answers, at(16_100));
     assert!(gate.is_idle(at(16_100)));
@@ -200,10 +215,10 @@ fn whether_it_is_closed_to_all_can_be_asked_without_coming() {
         let pass = go(&mut gate, at(3000));
         end(&mut gate, pass, Sign::Fails, at(3000));
     }
-    assert_eq!(gate.closed(at(3001)), Some((HoldReason::Breaker, at(8000))));
+    assert_eq!(gate.closed(at(3001)), Some((HoldReason::Breaker, at(8001))));
     assert_eq!(gate.closed(at(8000)), None, "time for a probe");
     let _probe = go(&mut gate, at(8000));
-    assert_eq!(gate.closed(at(8000)), Some((HoldReason::Breaker, at(8000))));
+    assert_eq!(gate.closed(at(8000)), Some((HoldReason::Breaker, at(8001))));
 }
 
 #[test]

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use super::parcel::digest;
-use super::{Delivery, DeliveryState, Parcel, Work};
+use super::{Delivery, DeliveryState, MOST, Parcel, Work};
 use crate::event::Event;
 
-/// Deliveries that travel together at most.
-const MOST: usize = 64;
 /// Those with more bytes than this travel by themselves. What is in hand is bounded in bytes, so larger messages
 /// would leave room for fewer, of all queues.
 const BYTES: usize = 32 * 1024;

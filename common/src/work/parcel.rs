@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Delivery, DeliveryState, HandOff};
+use super::{Delivery, DeliveryState, HandOff, MOST};
 use crate::event::Event;
 
-/// Deliveries that travel together at most.
-const MOST: usize = 64;
 /// Those of an event with more bytes than this travel alone.
 const LARGE: usize = 512 * 1024;
 
